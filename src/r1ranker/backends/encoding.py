@@ -1,0 +1,88 @@
+"""Prompts to token ids, and identifiers to token paths. The same for ranking and training.
+
+An identifier such as `[12]` is one token in the embedded model and several in most others. The paths
+of a pool's identifiers form a trie; a model's probabilities over the identifiers are the product of its
+probabilities at each branching of the trie, renormalised there over the branches that exist. With
+one-token identifiers that is a plain softmax over the pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from r1ranker.errors import BackendError
+from r1ranker.prompts import Prompt
+
+Path = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class IdentifierTrie:
+    """paths: the tokens of each identifier. branches: for each path that forks, the tokens after it."""
+
+    paths: dict[int, Path]
+    branches: dict[Path, Path]
+
+    def allowed(self, identifier: int) -> tuple[Path, ...]:
+        """For each token of the identifier, the tokens that could stand there."""
+        path = self.paths[identifier]
+        return tuple(self.branches.get(path[:i], (path[i],)) for i in range(len(path)))
+
+
+def build_trie(paths: dict[int, Path]) -> IdentifierTrie:
+    """The trie over the given paths; no path may be the beginning of another."""
+    children: dict[Path, set[int]] = {}
+    for path in paths.values():
+        for i, token in enumerate(path):
+            children.setdefault(path[:i], set()).add(token)
+    ends = set(paths.values())
+    if len(ends) < len(paths) or ends & set(children):
+        raise BackendError("the tokenizer does not keep identifiers such as [1] and [12] apart; use another model")
+    return IdentifierTrie(paths, {node: tuple(sorted(next_)) for node, next_ in children.items() if len(next_) > 1})
+
+
+class Encoder:
+    """A tokenizer that knows prompts. `tokenizer` is a Hugging Face tokenizer."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self._identifier_paths: dict[int, Path] = {}
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt, through the chat template when the tokenizer has one."""
+        if self.tokenizer.chat_template:
+            head = self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt.text}], tokenize=False, add_generation_prompt=True
+            )
+        else:
+            head = f"{self.tokenizer.bos_token or ''}{prompt.text}\n"
+        return self.encode_text(f"{head}{prompt.transcript}{prompt.prefill}")
+
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of plain text, nothing added."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of a completion; padding and end-of-sequence tokens are dropped."""
+        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def trie(self, pool: Sequence[int]) -> IdentifierTrie:
+        """The trie of a pool's identifiers."""
+        for k in pool:
+            if k not in self._identifier_paths:
+                self._identifier_paths[k] = tuple(self.encode_text(f"[{k}]"))
+        return build_trie({k: self._identifier_paths[k] for k in pool})
+
+
+def batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+    """Indices grouped by like length, at most `max_tokens` padded tokens a group (at least one index)."""
+    group: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if group and lengths[index] * (len(group) + 1) > max_tokens:
+            yield group
+            group = []
+        group.append(index)
+    if group:
+        yield group

@@ -1,0 +1,86 @@
+"""Loading a causal language model by hub name or directory, with errors that say what to do."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from r1ranker.errors import BackendError
+
+NANO = "nano"
+SMALL_MODEL = 20_000_000
+"""Below this many parameters a second CPU thread costs more than it gives; see docs/performance.md."""
+
+
+def resolve(model: str) -> str:
+    """The directory of the embedded model for `nano`, else the name as given."""
+    return str(files("r1ranker") / "nano") if model == NANO else model
+
+
+def pick_device(device: str = "auto") -> torch.device:
+    """`auto` is a GPU where there is one."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise BackendError(f"device {device!r} asked for, but torch sees no GPU; use device=cpu or auto")
+    return torch.device(device)
+
+
+def load(model: str, device: str = "auto", dtype: str = "auto") -> tuple[Any, Any]:
+    """(model, tokenizer), the model in eval mode on `device`; float32 on CPU, bfloat16 on a GPU by default."""
+    where = pick_device(device)
+    torch_dtype = _dtype(dtype, where)
+    path = resolve(model)
+    _check_directory(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        network = AutoModelForCausalLM.from_pretrained(path, dtype=torch_dtype)
+    except (OSError, ValueError, KeyError) as error:
+        raise BackendError(_remedy(path, error)) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    network.to(where).eval()
+    set_threads(network, where)
+    return network, tokenizer
+
+
+def set_threads(network: Any, device: torch.device) -> None:
+    """One CPU thread for a small model: its matrices are too small to share out."""
+    if device.type == "cpu" and sum(p.numel() for p in network.parameters()) < SMALL_MODEL:
+        torch.set_num_threads(1)
+
+
+def _dtype(dtype: str, device: torch.device) -> torch.dtype:
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype):
+        raise BackendError(f"dtype {dtype!r} is not a torch dtype; use auto, float32, bfloat16 or float16")
+    return found
+
+
+def _check_directory(path: str) -> None:
+    directory = Path(path)
+    if not directory.exists():
+        if path.startswith((".", "/", "~")) or path.count("/") > 1:
+            raise BackendError(f"no model directory at {path}; check the path, or give a hub name such as org/model")
+        return
+    if not (directory / "config.json").is_file():
+        raise BackendError(f"{path} holds no config.json, so it is not a model directory (save_pretrained writes one)")
+    if not any(directory.glob("*.safetensors")) and not any(directory.glob("*.bin")):
+        raise BackendError(f"{path} holds no weights (*.safetensors); copy them there or train the model first")
+
+
+def _remedy(path: str, error: Exception) -> str:
+    first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if Path(path).exists():
+        return f"cannot load the model in {path}: {first_line}"
+    return (
+        f"cannot load {path!r}: it is no directory here and the hub did not give it ({first_line}). "
+        "With a network, check the name and your access (huggingface-cli login); without one, download the model "
+        "elsewhere and pass its directory, or use the embedded model: --model nano"
+    )

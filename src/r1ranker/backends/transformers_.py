@@ -1,0 +1,190 @@
+"""The default backend: any causal language model of the transformers library, on CPU or GPU."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from r1ranker.backends.base import STOP, Choice, Completion
+from r1ranker.backends.encoding import Encoder, IdentifierTrie, Path, batches
+from r1ranker.backends.loading import load
+from r1ranker.errors import BackendError
+from r1ranker.prompts import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """Token ids of one call; training keeps these, ranking keeps the text."""
+
+    prompt_ids: list[int]
+    completion_ids: list[int]
+    truncated: bool
+
+
+class TransformersBackend:
+    """`TransformersBackend.load("nano")`, a hub name or a directory. `max_tokens` bounds a padded batch."""
+
+    def __init__(self, network: Any, tokenizer: Any, *, name: str = "model", max_tokens: int | None = None) -> None:
+        self.network = network
+        self.encoder = Encoder(tokenizer)
+        self.name = name
+        self.max_tokens = max_tokens or (8192 if network.device.type == "cpu" else 65536)
+        self._stop_ids = self._single_stop_ids(tokenizer)
+
+    @classmethod
+    def load(cls, model: str, *, device: str = "auto", dtype: str = "auto") -> TransformersBackend:
+        """Raises BackendError with the remedy when the model cannot be loaded."""
+        network, tokenizer = load(model, device, dtype)
+        return cls(network, tokenizer, name=model)
+
+    def generate(
+        self, prompts: Sequence[Prompt], *, max_new_tokens: int = 1024, temperature: float = 0.0
+    ) -> list[Completion]:
+        """See `Backend.generate`; prompts are batched by like length and left-padded."""
+        return [
+            Completion(
+                text=self.encoder.decode(out.completion_ids),
+                truncated=out.truncated,
+                prompt_tokens=len(out.prompt_ids),
+                generated_tokens=len(out.completion_ids),
+            )
+            for out in self.generate_ids(prompts, max_new_tokens=max_new_tokens, temperature=temperature)
+        ]
+
+    def generate_ids(self, prompts: Sequence[Prompt], *, max_new_tokens: int, temperature: float) -> list[Generated]:
+        """As `generate`, as token ids."""
+        encoded = [self.encoder.encode(prompt) for prompt in prompts]
+        self._check_lengths(encoded, max_new_tokens)
+        results: list[Generated | None] = [None] * len(prompts)
+        for group in batches([len(ids) + max_new_tokens for ids in encoded], self.max_tokens):
+            rows = self._generate_batch([encoded[i] for i in group], max_new_tokens, temperature)
+            for i, completion_ids in zip(group, rows, strict=True):
+                stopped = self._stopped(completion_ids)
+                results[i] = Generated(encoded[i], completion_ids, truncated=not stopped)
+        return [out for out in results if out is not None]
+
+    def choose(self, prompts: Sequence[Prompt], pools: Sequence[Sequence[int]]) -> list[Choice]:
+        """See `Backend.choose`; one forward pass per branching of the identifiers' token trie."""
+        encoded = [self.encoder.encode(prompt) for prompt in prompts]
+        tries = [self.encoder.trie(pool) for pool in pools]
+        logprobs, rows = self._branch_logprobs(encoded, tries)
+        return [
+            Choice(identifier_probabilities(trie, logprobs[i]), rows[i], len(next(iter(trie.paths.values()))))
+            for i, trie in enumerate(tries)
+        ]
+
+    def _branch_logprobs(
+        self, encoded: list[list[int]], tries: list[IdentifierTrie]
+    ) -> tuple[list[dict[Path, dict[int, float]]], list[int]]:
+        """For each prompt, log-probabilities by branching and token, and the tokens read for it."""
+        nodes = [(i, node) for i, trie in enumerate(tries) for node in trie.branches]
+        inputs = [encoded[i] + list(node) for i, node in nodes]
+        self._check_lengths(inputs, 1)
+        logprobs: list[dict[Path, dict[int, float]]] = [{} for _ in tries]
+        read = [0] * len(tries)
+        for group in batches([len(ids) for ids in inputs], self.max_tokens):
+            logits = self.next_logits([inputs[j] for j in group])
+            for row, j in enumerate(group):
+                i, node = nodes[j]
+                children = tries[i].branches[node]
+                values = torch.log_softmax(logits[row, list(children)], dim=-1).tolist()
+                logprobs[i][node] = dict(zip(children, values, strict=True))
+                read[i] += len(inputs[j])
+        return logprobs, read
+
+    @torch.inference_mode()
+    def next_logits(self, rows: list[list[int]]) -> Tensor:
+        """Logits (B, V) of the token after each row, in float32."""
+        input_ids, mask = left_pad(rows, self.pad_id, self.network.device)
+        out = self.network(
+            input_ids=input_ids, attention_mask=mask, position_ids=positions(mask), logits_to_keep=1, use_cache=False
+        )
+        return torch.as_tensor(out.logits[:, -1]).float()
+
+    @property
+    def pad_id(self) -> int:
+        """The padding token; never attended to."""
+        return int(self.encoder.tokenizer.pad_token_id)
+
+    @torch.inference_mode()
+    def _generate_batch(self, rows: list[list[int]], max_new_tokens: int, temperature: float) -> list[list[int]]:
+        input_ids, mask = left_pad(rows, self.pad_id, self.network.device)
+        # Sampling settings are all explicit: a model's own generation defaults (top-k, repetition
+        # penalty) would make log-probabilities in training differ from what was sampled.
+        sampling = {"do_sample": temperature > 0, "top_k": 0, "top_p": 1.0, "temperature": temperature or 1.0}
+        if temperature == 0:
+            sampling = {"do_sample": False, "top_k": None, "top_p": None, "temperature": None}
+        stop = {} if STOP in self._stop_ids else {"stop_strings": [STOP], "tokenizer": self.encoder.tokenizer}
+        out = self.network.generate(
+            input_ids=input_ids,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=self.pad_id,
+            eos_token_id=sorted(self._stop_ids.values()),
+            repetition_penalty=1.0,
+            **sampling,
+            **stop,
+        )
+        return [self._cut(row) for row in out[:, input_ids.shape[1] :].tolist()]
+
+    def _cut(self, token_ids: list[int]) -> list[int]:
+        """Up to and with the first token that ended the row; what follows is padding."""
+        ends = set(self._stop_ids.values())
+        for i, token in enumerate(token_ids):
+            if token in ends:
+                return token_ids[: i + 1]
+            if token == self.pad_id:
+                return token_ids[:i]
+        return token_ids
+
+    def _stopped(self, completion_ids: list[int]) -> bool:
+        if completion_ids and completion_ids[-1] in self._stop_ids.values():
+            return True
+        return STOP in self.encoder.decode(completion_ids)
+
+    def _single_stop_ids(self, tokenizer: Any) -> dict[str, int]:
+        """The tokens that end a completion: end-of-sequence, and the closing tag where it is one token."""
+        stops = {"eos": int(tokenizer.eos_token_id)}
+        tag = self.encoder.encode_text(STOP)
+        if len(tag) == 1:
+            stops[STOP] = tag[0]
+        return stops
+
+    def _check_lengths(self, rows: list[list[int]], max_new_tokens: int) -> None:
+        limit = getattr(self.network.config, "max_position_embeddings", math.inf)
+        longest = max((len(row) for row in rows), default=0)
+        if longest + max_new_tokens > limit:
+            raise BackendError(
+                f"a prompt of {longest} tokens plus {max_new_tokens} to generate exceeds the context of {limit} tokens "
+                f"of {self.name}; use a smaller pool, shorter candidate texts or history, fewer new tokens, "
+                "or a model with a longer context"
+            )
+
+
+def identifier_probabilities(trie: IdentifierTrie, logprobs: dict[Path, dict[int, float]]) -> dict[int, float]:
+    """Probability by identifier from the log-probabilities at each branching."""
+    return {
+        k: math.exp(sum(logprobs[path[:i]][path[i]] for i in range(len(path)) if path[:i] in trie.branches))
+        for k, path in trie.paths.items()
+    }
+
+
+def left_pad(rows: list[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(input_ids, attention_mask), both (B, longest): every row ends at the last column."""
+    longest = max(len(row) for row in rows)
+    input_ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(rows), longest), dtype=torch.long)
+    for i, row in enumerate(rows):
+        input_ids[i, longest - len(row) :] = torch.tensor(row)
+        mask[i, longest - len(row) :] = 1
+    return input_ids.to(device), mask.to(device)
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Position ids that start at 0 on the first real token of each row."""
+    return (mask.cumsum(-1) - 1).clamp(min=0)

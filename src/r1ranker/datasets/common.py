@@ -1,0 +1,156 @@
+"""What every source shares: its description, splits by group, seeded draws, cut texts, rows of files.
+
+In: groups, texts and paths of a source. Out: the parts that a loader makes `Splits` of. Every random draw
+has a generator of its own, seeded by what it is for (`rng_for`), so a problem is the same whatever else is
+loaded and in whatever order.
+"""
+
+from __future__ import annotations
+
+import csv
+import inspect
+import random
+import typing
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from r1ranker.errors import ConfigError, DataError
+from r1ranker.problem import Problem, Splits
+
+SPLIT_NAMES = ("train", "dev", "test")
+T = TypeVar("T")
+
+
+class MissingFileError(DataError):
+    """A source's directory lacks a file; `datasets.load` adds the expected layout and where to get it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A place problems come from. Every loader file has one, and `SOURCES` lists them.
+
+    load: `load(path, *, seed=0, limit=None, ...) -> Splits`; its other keywords are the user's options.
+    layout: the files expected in the directory. download: where to get them.
+    """
+
+    load: Callable[..., Splits]
+    description: str
+    layout: str
+    licence: str
+    citation: str
+    download: str = ""
+    needs_path: bool = True
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Names of the keyword options of `load`, without seed and limit."""
+        names: list[str] = []
+        for parameter in inspect.signature(self.load).parameters.values():
+            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                (options,) = typing.get_args(typing.get_type_hints(self.load)[parameter.name])
+                names += options.__annotations__
+            elif parameter.name not in ("path", "seed", "limit"):
+                names.append(parameter.name)
+        return tuple(names)
+
+
+def rng_for(*parts: object) -> random.Random:
+    """A generator seeded by the text of `parts`: the same in every process and on every machine."""
+    return random.Random(":".join(map(str, parts)))
+
+
+def split_groups(
+    groups: Iterable[str], seed: int, fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
+) -> dict[str, str]:
+    """Split name of each group. Depends on the set of groups and the seed, never on their order.
+
+    From three groups on, no split with a fraction above zero is empty.
+    """
+    if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise ConfigError(f"fractions {fractions} of train, dev, test must be >= 0 and sum to 1")
+    ordered = sorted(set(groups))
+    rng_for(seed, "split").shuffle(ordered)
+    least = 1 if len(ordered) >= 3 else 0
+    dev, test = (max(round(f * len(ordered)), least if f else 0) for f in fractions[1:])
+    names = ["dev"] * dev + ["test"] * test
+    return dict(zip(ordered, names + ["train"] * (len(ordered) - len(names)), strict=False))
+
+
+def check_disjoint(splits: Splits) -> None:
+    """Raise `DataError` when a group stands in two splits."""
+    seen: dict[str, str] = {}
+    for split, problems in splits.items():
+        for problem in problems:
+            if seen.setdefault(problem.group, split) != split:
+                raise DataError(
+                    f"group {problem.group!r} (problem {problem.qid!r}) stands in {seen[problem.group]} "
+                    f"and in {split}; keep all problems of a user or query in one split"
+                )
+
+
+def take(items: Sequence[T], limit: int | None, rng: random.Random) -> list[T]:
+    """At most `limit` items drawn by `rng`, in their own order; all of them when there are no more."""
+    if limit is None or len(items) <= limit:
+        return list(items)
+    return [items[index] for index in sorted(rng.sample(range(len(items)), limit))]
+
+
+def limit_per_task(splits: Splits, limit: int | None, seed: int) -> Splits:
+    """At most `limit` problems per task and split, by a seeded choice."""
+    if limit is None:
+        return splits
+    limited: Splits = {}
+    for split, problems in splits.items():
+        by_task: dict[str, list[Problem]] = defaultdict(list)
+        for problem in problems:
+            by_task[problem.task].append(problem)
+        limited[split] = [
+            problem
+            for task, members in by_task.items()
+            for problem in take(members, limit, rng_for(seed, "limit", task, split))
+        ]
+    return limited
+
+
+def cut(text: str, max_chars: int) -> str:
+    """`text` cut at a word boundary to at most `max_chars` characters (inside a word that is longer)."""
+    if len(text) <= max_chars:
+        return text
+    head = text[:max_chars]
+    if not (text[max_chars].isspace() or head[-1:].isspace()):
+        head = (head.rsplit(maxsplit=1)[:-1] or [head])[0]
+    return head.rstrip()
+
+
+def cut_pool(texts: Sequence[str], max_chars: int) -> list[str]:
+    """Texts of one pool cut to `max_chars` in all: what short texts leave over, the long ones share."""
+    shares: dict[int, str] = {}
+    left = max_chars
+    for done, index in enumerate(sorted(range(len(texts)), key=lambda i: len(texts[i]))):
+        shares[index] = cut(texts[index], left // (len(texts) - done))
+        left -= len(shares[index])
+    return [shares[index] for index in range(len(texts))]
+
+
+def need(path: Path) -> Path:
+    """`path` itself when it is a file, else `MissingFileError`."""
+    if not path.is_file():
+        raise MissingFileError(f"{path}: no such file")
+    return path
+
+
+def read_rows(
+    path: Path, separator: str, columns: int, encoding: str = "utf-8-sig"
+) -> Iterator[tuple[int, list[str]]]:
+    """Line number and fields of each line with text; csv quoting only where the separator is a comma."""
+    with need(path).open(encoding=encoding, errors="replace", newline="") as lines:
+        split = (line.rstrip("\r\n").split(separator) for line in lines)
+        rows = csv.reader(lines) if separator == "," else split
+        for number, row in enumerate(rows, start=1):
+            if len(row) >= columns:
+                yield number, row
+            elif any(row):
+                raise DataError(f"{path}:{number}: {len(row)} fields where at least {columns} are expected")

@@ -1,0 +1,234 @@
+"""Your own problems: JSON Lines, one problem a line. The same fields as `Problem`, empty ones left out.
+
+    {"qid": "q17", "task": "passage-5", "scenario": "passage", "query": "why is the sky blue",
+     "candidates": [{"docid": "d1", "text": "Shorter waves scatter ..."}, {"docid": "d2", "text": "..."}],
+     "gains": {"d1": 3, "d4": 1}, "relevant_at": 2, "prior": {"d1": 9.1, "d2": 11.4}, "group": "q17"}
+
+(on one line in the file). Needed: qid, task, scenario (recommendation, routing or passage), candidates, and
+a query or a history (a list of titles, oldest first). `objective` is text for routing. Without gains a
+problem can be ranked, but not trained on or evaluated.
+
+`load` takes a directory with train.jsonl, dev.jsonl and test.jsonl, or one file, which it splits by group.
+`validate_jsonl` lists every fault with its line; a message that starts with "note:" is no fault.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from r1ranker.datasets.common import (
+    SPLIT_NAMES,
+    MissingFileError,
+    Source,
+    check_disjoint,
+    limit_per_task,
+    need,
+    split_groups,
+)
+from r1ranker.errors import DataError
+from r1ranker.problem import Candidate, Problem, Splits
+
+REQUIRED = ("qid", "task", "scenario", "candidates")
+NOTE = "note: "
+
+
+def load(path: Path, *, seed: int = 0, limit: int | None = None) -> Splits:
+    """Problems of a directory of train.jsonl, dev.jsonl, test.jsonl, or of one file split by group."""
+    if path.is_dir():
+        files = _split_files(path)
+        splits: Splits = {split: read_jsonl(files[split]) if split in files else [] for split in SPLIT_NAMES}
+        check_disjoint(splits)
+    else:
+        problems = read_jsonl(path)
+        side = split_groups((problem.group for problem in problems), seed)
+        splits = {split: [p for p in problems if side[p.group] == split] for split in SPLIT_NAMES}
+    return limit_per_task(splits, limit, seed)
+
+
+def read_jsonl(path: Path) -> list[Problem]:
+    """The problems of one file; `DataError` on the first fault, naming file and line."""
+    numbered, messages = _parse(path)
+    faults = [(number, message) for number, message in messages if not message.startswith(NOTE)]
+    if faults:
+        more = f" (and {len(faults) - 1} more; validate_jsonl lists them)" if len(faults) > 1 else ""
+        raise DataError(f"{path}:{faults[0][0]}: {faults[0][1]}{more}")
+    return [problem for _, problem in numbered]
+
+
+def write_jsonl(problems: Iterable[Problem], path: Path) -> None:
+    """Write problems so that `read_jsonl` gives equal ones back."""
+    with path.open("w", encoding="utf-8", newline="\n") as lines:
+        for problem in problems:
+            lines.write(json.dumps(_record(problem), ensure_ascii=False) + "\n")
+
+
+def validate_jsonl(path: Path) -> list[str]:
+    """Messages "file:LINE: what is wrong; what to do" of a file, or of a directory with the splits' files."""
+    messages: list[str] = []
+    seen: dict[str, Path] = {}
+    for file in _split_files(path).values() if path.is_dir() else [path]:
+        numbered, found = _parse(file)
+        messages += [f"{file}:{number}: {message}" for number, message in found]
+        for number, problem in numbered:
+            first = seen.setdefault(problem.group, file)
+            if first != file:
+                messages.append(
+                    f"{file}:{number}: group {problem.group!r} also stands in {first.name}; "
+                    "keep all problems of a user or query in one file"
+                )
+    return messages
+
+
+def _split_files(path: Path) -> dict[str, Path]:
+    files = {split: path / f"{split}.jsonl" for split in SPLIT_NAMES if (path / f"{split}.jsonl").is_file()}
+    if not files:
+        raise MissingFileError(f"{path}: has no train.jsonl, dev.jsonl or test.jsonl")
+    return files
+
+
+def _record(problem: Problem) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "qid": problem.qid,
+        "task": problem.task,
+        "scenario": problem.scenario,
+        "query": problem.query,
+        "history": list(problem.history),
+        "objective": problem.objective,
+        "candidates": [{"docid": c.docid, "text": c.text} for c in problem.candidates],
+        "gains": dict(problem.gains),
+        "relevant_at": problem.relevant_at,
+        "prior": dict(problem.prior),
+        "group": problem.group,
+    }
+    return {key: value for key, value in record.items() if value not in ("", [], {})}
+
+
+def _parse(path: Path) -> tuple[list[tuple[int, Problem]], list[tuple[int, str]]]:
+    """Problems and messages, each with its line number."""
+    numbered: list[tuple[int, Problem]] = []
+    messages: list[tuple[int, str]] = []
+    first_line: dict[tuple[str, str], int] = {}
+    for number, line in enumerate(need(path).read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        problem, found = _parse_line(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
+        if problem is not None:
+            numbered.append((number, problem))
+            before = first_line.setdefault((problem.task, problem.qid), number)
+            if before != number:
+                found.append(
+                    f"qid {problem.qid!r} of task {problem.task!r} already stands on line {before}; "
+                    "give each problem its own qid"
+                )
+        messages += [(number, message) for message in found]
+    return numbered, messages
+
+
+def _parse_line(line: bytes) -> tuple[Problem | None, list[str]]:
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return None, [f"not UTF-8 ({error.reason} at byte {error.start}); save the file as UTF-8"]
+    except ValueError as error:
+        return None, [f"not JSON ({error}); write one JSON object per line"]
+    if not isinstance(record, dict):
+        return None, [f"a {type(record).__name__}, not an object; write one JSON object per line"]
+    faults = list(_faults(record))
+    if faults:
+        return None, faults
+    try:
+        problem = _problem(record)
+    except DataError as error:
+        return None, [str(error)]
+    return problem, list(_notes(problem))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_candidate(value: Any) -> bool:
+    return _values_are(_is_text)(value) and value.keys() == {"docid", "text"}
+
+
+def _list_of(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(check, value))
+
+
+def _values_are(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(map(check, value.values()))
+
+
+FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "qid": ("a string", _is_text),
+    "task": ("a string", _is_text),
+    "scenario": ("a string", _is_text),
+    "query": ("a string", _is_text),
+    "history": ("a list of strings", _list_of(_is_text)),
+    "objective": ("a string", _is_text),
+    "candidates": ('a list of {"docid": string, "text": string}', _list_of(_is_candidate)),
+    "gains": ("an object of whole numbers by docid", _values_are(_is_whole)),
+    "relevant_at": ("a whole number", _is_whole),
+    "prior": ("an object of finite numbers by docid", _values_are(_is_number)),
+    "group": ("a string", _is_text),
+}
+
+
+def _faults(record: dict[str, Any]) -> Iterator[str]:
+    for key in sorted(record.keys() - FIELDS.keys()):
+        near = difflib.get_close_matches(key, FIELDS, n=1)
+        remedy = f"did you mean {near[0]!r}?" if near else f"remove it, or use one of {', '.join(FIELDS)}"
+        yield f"unknown key {key!r}; {remedy}"
+    for key in REQUIRED:
+        if key not in record:
+            yield f"field {key!r} is missing; write it as {FIELDS[key][0]}"
+    for key, (form, check) in FIELDS.items():
+        if key in record and not check(record[key]):
+            yield f"field {key!r} has a wrong type or form; write it as {form}"
+    if record.get("qid") == "":
+        yield "field 'qid' is empty; give each problem its own qid"
+
+
+def _problem(record: dict[str, Any]) -> Problem:
+    fields = dict(record)
+    fields["candidates"] = tuple(Candidate(c["docid"], c["text"]) for c in record["candidates"])
+    fields["history"] = tuple(record.get("history", ()))
+    fields["prior"] = {docid: float(score) for docid, score in record.get("prior", {}).items()}
+    return Problem(**fields)
+
+
+def _notes(problem: Problem) -> Iterator[str]:
+    pool = {candidate.docid for candidate in problem.candidates}
+    outside = [docid for docid in problem.gains if docid not in pool]
+    if outside:
+        yield (
+            f"{NOTE}gains name {len(outside)} docids outside the pool, such as {outside[0]!r}; they count in "
+            "ideal rankings only, correct them if that is not meant"
+        )
+    if not any(map(problem.is_relevant, problem.identifiers)):
+        yield (
+            f"{NOTE}no candidate in the pool has a gain >= relevant_at ({problem.relevant_at}); the problem "
+            "can be ranked, add a relevant candidate to train on it or evaluate it"
+        )
+
+
+SOURCE = Source(
+    load=load,
+    description="your own problems; r1ranker.datasets.jsonl describes the format",
+    layout="train.jsonl, dev.jsonl and test.jsonl in a directory, or one file",
+    licence="yours",
+    citation="yours",
+)

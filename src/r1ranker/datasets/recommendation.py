@@ -1,0 +1,160 @@
+"""From users' histories to recommendation problems: split by user, choose targets, draw negatives.
+
+In: item ids per user, oldest first, and titles by item. Out: `Splits`; next in the data flow is `prompts`.
+
+    recommendation_problems({"12": ["50", "181", ...]}, {"50": "Star Wars (1977)", ...}, task="rec-movie")
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Literal, TypedDict
+
+from r1ranker.datasets.common import SPLIT_NAMES, rng_for, split_groups, take
+from r1ranker.errors import ConfigError, DataError
+from r1ranker.problem import Candidate, Problem, Splits
+
+log = logging.getLogger(__name__)
+
+Negatives = Literal["uniform", "popularity"]
+
+
+class RecommendationOptions(TypedDict, total=False):
+    """Options of every recommendation source; the defaults are those of `recommendation_problems`."""
+
+    history: int
+    pool_size: int
+    negatives: Negatives
+    windows_per_user: int
+    min_items: int
+
+
+class NegativeSampler:
+    """Draws items without replacement: uniformly, or in proportion to `popularity` where it is given.
+
+    Two items with one text would make a pool ambiguous, so items are kept apart by their text.
+    """
+
+    def __init__(self, texts: Mapping[str, str], popularity: Mapping[str, int] | None = None) -> None:
+        weights = {item: 1 if popularity is None else popularity.get(item, 0) for item in texts}
+        self.texts = texts
+        self.items = sorted(item for item, weight in weights.items() if weight > 0)
+        self.cumulative = list(accumulate(weights[item] for item in self.items))
+        self.distinct = {texts[item] for item in self.items}
+
+    def draw(self, rng: random.Random, taken: set[str], count: int) -> list[str]:
+        """`count` items whose texts are not in `taken`; a taken one is drawn again."""
+        free = len(self.distinct) - len(self.distinct & taken)
+        if free < count:
+            raise DataError(
+                f"only {free} items are left to draw {count} negatives from; lower pool_size, or use "
+                "negatives=uniform with a larger catalogue"
+            )
+        taken, drawn = set(taken), list[str]()
+        while len(drawn) < count:
+            item = rng.choices(self.items, cum_weights=self.cumulative)[0]
+            if self.texts[item] not in taken:
+                taken.add(self.texts[item])
+                drawn.append(item)
+        return drawn
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """What one recommendation source needs to turn (user, place of the target) into a problem."""
+
+    histories: Mapping[str, Sequence[str]]
+    titles: Mapping[str, str]
+    candidates: Mapping[str, Candidate]
+    popularity: Mapping[str, int]
+    sampler: NegativeSampler
+    task: str
+    seed: int
+    history: int
+    pool_size: int
+
+    def problem(self, user: str, target: int) -> Problem:
+        items = self.histories[user]
+        qid = f"u{user}:{'last' if target == len(items) - 1 else target}"
+        rng = rng_for(self.seed, self.task, qid)
+        # All the user ever consumed is barred, later items too: a negative must not be a future positive.
+        consumed = {self.candidates[item].text for item in items}
+        pool = [items[target], *self.sampler.draw(rng, consumed, self.pool_size - 1)]
+        rng.shuffle(pool)
+        return Problem(
+            qid=qid,
+            task=self.task,
+            scenario="recommendation",
+            history=tuple(self.titles[item] for item in items[max(0, target - self.history) : target]),
+            candidates=tuple(self.candidates[item] for item in pool),
+            gains={items[target]: 1},
+            prior={item: float(self.popularity.get(item, 0)) for item in pool},
+            group=f"u{user}",
+        )
+
+
+def _clean(
+    histories: Mapping[str, Sequence[str]], titles: Mapping[str, str], min_items: int
+) -> dict[str, list[str]]:
+    """Each user's distinct titled items, first occurrence kept; users with fewer than `min_items` dropped."""
+    untitled = {item for items in histories.values() for item in items if item not in titles}
+    if untitled:
+        log.warning("%d items have no title and are dropped", len(untitled))
+    titled = {user: [i for i in dict.fromkeys(items) if i in titles] for user, items in histories.items()}
+    return {user: items for user, items in titled.items() if len(items) >= min_items}
+
+
+def _targets(length: int, split: str, windows: int, least: int, rng: random.Random) -> list[int]:
+    """Places of the targets in a history: the last; for training users also earlier ones with a past."""
+    last = length - 1
+    if split != "train":
+        return [last]
+    return [*sorted(rng.sample(range(least, last), min(windows - 1, last - least))), last]
+
+
+def recommendation_problems(
+    histories: Mapping[str, Sequence[str]],
+    titles: Mapping[str, str],
+    *,
+    task: str,
+    seed: int = 0,
+    limit: int | None = None,
+    texts: Mapping[str, str] | None = None,
+    history: int = 20,
+    pool_size: int = 20,
+    negatives: Negatives = "uniform",
+    windows_per_user: int = 4,
+    min_items: int = 6,
+) -> Splits:
+    """Problems from users' histories (oldest item first), split by user before anything else is made.
+
+    A dev or test user gives one problem: the last item is the positive. A training user gives up to
+    `windows_per_user`, whose targets are the last item and earlier ones. `texts` are what candidates show
+    where it is more than the title. `prior` counts interactions of training users only.
+    """
+    if min(history, windows_per_user, pool_size - 1, min_items - 1) < 1:
+        raise ConfigError("history and windows_per_user must be >= 1, pool_size and min_items >= 2")
+    if negatives not in ("uniform", "popularity"):
+        raise ConfigError(f"negatives {negatives!r} is not one of uniform, popularity")
+    kept = _clean(histories, titles, min_items)
+    side = split_groups(kept, seed)
+    popularity = Counter(item for user, items in kept.items() if side[user] == "train" for item in items)
+    shown = {item: (texts or titles)[item] for item in titles}
+    sampler = NegativeSampler(shown, popularity if negatives == "popularity" else None)
+    candidates = {item: Candidate(item, text) for item, text in shown.items()}
+    windows = _Windows(kept, titles, candidates, popularity, sampler, task, seed, history, pool_size)
+    chosen: dict[str, list[tuple[str, int]]] = {split: [] for split in SPLIT_NAMES}
+    for user, items in kept.items():
+        rng = rng_for(seed, "windows", user)
+        targets = _targets(len(items), side[user], windows_per_user, min_items - 1, rng)
+        chosen[side[user]] += [(user, target) for target in targets]
+    return {
+        # Limiting before building: a large source has millions of candidates that nobody asked for.
+        split: [windows.problem(*pair) for pair in take(pairs, limit, rng_for(seed, "limit", task, split))]
+        for split, pairs in chosen.items()
+    }

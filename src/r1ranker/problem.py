@@ -1,0 +1,165 @@
+"""The types that cross module boundaries. Read this first; next in the data flow is `prompts`.
+
+A source file becomes a `Problem`: a context, a pool of candidates and what is known about them.
+A ranker turns it into a `Ranking`, made of `Step`s and paid for in `Usage`.
+
+    Problem(
+        qid="q17", task="passage-5", scenario="passage", query="why is the sky blue",
+        candidates=(Candidate("d1", "Shorter wavelengths scatter more ..."), Candidate("d2", ...), ...),
+        gains={"d1": 3, "d4": 1}, prior={"d1": 9.1, "d2": 11.4, ...}, relevant_at=2, group="q17",
+    )
+
+Inside one problem a candidate is named by its *identifier*: its 1-based place in `candidates`. The
+identifier never changes while candidates leave the pool, so `[7]` means one thing for a whole episode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from r1ranker.errors import DataError
+
+Scenario = Literal["recommendation", "routing", "passage"]
+SCENARIOS: tuple[str, ...] = get_args(Scenario)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One thing that can be ranked: a passage, an item, an LLM. `text` is what the model reads."""
+
+    docid: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One query with its pool.
+
+    query: what is asked (passage, routing); a recommendation may leave it empty and fill `history`.
+    history: titles the user has consumed, oldest first (recommendation).
+    objective: what the asker cares for, as text the model reads (routing: quality, cost or both).
+    gains: relevance grade >= 0 by docid. May name docids outside the pool (they count in ideal
+        rankings); a docid that is absent is unjudged and counts as 0.
+    relevant_at: the lowest gain that counts as relevant in binary measures (MRR, hit@k).
+    prior: score by docid of the simple prior: popularity in the training data, average utility of an
+        LLM on training queries, or the first stage's score. Never shown to the model.
+    group: the unit by which splits are made (a user, a query); defaults to `qid`.
+    """
+
+    qid: str
+    task: str
+    scenario: Scenario
+    candidates: tuple[Candidate, ...]
+    query: str = ""
+    history: tuple[str, ...] = ()
+    objective: str = ""
+    gains: Mapping[str, int] = field(default_factory=dict)
+    relevant_at: int = 1
+    prior: Mapping[str, float] = field(default_factory=dict)
+    group: str = ""
+
+    def __post_init__(self) -> None:
+        where = f"problem {self.qid!r} of task {self.task!r}"
+        if self.scenario not in SCENARIOS:
+            raise DataError(f"{where}: scenario {self.scenario!r} is not one of {', '.join(SCENARIOS)}")
+        if not self.candidates:
+            raise DataError(f"{where}: has no candidates; a pool needs at least one")
+        if not (self.query or self.history):
+            raise DataError(f"{where}: has neither a query nor a history; give the model a context")
+        docids = [candidate.docid for candidate in self.candidates]
+        if len(set(docids)) != len(docids):
+            twice = sorted({d for d in docids if docids.count(d) > 1})
+            raise DataError(f"{where}: docid {twice[0]!r} occurs more than once in the pool")
+        if any(gain < 0 for gain in self.gains.values()):
+            raise DataError(f"{where}: gains must be >= 0")
+        if not self.group:
+            object.__setattr__(self, "group", self.qid)
+
+    @property
+    def identifiers(self) -> tuple[int, ...]:
+        """Identifiers of the whole pool: 1..n."""
+        return tuple(range(1, len(self.candidates) + 1))
+
+    def candidate(self, identifier: int) -> Candidate:
+        """The candidate that `[identifier]` names."""
+        return self.candidates[identifier - 1]
+
+    def gain(self, identifier: int) -> int:
+        """Relevance grade of the candidate that `[identifier]` names (0 when unjudged)."""
+        return self.gains.get(self.candidates[identifier - 1].docid, 0)
+
+    def is_relevant(self, identifier: int) -> bool:
+        """Whether the candidate counts as relevant in binary measures and in the paper's rewards."""
+        return self.gain(identifier) >= self.relevant_at
+
+
+AnswerKind = Literal["valid", "unknown_id", "missing", "truncated", "malformed", "incomplete", "duplicate"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a completion said. `ids` are distinct identifiers of the pool, in the order named.
+
+    kinds: valid; unknown_id (names one that is not in the pool); missing (no answer tag, or an empty
+    one); truncated (cut by the token limit before the answer ended); malformed (an answer that is not
+    in the stated form); and for rankings incomplete (some of the pool not named) and duplicate.
+    """
+
+    kind: AnswerKind
+    ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a ranking cost. Tokens that a backend did not have to compute again are not in it."""
+
+    calls: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.calls + other.calls,
+            self.prompt_tokens + other.prompt_tokens,
+            self.generated_tokens + other.generated_tokens,
+            self.seconds + other.seconds,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One model call and what followed. `pool` is what the model saw, `removed` what left the pool.
+
+    A DRanker has a single step that removes nothing. `probabilities` are the model's removal
+    probabilities by identifier where the answer was chosen without a thought.
+    """
+
+    pool: tuple[int, ...]
+    answer: Answer
+    removed: tuple[int, ...] = ()
+    thought: str = ""
+    completion: str = ""
+    probabilities: Mapping[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The whole pool, best first. `scores` strictly decrease, so a run file keeps this order."""
+
+    qid: str
+    docids: tuple[str, ...]
+    scores: tuple[float, ...]
+    steps: tuple[Step, ...] = ()
+    usage: Usage = Usage()
+
+    @property
+    def broken(self) -> int:
+        """Number of steps whose answer was not valid."""
+        return sum(step.answer.kind != "valid" for step in self.steps)
+
+
+Splits = dict[str, list[Problem]]
+"""Problems by split name: train, dev, test. No group stands in two of them."""

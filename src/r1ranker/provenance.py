@@ -1,0 +1,54 @@
+"""Where a result comes from: settings, versions, revision and machine, saved beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+PACKAGES = ("r1-ranker", "torch", "transformers", "ir-measures", "bm25s", "numpy")
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, git revision (when run from a checkout) and machine."""
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "revision": _revision(),
+        "machine": {
+            "system": platform.platform(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+    }
+
+
+def write_provenance(out: Path, config: dict[str, Any]) -> None:
+    """`config.yaml` (resolved) and `provenance.json` in a run directory."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    (out / "provenance.json").write_text(json.dumps(provenance(), indent=2) + "\n")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _revision() -> str | None:
+    here = Path(__file__).parent
+    answer = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=here, capture_output=True, text=True, check=False
+    )
+    return answer.stdout.strip() or None

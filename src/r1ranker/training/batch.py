@@ -1,0 +1,117 @@
+"""Token tensors: packing samples, and a policy's log-probabilities of what was sampled.
+
+Names carry their dimensions: B rows, T generated tokens, A allowed tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from r1ranker.backends.encoding import Path
+from r1ranker.backends.transformers_ import positions
+from r1ranker.problem import AnswerKind
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One call in training: what was read, what was written, what it earned.
+
+    allowed: for each written token the tokens that could have stood there; None means the whole
+        vocabulary. A chosen identifier has them, a free completion has not.
+    """
+
+    prompt_ids: list[int]
+    completion_ids: list[int]
+    allowed: tuple[Path, ...] | None
+    reward: float
+    parts: Mapping[str, float] = field(default_factory=dict)
+    kind: AnswerKind = "valid"
+    task: str = ""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens a forward pass over this sample reads."""
+        return len(self.prompt_ids) + len(self.completion_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Prompts left-padded, completions right-padded: the written tokens are the last T columns."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    tokens_B_T: Tensor
+    mask_B_T: Tensor
+    allowed_B_T_A: Tensor | None
+
+
+def pack(samples: Sequence[Sample], pad_id: int, device: torch.device) -> Batch:
+    """One batch. Samples with and without `allowed` do not mix (a run either thinks or does not)."""
+    P = max(len(s.prompt_ids) for s in samples)
+    T = max(len(s.completion_ids) for s in samples)
+    input_ids = torch.full((len(samples), P + T), pad_id, dtype=torch.long)
+    attention = torch.zeros_like(input_ids)
+    for i, sample in enumerate(samples):
+        ids = sample.prompt_ids + sample.completion_ids
+        begin = P - len(sample.prompt_ids)
+        input_ids[i, begin : begin + len(ids)] = torch.tensor(ids)
+        attention[i, begin : begin + len(ids)] = 1
+    allowed = None if samples[0].allowed is None else _allowed_tensor(samples, T).to(device)
+    input_ids, attention = input_ids.to(device), attention.to(device)
+    return Batch(input_ids, attention, input_ids[:, P:], attention[:, P:].float(), allowed)
+
+
+def _allowed_tensor(samples: Sequence[Sample], T: int) -> Tensor:
+    """(B, T, A) token ids, -1 where there are fewer than A."""
+    A = max(len(tokens) for s in samples for tokens in s.allowed or ())
+    out = torch.full((len(samples), T, A), -1, dtype=torch.long)
+    for i, sample in enumerate(samples):
+        for t, tokens in enumerate(sample.allowed or ()):
+            out[i, t, : len(tokens)] = torch.tensor(tokens)
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """A network's view of a batch: log-probabilities (B, T), entropies (B, T), last hidden states (B, T, H)."""
+
+    logprobs_B_T: Tensor
+    entropy_B_T: Tensor
+    hidden_B_T_H: Tensor
+
+
+def score(network: Any, batch: Batch) -> Scores:
+    """One forward pass. Position t's logits are those that predicted written token t."""
+    T = batch.tokens_B_T.shape[1]
+    out = network(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        position_ids=positions(batch.attention_mask),
+        logits_to_keep=T + 1,
+        output_hidden_states=True,
+        use_cache=False,
+    )
+    logits_B_T_V = out.logits[:, :-1].float()
+    hidden_B_T_H = out.hidden_states[-1][:, -T - 1 : -1]
+    logprobs_B_T, entropy_B_T = token_logprobs(logits_B_T_V, batch.tokens_B_T, batch.allowed_B_T_A)
+    return Scores(logprobs_B_T, entropy_B_T, hidden_B_T_H)
+
+
+def token_logprobs(logits_B_T_V: Tensor, tokens_B_T: Tensor, allowed_B_T_A: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(log-probability of each written token, entropy there), both (B, T), over the allowed tokens."""
+    picked_B_T = logits_B_T_V.gather(-1, tokens_B_T.unsqueeze(-1)).squeeze(-1)
+    if allowed_B_T_A is None:
+        logp = torch.log_softmax(logits_B_T_V, dim=-1)
+        return logp.gather(-1, tokens_B_T.unsqueeze(-1)).squeeze(-1), -(logp.exp() * logp).sum(-1)
+    absent = allowed_B_T_A < 0
+    kept_B_T_A = logits_B_T_V.gather(-1, allowed_B_T_A.clamp(min=0)).masked_fill(absent, -torch.inf)
+    # Padding positions have no allowed token at all; a finite row keeps them out of NaN.
+    kept_B_T_A = torch.where(absent.all(-1, keepdim=True), torch.zeros_like(kept_B_T_A), kept_B_T_A)
+    logp_B_T_A = torch.log_softmax(kept_B_T_A, dim=-1)
+    entropy_B_T = -(logp_B_T_A.exp() * logp_B_T_A.masked_fill(logp_B_T_A == -torch.inf, 0.0)).sum(-1)
+    return picked_B_T - kept_B_T_A.logsumexp(-1), entropy_B_T

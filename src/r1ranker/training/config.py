@@ -1,0 +1,174 @@
+"""One YAML file describes a run; these types say what may stand in it.
+
+    model: nano
+    design: iranker
+    data: [{source: mini}]
+    ppo: {steps: 300}
+
+Every key can be set from the command line (`ppo.steps=500`). Unknown keys are refused with the nearest
+known name. Next in the data flow: `rollout`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from r1ranker.errors import ConfigError
+from r1ranker.prompts import Design, Layout
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(_Strict):
+    """One source: its name in `datasets.SOURCES`, where it lies, and the loader's own options."""
+
+    source: str = "mini"
+    path: Path | None = None
+    seed: int = 0
+    limit: int | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class ScratchConfig(_Strict):
+    """Shape of a model made from nothing (see `scratch`)."""
+
+    vocab: int = 2048
+    hidden: int = 128
+    layers: int = 4
+    heads: int = 4
+    context: int = 2048
+    identifiers: int = 20
+
+
+class WarmstartConfig(_Strict):
+    """Supervised start: `steps` batches of `batch` demonstrations."""
+
+    scratch: ScratchConfig | None = None
+    steps: int = 200
+    batch: int = 64
+    lr: float = 1e-5
+    warmup: int = 20
+    think_share: float = Field(0.5, ge=0, le=1)
+    ranking_share: float = Field(0.5, ge=0, le=1)
+    append_share: float = Field(0.25, ge=0, le=1)
+    log_every: int = 10
+
+
+class PPOConfig(_Strict):
+    """The paper's settings are the defaults (section Training of its appendix), for a 3 B model."""
+
+    steps: int = Field(1500, ge=1)
+    token_budget: int | None = Field(None, description="stop when this many tokens have been trained on")
+    batch: int = Field(64, ge=1, description="trajectories per step")
+    minibatch: int = Field(32, ge=1)
+    epochs: int = 1
+    episode_share: float = Field(0.25, ge=0, le=1, description="share of the policy's own episodes (iranker)")
+    largest_pool: int | None = None
+    reward: Literal["paper", "graded"] = "graded"
+    actor_lr: float = 1e-6
+    critic_lr: float = 2e-6
+    critic: Literal["separate", "head"] = "separate"
+    schedule: Literal["cosine", "constant"] = "constant"
+    warmup: int = 0
+    gamma: float = 1.0
+    lam: float = 1.0
+    clip: float = 0.2
+    value_clip: float = 0.5
+    kl: float = 0.001
+    entropy: float = 0.001
+    max_grad_norm: float = 1.0
+    temperature: float = 1.0
+    max_prompt_tokens: int = 1400
+    max_new_tokens: int = 1024
+    micro_tokens: int = Field(16384, description="padded tokens in one forward and backward pass")
+    validate_every: int = 50
+    validate_problems: int = Field(20, description="dev problems per task")
+    checkpoint_every: int = 50
+
+
+class RunConfig(_Strict):
+    """One run."""
+
+    model: str = "Qwen/Qwen2.5-3B-Instruct"
+    design: Design = "iranker"
+    think: bool = True
+    layout: Layout = "relist"
+    data: tuple[DataConfig, ...] = (DataConfig(),)
+    seed: int = 0
+    out: Path = Path("runs/run")
+    device: str = "auto"
+    dtype: str = "auto"
+    warmstart: WarmstartConfig = WarmstartConfig()
+    ppo: PPOConfig = PPOConfig()
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """The run of a YAML file with `key.sub=value` overrides (values are YAML). Raises ConfigError."""
+    raw: dict[str, Any] = {}
+    if path is not None:
+        try:
+            raw = yaml.safe_load(path.read_text()) or {}
+        except OSError as error:
+            raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} must hold keys and values, not a {type(raw).__name__}")
+    for override in overrides:
+        _apply(raw, override)
+    return validated(raw, str(path or "command line"))
+
+
+def validated(raw: dict[str, Any], where: str) -> RunConfig:
+    """`raw` as a RunConfig, or a ConfigError that names the key."""
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{where}: {_explain(e)}" for e in error.errors())) from error
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals:
+        raise ConfigError(f"{override!r}: settings are given as key=value, such as ppo.steps=100")
+    *parents, last = key.split(".")
+    node: Any = raw
+    for part in parents:
+        node = node[int(part)] if isinstance(node, list) and part.isdigit() else node.setdefault(part, {})
+        if node is None or not isinstance(node, dict | list):
+            raise ConfigError(f"{key}: {part!r} holds a value, not further keys")
+    if isinstance(node, list):
+        node[int(last)] = yaml.safe_load(value)
+    else:
+        node[last] = yaml.safe_load(value)
+
+
+def _explain(error: Any) -> str:
+    path = [str(part) for part in error["loc"]]
+    key = ".".join(path)
+    if error["type"] != "extra_forbidden":
+        return f"{key}: {error['msg']}"
+    known = sorted(_known_keys(RunConfig))
+    near = difflib.get_close_matches(key, known, n=1) or difflib.get_close_matches(
+        path[-1], [k.rsplit(".", 1)[-1] for k in known], n=1
+    )
+    hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}"
+    return f"unknown key {key!r}{hint}"
+
+
+def _known_keys(model: type[BaseModel], prefix: str = "") -> set[str]:
+    keys: set[str] = set()
+    for name, info in model.model_fields.items():
+        keys.add(prefix + name)
+        for kind in (info.annotation, *getattr(info.annotation, "__args__", ())):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                keys |= _known_keys(kind, f"{prefix}{name}.")
+    return keys

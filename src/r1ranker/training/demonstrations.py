@@ -1,0 +1,98 @@
+"""Worked examples for the supervised start. In: a `Problem`. Out: a prompt, and what to write after it.
+
+Where several continuations are equally right (any of the tied worst candidates may be removed), the
+example says so: `alternatives` spreads the target over them, instead of teaching one at random.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from r1ranker.backends.encoding import Encoder
+from r1ranker.problem import Problem
+from r1ranker.prompts import Layout, build_prompt, neutralise, transcript_entry
+from r1ranker.training.config import WarmstartConfig
+
+THOUGHT_WORDS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """Token ids of prompt and target. alternatives: for a position in the target, weight by token."""
+
+    prompt_ids: list[int]
+    target_ids: list[int]
+    alternatives: Mapping[int, Mapping[int, float]] = field(default_factory=dict)
+
+
+def demonstrate(problem: Problem, encoder: Encoder, config: WarmstartConfig, rng: random.Random) -> Demonstration:
+    """One example of a random kind: remove or rank, with or without a thought, either layout."""
+    pool = random_pool(problem, rng)
+    think = rng.random() < config.think_share
+    if rng.random() < config.ranking_share:
+        return _ranking(problem, pool, think, encoder, rng)
+    layout: Layout = "append" if rng.random() < config.append_share else "relist"
+    return _removal(problem, pool, think, layout, encoder, rng)
+
+
+def random_pool(problem: Problem, rng: random.Random) -> tuple[int, ...]:
+    """A pool of random size from 2 to n; small ones are likelier, since they teach most per token."""
+    n = len(problem.candidates)
+    size = min(n, 2 + int((n - 1) * rng.random() ** 2))
+    relevant = [k for k in problem.identifiers if problem.is_relevant(k)]
+    kept = {rng.choice(relevant)} if relevant else set()
+    others = [k for k in problem.identifiers if k not in kept]
+    return tuple(sorted(kept | set(rng.sample(others, size - len(kept)))))
+
+
+def _removal(
+    problem: Problem, pool: tuple[int, ...], think: bool, layout: Layout, encoder: Encoder, rng: random.Random
+) -> Demonstration:
+    transcript = ""
+    if layout == "append":
+        gone = [k for k in problem.identifiers if k not in pool]
+        rng.shuffle(gone)
+        transcript = "".join(transcript_entry("", k, valid=False) for k in gone)
+    worst = _worst(problem, pool)
+    removed = rng.choice(worst)
+    prompt = build_prompt(problem, pool, "iranker", layout=layout, think=think, transcript=transcript)
+    thought = f"<think>\n{_named(problem, removed)} fits least\n</think>\n<answer>" if think else ""
+    return _demonstration(encoder, encoder.encode(prompt), thought, [removed], [worst])
+
+
+def _ranking(
+    problem: Problem, pool: tuple[int, ...], think: bool, encoder: Encoder, rng: random.Random
+) -> Demonstration:
+    order = sorted(pool, key=lambda k: (-problem.gain(k), rng.random()))
+    ties = [[j for j in order[i:] if problem.gain(j) == problem.gain(k)] for i, k in enumerate(order)]
+    prompt = build_prompt(problem, pool, "dranker", think=think)
+    thought = f"<think>\n{_named(problem, order[0])} fits best\n</think>\n<answer>" if think else ""
+    return _demonstration(encoder, encoder.encode(prompt), thought, order, ties)
+
+
+def _demonstration(
+    encoder: Encoder, prompt_ids: list[int], thought: str, answer: list[int], ties: list[list[int]]
+) -> Demonstration:
+    """The thought, then the answer's identifiers; with a thought the answer follows it without choice."""
+    target_ids = encoder.encode_text(thought) if thought else []
+    alternatives: dict[int, Mapping[int, float]] = {}
+    for i, (identifier, tied) in enumerate(zip(answer, ties, strict=True)):
+        if i:
+            target_ids += encoder.encode_text(">")
+        starts = [encoder.encode_text(f"[{k}]") for k in tied]
+        if all(len(tokens) == 1 for tokens in starts) and not (thought and i == 0):
+            alternatives[len(target_ids)] = {tokens[0]: 1 / len(starts) for tokens in starts}
+        target_ids += encoder.encode_text(f"[{identifier}]")
+    return Demonstration(prompt_ids, target_ids + encoder.encode_text("</answer>"), alternatives)
+
+
+def _worst(problem: Problem, pool: tuple[int, ...]) -> list[int]:
+    lowest = min(problem.gain(k) for k in pool)
+    return [k for k in pool if problem.gain(k) == lowest]
+
+
+def _named(problem: Problem, identifier: int) -> str:
+    words = neutralise(problem.candidate(identifier).text).split()
+    return f"[{identifier}] {' '.join(words[:THOUGHT_WORDS])}"

@@ -1,0 +1,42 @@
+"""What a run writes down while it trains: one JSON line and one TensorBoard point per logged step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+from torch.utils.tensorboard import SummaryWriter
+
+LOG_NAME = "log.jsonl"
+
+
+class RunLog:
+    """`<out>/log.jsonl` and `<out>/tensorboard/`. Lines past `resume_step` are dropped, so a resumed run logs once."""
+
+    def __init__(self, out: Path, resume_step: int = 0) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        self._path = out / LOG_NAME
+        kept = [row for row in read_log(out) if row["step"] < resume_step]
+        self._path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=resume_step)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Log named values under a step."""
+        with self._path.open("a") as lines:
+            lines.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._board.close()
+
+
+def read_log(out: Path) -> list[dict[str, float]]:
+    """The logged lines of a run directory; empty when there is no log."""
+    path = out / LOG_NAME
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []

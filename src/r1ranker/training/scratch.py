@@ -1,0 +1,56 @@
+"""A small model from nothing: a tokenizer trained on the prompts, and a Qwen2 network with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from r1ranker.training.config import ScratchConfig
+
+END, PAD = "<|end|>", "<|pad|>"
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+
+
+def train_tokenizer(texts: Iterable[str], scratch: ScratchConfig) -> PreTrainedTokenizerFast:
+    """Byte-level BPE. The four tags and the identifiers [1]..[n] are one token each."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    # Kept out of "special tokens", which decoding would drop: the parser has to see them.
+    kept = [AddedToken(tag, normalized=False) for tag in TAGS]
+    kept += [AddedToken(f"[{k}]", normalized=False) for k in range(1, scratch.identifiers + 1)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=scratch.vocab - len(kept),
+        special_tokens=[PAD, END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_tokens(kept)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, model_max_length=scratch.context
+    )
+
+
+def new_network(tokenizer: Any, scratch: ScratchConfig, seed: int) -> Qwen2ForCausalLM:
+    """A Qwen2 network with random weights and tied embeddings."""
+    torch.manual_seed(seed)
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=scratch.hidden,
+            intermediate_size=scratch.hidden * 3,
+            num_hidden_layers=scratch.layers,
+            num_attention_heads=scratch.heads,
+            num_key_value_heads=scratch.heads,
+            max_position_embeddings=scratch.context,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )

@@ -1,0 +1,125 @@
+"""The supervised start: teaches the format and a weak first opinion. Next in the data flow: `ppo`.
+
+In: training problems and a model (or the shape of one). Out: a model directory, and a log.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from r1ranker.backends.encoding import Encoder, batches
+from r1ranker.backends.loading import load, pick_device, set_threads
+from r1ranker.backends.transformers_ import positions
+from r1ranker.problem import Problem
+from r1ranker.progress import track
+from r1ranker.prompts import build_prompt
+from r1ranker.training.config import RunConfig
+from r1ranker.training.demonstrations import Demonstration, demonstrate
+from r1ranker.training.logs import RunLog
+from r1ranker.training.scratch import new_network, train_tokenizer
+
+MICRO_TOKENS = 8192
+TOKENIZER_PROMPTS = 6000
+
+
+def warmstart(config: RunConfig, problems: Sequence[Problem]) -> Path:
+    """Train and save; returns the model directory, `<out>/model`."""
+    settings = config.warmstart
+    network, tokenizer = _start(config, problems)
+    encoder = Encoder(tokenizer)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.01)
+    network.train()
+    with RunLog(config.out) as log, track(settings.steps, "warm start") as advance:
+        for step in range(settings.steps):
+            began = time.perf_counter()
+            rng = random.Random(f"warmstart:{config.seed}:{step}")
+            examples = [demonstrate(rng.choice(problems), encoder, settings, rng) for _ in range(settings.batch)]
+            for group in optimizer.param_groups:
+                group["lr"] = settings.lr * cosine(step, settings.steps, settings.warmup)
+            loss, tokens = _update(network, examples, optimizer, tokenizer.pad_token_id)
+            if step % settings.log_every == 0 or step == settings.steps - 1:
+                seconds = time.perf_counter() - began
+                log.write(step, {"loss": loss, "tokens_per_s": tokens / seconds, "lr": optimizer.param_groups[0]["lr"]})
+            advance(1)
+    directory = config.out / "model"
+    network.eval()
+    network.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def cosine(step: int, steps: int, warmup: int, floor: float = 0.05) -> float:
+    """Factor on the learning rate: linear rise over `warmup` steps, then half a cosine down to `floor`."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def _start(config: RunConfig, problems: Sequence[Problem]) -> tuple[Any, Any]:
+    scratch = config.warmstart.scratch
+    if scratch is None:
+        return load(config.model, config.device, config.dtype)
+    rng = random.Random(config.seed)
+    chosen = rng.sample(list(problems), min(len(problems), TOKENIZER_PROMPTS))
+    tokenizer = train_tokenizer((_text(problem) for problem in chosen), scratch)
+    network = new_network(tokenizer, scratch, config.seed)
+    device = pick_device(config.device)
+    set_threads(network, device)
+    return network.to(device), tokenizer
+
+
+def _text(problem: Problem) -> str:
+    prompt = build_prompt(problem, problem.identifiers, "iranker", think=False)
+    return f"{prompt.text}\n{prompt.prefill} fits least fits best > </answer>"
+
+
+def _update(network: Any, examples: list[Demonstration], optimizer: Any, pad_id: int) -> tuple[float, int]:
+    """One optimizer step over the examples; (mean loss per target token, tokens read)."""
+    lengths = [len(e.prompt_ids) + len(e.target_ids) for e in examples]
+    targets = sum(len(e.target_ids) for e in examples)
+    total = 0.0
+    for group in batches(lengths, MICRO_TOKENS):
+        loss = _loss(network, [examples[i] for i in group], pad_id) / targets
+        loss.backward()
+        total += float(loss.detach())
+    torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return total, sum(lengths)
+
+
+def _loss(network: Any, examples: list[Demonstration], pad_id: int) -> Tensor:
+    """Summed cross-entropy of the target tokens; soft where there are alternatives."""
+    P = max(len(e.prompt_ids) for e in examples)
+    T = max(len(e.target_ids) for e in examples)
+    input_ids = torch.full((len(examples), P + T), pad_id, dtype=torch.long)
+    mask = torch.zeros_like(input_ids)
+    entries: list[tuple[int, int, int, float]] = []
+    for row, example in enumerate(examples):
+        ids = example.prompt_ids + example.target_ids
+        begin = P - len(example.prompt_ids)
+        input_ids[row, begin : begin + len(ids)] = torch.tensor(ids)
+        mask[row, begin : begin + len(ids)] = 1
+        for t, token in enumerate(example.target_ids):
+            weights = example.alternatives.get(t, {token: 1.0})
+            entries += [(row, t, token_, weight) for token_, weight in weights.items()]
+    device = network.device
+    mask = mask.to(device)
+    out = network(
+        input_ids=input_ids.to(device),
+        attention_mask=mask,
+        position_ids=positions(mask),
+        logits_to_keep=T + 1,
+        use_cache=False,
+    )
+    logp_B_T_V = torch.log_softmax(out.logits[:, :-1].float(), dim=-1)
+    rows, ts, tokens, weights = (torch.tensor(column, device=device) for column in zip(*entries, strict=True))
+    return -(logp_B_T_V[rows, ts, tokens] * weights).sum()

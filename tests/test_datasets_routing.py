@@ -1,0 +1,149 @@
+"""Routing problems: utilities, ties, the prior from training questions, splits by question text."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from r1ranker.datasets import llmrouter
+from r1ranker.datasets.common import check_disjoint
+from r1ranker.errors import ConfigError, DataError
+from r1ranker.problem import Problem, Splits
+
+LLMS = {
+    "small": {
+        "size": "7B",
+        "feature": "Small and quick. Costs only $9.",
+        "input_price": 0.1,
+        "output_price": 0.1,
+    },
+    "middle": {"size": "9B", "feature": "All-round v1.5 model.", "input_price": 0.2, "output_price": 0.3},
+    "large": {"size": "70B", "feature": "Thorough.", "input_price": 0.4, "output_price": 0.6},
+    "unscored": {"size": "900B", "feature": "Never asked.", "input_price": 9.0, "output_price": 9.0},
+}
+SCORES = [
+    {"small": 1.0, "middle": 1.0, "large": 0.0},
+    {"small": 0.0, "middle": 0.5, "large": 1.0},
+    {"small": 0.0, "middle": 0.0, "large": 0.0},
+]
+
+
+def write(path: Path, rows: list[dict[str, Any]] | None = None, llms: Mapping[str, Any] = LLMS) -> Path:
+    if rows is None:
+        rows = [{"question": f"question {n}", "scores": SCORES[n % 3], "cluster_id": 0} for n in range(60)]
+    (path / "llm_candidates.json").write_text(json.dumps(llms))
+    (path / "train.json").write_text(json.dumps(rows))
+    return path
+
+
+def by_task(splits: Splits) -> dict[tuple[str, int], Problem]:
+    """Problems by objective and kind of question (the row modulo 3)."""
+    return {(p.task.removeprefix("route-"), int(p.group[1:]) % 3): p for ps in splits.values() for p in ps}
+
+
+def test_every_best_llm_is_relevant_and_the_others_are_graded(tmp_path: Path) -> None:
+    problems = by_task(llmrouter.load(write(tmp_path)))
+    assert problems["performance", 0].gains == {"small": 10, "middle": 10, "large": 0}
+    assert problems["performance", 1].gains == {"small": 0, "middle": 4, "large": 10}
+    # Costs are 0.2, 0.5 and 1 of the largest sum of prices among the LLMs that have scores.
+    assert problems["balance", 0].gains == {"small": 10, "middle": 7, "large": 0}
+    assert problems["cost", 2].gains == {"small": 10, "middle": 5, "large": 0}
+    assert {p.relevant_at for p in problems.values()} == {10}
+
+
+def test_questions_where_all_tie_are_dropped_for_that_objective_only(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    splits = llmrouter.load(write(tmp_path))
+    counts = {task: sum(p.task == task for ps in splits.values() for p in ps) for task in TASKS}
+    assert counts == {"route-performance": 40, "route-balance": 60, "route-cost": 60}
+    assert "questions where all LLMs tie are dropped" in caplog.text
+
+
+TASKS = ("route-performance", "route-balance", "route-cost")
+
+
+def test_the_prior_is_the_average_utility_over_training_questions(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    splits = llmrouter.load(path)
+    trained = [int(p.group[1:]) for p in splits["train"] if p.task == "route-cost"]
+    expected = sum(0.2 * SCORES[row % 3]["middle"] - 0.8 * 0.5 for row in trained) / len(trained)
+    for problem in (p for ps in splits.values() for p in ps if p.task == "route-cost"):
+        assert problem.prior["middle"] == pytest.approx(expected)
+
+    # Scores of test questions must not move it.
+    tested = {int(p.group[1:]) for p in splits["test"]}
+    rows = json.loads((path / "train.json").read_text())
+    for row in tested:
+        rows[row]["scores"] = {"small": 0.3, "middle": 0.9, "large": 0.1}
+    changed = llmrouter.load(write(tmp_path, rows))
+    assert changed["train"] == splits["train"]
+    assert changed["test"] != splits["test"]
+
+
+def test_a_question_is_on_one_side_for_all_objectives(tmp_path: Path) -> None:
+    splits = llmrouter.load(write(tmp_path))
+    check_disjoint(splits)
+    texts = {split: {p.query for p in problems} for split, problems in splits.items()}
+    assert not texts["train"] & texts["test"]
+    assert not texts["train"] & texts["dev"]
+    assert not texts["dev"] & texts["test"]
+
+
+def test_repeated_questions_collapse_and_cut_ones_stay_together(tmp_path: Path) -> None:
+    same = [{"question": " twice ", "scores": SCORES[0]}, {"question": "twice", "scores": SCORES[1]}]
+    long = [{"question": f"{'word ' * 30}{n}", "scores": SCORES[1]} for n in range(30)]
+    splits = llmrouter.load(write(tmp_path, same + long), objectives=["cost"], max_query_chars=100)
+    problems = [p for ps in splits.values() for p in ps]
+    assert sum(p.query == "twice" for p in problems) == 1
+    assert len(problems) == 31
+    assert len({p.group for p in problems}) == 2
+    assert all(len(p.query) <= 100 for p in problems)
+
+
+def test_what_the_model_reads(tmp_path: Path) -> None:
+    problems = by_task(llmrouter.load(write(tmp_path)))
+    texts = {c.docid: c.text for c in problems["cost", 0].candidates}
+    assert texts["small"] == "small | 7B | $0.10 in, $0.10 out per million tokens | Small and quick."
+    assert texts["middle"] == "middle | 9B | $0.20 in, $0.30 out per million tokens | All-round v1.5 model."
+    assert "unscored" not in texts
+    assert problems["performance", 0].objective == "Only answer quality matters."
+    assert problems["balance", 0].objective == "Quality and price matter equally."
+    assert problems["cost", 0].objective == "Price matters most."
+
+
+def test_pools_are_shuffled_by_the_seed_and_limited_per_task(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    splits = llmrouter.load(path, limit=5)
+    assert splits == llmrouter.load(path, limit=5)
+    assert len(splits["train"]) == 15
+    assert len({tuple(c.docid for c in p.candidates) for p in llmrouter.load(path)["train"]}) > 3
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"question": "q"}], "row 0: needs a question and numeric scores"),
+        ([{"question": "q", "scores": {"ghost": 1.0}}], "row 0: LLM 'ghost' is not in llm_candidates.json"),
+        ([{"question": "q", "scores": {"small": "good"}}], "row 0: needs"),
+    ],
+)
+def test_faults_name_the_row(tmp_path: Path, rows: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        llmrouter.load(write(tmp_path, rows))
+
+
+def test_other_faults(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'speed' is not one of performance"):
+        llmrouter.load(write(tmp_path), objectives=["speed"])
+    with pytest.raises(DataError, match="lacks a numeric price"):
+        llmrouter.load(write(tmp_path, llms={**LLMS, "small": {"size": "7B"}}))
+    (tmp_path / "train.json").write_text("{")
+    with pytest.raises(DataError, match=r"train\.json: not JSON"):
+        llmrouter.load(tmp_path)
