@@ -6,7 +6,7 @@ Where the answer is. The last `<answer>` outside any thought decides; tags are l
 
 | completion                                         | kind                                         |
 | -------------------------------------------------- | -------------------------------------------- |
-| no `<answer>` outside the thoughts                 | truncated when cut, else missing            |
+| no `<answer>` outside the thoughts                 | truncated when cut, else missing             |
 | last `<answer>` never closed                       | truncated when cut, else malformed           |
 | answer empty or only white space                   | missing                                      |
 | answer tag in a thought, closed or not             | does not count                               |

@@ -28,10 +28,10 @@ from r1ranker.datasets.common import SPLIT_NAMES, rng_for
 from r1ranker.datasets.mini_words import words
 from r1ranker.problem import Candidate, Problem, Splits
 
-MIXES = {5: (2, 1, 1), 7: (3, 2, 1), 9: (3, 4, 1)}
+MIXES = {5: (2, 1, 1), 7: (2, 3, 1), 9: (3, 3, 2)}
 """By pool size: passages on the same entity, on the same attribute, on neither."""
 TASKS = tuple(f"passage-{size}" for size in MIXES)
-ECHO = {"answer": 0.2, "entity": 0.4, "attribute": 0.7, "neither": 0.4}
+ECHO = {"answer": 0.25, "entity": 0.4, "attribute": 0.7, "neither": 0.4}
 """Chance that a passage uses the wording of the questions, by its part in the pool."""
 NOISE = 3.0
 """Standard deviation of the noise of the prior."""

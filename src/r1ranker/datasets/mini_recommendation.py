@@ -23,7 +23,7 @@ DOMAINS = ("movie", "music", "game")
 TASKS = tuple(f"rec-{domain}" for domain in DOMAINS)
 POOL_SIZE = 20
 PER_GENRE = 24
-SKEW = 1.2
+SKEW = 1.4
 """Popularity of the item of rank r is (r + 2) ** -SKEW."""
 STRAY = 0.06
 """Chance that a choice follows popularity alone, whatever the taste."""
