@@ -18,8 +18,8 @@ from r1ranker.errors import DataError
 from r1ranker.problem import Problem, Splits
 from r1ranker.prompts import build_prompt
 
-POOLS = {"passage-5": 5, "passage-7": 7, "passage-9": 9} | {task: 10 for task in mini_routing.TASKS}
-PRIOR_RANGE = {"recommendation": (0.28, 0.52), "routing": (0.33, 0.58), "passage": (0.42, 0.68)}
+POOLS = {"passage-5": 5, "passage-7": 7, "passage-9": 9} | dict.fromkeys(mini_routing.TASKS, 10)
+PRIOR_RANGE = {"recommendation": (0.32, 0.5), "routing": (0.35, 0.55), "passage": (0.45, 0.65)}
 LONGEST_PROMPT = {"recommendation": 220, "routing": 250, "passage": 250}
 DRAWS = 20
 
@@ -61,6 +61,7 @@ def test_sizes_and_pools(splits: Splits) -> None:
         for problem in splits[split]:
             assert len(problem.candidates) == POOLS.get(problem.task, 20)
             assert len({c.text for c in problem.candidates}) == len(problem.candidates)
+            assert not any(" " in c.docid for c in problem.candidates)  # run files are split at spaces
             assert set(problem.prior) == {c.docid for c in problem.candidates}
             assert any(problem.is_relevant(k) for k in problem.identifiers)
 
@@ -171,7 +172,7 @@ def test_taste_and_popularity_together_solve_recommendation(splits: Splits, doma
         recent = Counter(genre[title] for title in problem.history[-4:]).most_common(1)[0][0]
         return (genre[problem.candidate(k).docid] == recent) * 1e6 + prior(problem, k)
 
-    assert mrr(of(splits, f"rec-{domain}"), score) > 0.72
+    assert mrr(of(splits, f"rec-{domain}"), score) > 0.75
 
 
 @pytest.mark.parametrize("objective", mini_routing.WEIGHTS)
@@ -202,7 +203,7 @@ def test_no_single_word_of_a_candidate_solves_a_task(splits: Splits, task: str) 
     problems = of(splits, task)
     held = {(p.qid, k): terms(p.candidate(k).text) for p in problems for k in p.identifiers}
     counts = Counter(word for words in held.values() for word in words)
-    for word, _ in counts.most_common(150):
+    for word, _ in counts.most_common(60):
         assert mrr(problems, lambda p, k, w=word: float(w in held[p.qid, k]), draws=1) < 0.7, word
 
 

@@ -61,9 +61,7 @@ def build(seed: int, sizes: Mapping[str, int]) -> Splits:
     for size in MIXES:
         for split, members in sides.items():
             rounds = ((fact, number) for number in range(sizes[split]) for fact in members)
-            splits[split] += [
-                _problem(size, fact, number, seed) for fact, number in islice(rounds, sizes[split])
-            ]
+            splits[split] += [_problem(size, fact, number, seed) for fact, number in islice(rounds, sizes[split])]
     return _with_prior(splits, seed)
 
 
@@ -98,10 +96,7 @@ def _problem(size: int, fact: Fact, number: int, seed: int) -> Problem:
     order = rng_for(seed, "asks", fact.name).sample(asks, len(asks))
     told = [(fact, 3, "answer"), *_others(fact, MIXES[size], rng)]
     rng.shuffle(told)
-    pool = [
-        (Candidate(f"{qid}-{k}", _passage(about, part, rng)), gain)
-        for k, (about, gain, part) in enumerate(told)
-    ]
+    pool = [(Candidate(f"{qid}-{k}", _passage(about, part, rng)), gain) for k, (about, gain, part) in enumerate(told)]
     return Problem(
         qid=qid,
         task=f"passage-{size}",
@@ -121,9 +116,7 @@ def _others(fact: Fact, mix: tuple[int, int, int], rng: random.Random) -> list[t
     entities = [name for name in source["entities"] if name != fact.entity]
     same_entity = [Fact(fact.kind, fact.entity, name) for name in rng.sample(attributes, mix[0])]
     same_attribute = [Fact(fact.kind, name, fact.attribute) for name in rng.sample(entities, mix[1])]
-    apart = [
-        f for f in facts() if f.entity != fact.entity and (f.kind, f.attribute) != (fact.kind, fact.attribute)
-    ]
+    apart = [f for f in facts() if f.entity != fact.entity and (f.kind, f.attribute) != (fact.kind, fact.attribute)]
     return [
         *((other, 1, "entity") for other in same_entity),
         *((other, 0, "attribute") for other in same_attribute),
@@ -171,9 +164,7 @@ def _rarity(problems: Iterable[Problem]) -> dict[str, float]:
 
 def _with_prior(splits: Splits, seed: int) -> Splits:
     rarity = _rarity(splits["train"])
-    return {
-        split: [_scored(problem, rarity, seed) for problem in problems] for split, problems in splits.items()
-    }
+    return {split: [_scored(problem, rarity, seed) for problem in problems] for split, problems in splits.items()}
 
 
 def _scored(problem: Problem, rarity: Mapping[str, float], seed: int) -> Problem:

@@ -25,6 +25,8 @@ POOL_SIZE = 20
 PER_GENRE = 24
 SKEW = 1.4
 """Popularity of the item of rank r is (r + 2) ** -SKEW."""
+FASHION = 1.5
+"""A taste is the genre of rank r in proportion to (r + 1) ** -FASHION."""
 STRAY = 0.06
 """Chance that a choice follows popularity alone, whatever the taste."""
 WINDOWS = 2
@@ -65,9 +67,7 @@ def build(seed: int, sizes: Mapping[str, int]) -> Splits:
         for split, members in users.items():
             windows = WINDOWS if split == "train" else 1
             built = [
-                _problem(domain, user, window, items, counts, seed)
-                for user in members
-                for window in range(windows)
+                _problem(domain, user, window, items, counts, seed) for user in members for window in range(windows)
             ]
             splits[split] += built[: sizes[split]]
     return splits
@@ -117,7 +117,7 @@ def _users(domain: str, items: Sequence[Item], seed: int, sizes: Mapping[str, in
 
 def _user(name: str, items: Sequence[Item], genres: Sequence[str], seed: int) -> User:
     rng = rng_for(seed, "user", name)
-    fashion = [1 / (rank + 1) for rank in range(len(genres))]
+    fashion = [(rank + 1) ** -FASHION for rank in range(len(genres))]
     tastes = rng.choices(genres, fashion)
     while len(tastes) < 2:
         (other,) = rng.choices(genres, fashion)

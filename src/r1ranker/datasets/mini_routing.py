@@ -76,9 +76,7 @@ def _query(name: str, rng: random.Random) -> Query:
     slots = {slot: rng.choice(parts[slot].split("|")) for slot in ("a", "b")}
     core, hint = rng.choice(parts["templates"]).format(**slots), rng.choice(source["hints"][difficulty])
     text = f"{hint}, {core}" if rng.random() < 0.3 else f"{core}, {hint}"
-    scores = {
-        llm["name"]: _score(llm, source["categories"].index(category), difficulty, rng) for llm in _llms()
-    }
+    scores = {llm["name"]: _score(llm, source["categories"].index(category), difficulty, rng) for llm in _llms()}
     return Query(name, text, category, difficulty, scores)
 
 
@@ -101,9 +99,7 @@ def _llms() -> Sequence[Mapping[str, Any]]:
 def _utilities(query: Query, objective: str) -> dict[str, float]:
     quality, cost = WEIGHTS[objective]
     largest = max(llm["price"] for llm in _llms())
-    return {
-        llm["name"]: quality * query.scores[llm["name"]] - cost * llm["price"] / largest for llm in _llms()
-    }
+    return {llm["name"]: quality * query.scores[llm["name"]] - cost * llm["price"] / largest for llm in _llms()}
 
 
 def _spread(utilities: Mapping[str, float]) -> float:

@@ -1,0 +1,90 @@
+"""TREC run files, `qid Q0 docid rank score tag` on each line. In and out: `Ranking`s.
+
+Scores in a file strictly decrease within a query, as 32-bit floats too, because that is how trec_eval reads
+them: every tool that sorts by score then sees the order that was written.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from r1ranker.errors import DataError
+from r1ranker.problem import Ranking
+
+
+def write_run(rankings: Sequence[Ranking], path: Path, tag: str) -> None:
+    """Write a run file. DataError: whitespace in a name, scores that do not decrease, a query twice."""
+    seen: set[str] = set()
+    lines: list[str] = []
+    for ranking in rankings:
+        if ranking.qid in seen:
+            raise DataError(f"{path}: query {ranking.qid!r} has more than one ranking")
+        seen.add(ranking.qid)
+        lines += _lines(ranking, tag)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+
+
+def read_run(path: Path) -> list[Ranking]:
+    """Rankings of a run file, queries in order of first appearance, documents by score.
+
+    The rank column is ignored. Tied scores are ordered as trec_eval does, later docid first, and lowered by
+    the least amount that lets them strictly decrease. DataError names the line that cannot be used.
+    """
+    scored: dict[str, dict[str, float]] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if line.strip():
+            qid, docid, score = _parsed(line, f"{path}, line {number}")
+            if docid in scored.setdefault(qid, {}):
+                raise DataError(
+                    f"{path}, line {number}: docid {docid!r} occurs a second time for query {qid!r}"
+                )
+            scored[qid][docid] = score
+    return [_ranking(qid, scores) for qid, scores in scored.items()]
+
+
+def _lines(ranking: Ranking, tag: str) -> Iterator[str]:
+    qid = _word(ranking.qid, "qid")
+    before = math.inf
+    for place, (docid, score) in enumerate(zip(ranking.docids, ranking.scores, strict=True), start=1):
+        if not (math.isfinite(score) and np.float32(score) < np.float32(before)):
+            raise DataError(
+                f"query {qid!r}: score {score!r} at rank {place} must be finite and below the one before it, {before!r}"
+            )
+        yield f"{qid} Q0 {_word(docid, 'docid')} {place} {score!r} {_word(tag, 'tag')}"
+        before = score
+
+
+def _word(name: str, what: str) -> str:
+    if name.split() != [name]:
+        raise DataError(
+            f"{what} {name!r} is empty or has whitespace, which a run file cannot hold; rename it"
+        )
+    return name
+
+
+def _parsed(line: str, where: str) -> tuple[str, str, float]:
+    fields = line.split()
+    if len(fields) != 6:
+        raise DataError(f"{where}: expected 6 fields (qid Q0 docid rank score tag), found {len(fields)}")
+    try:
+        score = float(fields[4])
+    except ValueError:
+        score = math.nan
+    if not math.isfinite(score):
+        raise DataError(f"{where}: score {fields[4]!r} is not a finite number")
+    return fields[0], fields[2], score
+
+
+def _ranking(qid: str, scores: dict[str, float]) -> Ranking:
+    docids = sorted(scores, key=lambda docid: (scores[docid], docid), reverse=True)
+    decreasing: list[float] = []
+    for docid in docids:
+        score = scores[docid]
+        if decreasing and not np.float32(score) < np.float32(decreasing[-1]):
+            score = float(np.nextafter(np.float32(decreasing[-1]), np.float32(-np.inf)))
+        decreasing.append(score)
+    return Ranking(qid, tuple(docids), tuple(decreasing))

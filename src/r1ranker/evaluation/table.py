@@ -1,0 +1,131 @@
+"""Results as a table of tasks by systems, for a terminal and for Markdown. In: `Row`s and `Comparison`s.
+
+    Console().print(results_table(rows, comparisons))
+
+A cell is the mean, half the width of its 95 % interval, and stars of the paired test against the baseline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+from rich.text import Text
+
+from r1ranker.evaluation.results import AVERAGE, Comparison, Row
+
+SYSTEMS = ("random", "prior", "bm25", "oracle", "base-direct", "base-iterative", "dranker", "iranker")
+"""Known systems in the order of columns; others follow as they come."""
+CEILING = "oracle"
+SHOWN = ("MRR", "nDCG@10")
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """`text` without emphasis; `best` of its line, the oracle aside."""
+
+    text: str = ""
+    best: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One task and measure; a cell for each system."""
+
+    task: str
+    measure: str
+    cells: tuple[Cell, ...]
+
+
+def results_table(
+    rows: Sequence[Row], comparisons: Sequence[Comparison] = (), measures: Sequence[str] = SHOWN
+) -> Table:
+    """A rich table; the best system of each line is bold."""
+    table = Table(caption=caption(comparisons), title_justify="left", caption_justify="left")
+    table.add_column("task")
+    table.add_column("measure")
+    for system in systems_of(rows):
+        table.add_column(Text(system), justify="right", no_wrap=True)
+    previous = ""
+    for line in lines_of(rows, comparisons, measures):
+        if previous and line.task != previous:
+            table.add_section()
+        cells = [Text(cell.text, style="bold" if cell.best else "") for cell in line.cells]
+        table.add_row(Text("" if line.task == previous else line.task), line.measure, *cells)
+        previous = line.task
+    return table
+
+
+def markdown_table(
+    rows: Sequence[Row], comparisons: Sequence[Comparison] = (), measures: Sequence[str] = SHOWN
+) -> str:
+    """The same table in Markdown, its legend below."""
+    header = ["task", "measure", *systems_of(rows)]
+    lines = [_pipes(header), _pipes(["---", "---", *["---:"] * (len(header) - 2)])]
+    for line in lines_of(rows, comparisons, measures):
+        cells = [f"**{_escaped(c.text)}**" if c.best else _escaped(c.text) for c in line.cells]
+        lines.append(_pipes([_escaped(line.task), line.measure, *cells]))
+    return "\n".join([*lines, "", _escaped(caption(comparisons)), ""])
+
+
+def lines_of(
+    rows: Sequence[Row], comparisons: Sequence[Comparison], measures: Sequence[str] = SHOWN
+) -> list[Line]:
+    """Lines of tasks in order of appearance; the average last, where it is of more than one task."""
+    known = {(row.task, row.measure, row.system): row for row in rows}
+    tests = {(one.task, one.measure, one.system): one for one in comparisons}
+    systems = systems_of(rows)
+    lines: list[Line] = []
+    for task in tasks_of(rows):
+        for measure in measures:
+            found = {system: known.get((task, measure, system)) for system in systems}
+            best = max((row.value for row in found.values() if row and row.system != CEILING), default=None)
+            cells = [
+                Cell(_cell(row, tests.get((task, measure, system))), row.value == best and system != CEILING)
+                if row
+                else Cell()
+                for system, row in found.items()
+            ]
+            lines.append(Line(task, measure, tuple(cells)))
+    return lines
+
+
+def tasks_of(rows: Sequence[Row]) -> list[str]:
+    """Tasks in order of appearance; the average last, where it is of more than one task."""
+    tasks = list(dict.fromkeys(row.task for row in rows if row.task != AVERAGE))
+    return [*tasks, AVERAGE] if len(tasks) > 1 and any(row.task == AVERAGE for row in rows) else tasks
+
+
+def systems_of(rows: Sequence[Row]) -> list[str]:
+    """Systems that have rows, the known ones first."""
+    present = dict.fromkeys(row.system for row in rows)
+    return [s for s in SYSTEMS if s in present] + [s for s in present if s not in SYSTEMS]
+
+
+def stars(test: Comparison | None) -> str:
+    """`**` p < 0.01, `*` p < 0.05 (Holm-adjusted), with `↓` before them for worse than the baseline."""
+    if test is None or test.p_holm >= 0.05:
+        return ""
+    return ("↓" if test.difference < 0 else "") + ("**" if test.p_holm < 0.01 else "*")
+
+
+def caption(comparisons: Sequence[Comparison]) -> str:
+    """What a cell shows."""
+    legend = "mean ± half of the 95 % bootstrap interval; best in bold, oracle aside"
+    if not comparisons:
+        return legend
+    return f"{legend}; * p < 0.05, ** p < 0.01 against {comparisons[0].baseline} (paired randomisation, Holm), ↓ worse"
+
+
+def _cell(row: Row, test: Comparison | None) -> str:
+    text = f"{row.value:.3f} ±{(row.ci_high - row.ci_low) / 2:.3f}"
+    return f"{text} {stars(test)}".rstrip()
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("*", "\\*").replace("|", "\\|")
+
+
+def _pipes(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
