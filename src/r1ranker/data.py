@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import mean
+from typing import Any
 
 from r1ranker import datasets
 from r1ranker.errors import ConfigError, DataError
-from r1ranker.problem import Splits
+from r1ranker.evaluation.measures import by_task
+from r1ranker.problem import Problem, Splits
+from r1ranker.prompts import build_prompt
 from r1ranker.training.config import DataConfig
 
 
@@ -19,8 +23,34 @@ def load_splits(sources: Sequence[DataConfig]) -> Splits:
         for split, problems in loaded.items():
             for task in {problem.task for problem in problems}:
                 if owner.setdefault(task, number) != number:
-                    raise ConfigError(f"data.{owner[task]} and data.{number} both hold a task {task!r}; rename or drop one")
+                    raise ConfigError(
+                        f"data.{owner[task]} and data.{number} both hold a task {task!r}; rename or drop one"
+                    )
             splits[split] += problems
     if not any(splits.values()):
         raise DataError("the data of this run holds no problem at all")
     return splits
+
+
+def stats(splits: Splits) -> list[dict[str, Any]]:
+    """One row per task and split: how many, how large, how often several candidates are relevant."""
+    return [
+        _row(task, split, problems)
+        for split, everything in splits.items()
+        for task, problems in by_task(everything).items()
+    ]
+
+
+def _row(task: str, split: str, problems: list[Problem]) -> dict[str, Any]:
+    relevant = [sum(p.is_relevant(k) for k in p.identifiers) for p in problems]
+    prompts = [build_prompt(p, p.identifiers, "iranker").text for p in problems]
+    return {
+        "task": task,
+        "split": split,
+        "problems": len(problems),
+        "groups": len({p.group for p in problems}),
+        "pool": mean(len(p.candidates) for p in problems),
+        "none relevant": sum(n == 0 for n in relevant),
+        "several relevant": sum(n > 1 for n in relevant),
+        "words in prompt": mean(len(text.split()) for text in prompts),
+    }

@@ -8,7 +8,7 @@ One template per scenario, shared by both designs; only the last sentence differ
 - `append` always lists the whole pool; what the assistant wrote in earlier steps stands behind it in
   `transcript`. The prefix never changes during an episode, so it need be computed only once.
 
-Candidate text cannot forge an answer: tags and bracketed numbers inside it are neutralised.
+Candidate text cannot forge an answer or a turn: tags, bracketed numbers and control tokens are neutralised.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ NO_THOUGHT = "<think>\n</think>\n<answer>"
 
 _TAG = re.compile(r"<\s*(/?)\s*(think|answer)\s*>", re.IGNORECASE)
 _BRACKETED_NUMBER = re.compile(r"\[\s*(\d+)\s*\]")
+_CONTROL_TOKEN = re.compile(r"<\|\s*([^<>|]*?)\s*\|>")
 
 _CONTEXT = {
     "recommendation": "The user chose, oldest first:\n{history}\n{query}What will the user choose next?\n",
-    "routing": "A prompt is to be sent to one of several LLMs. {objective}\nPrompt: {query}\nWhich LLM serves it best?\n",
+    "routing": "A prompt goes to one of several LLMs. {objective}\nPrompt: {query}\nWhich LLM serves it best?\n",
     "passage": "Query: {query}\nWhich passage answers the query?\n",
 }
 _TASK = {
@@ -57,9 +58,10 @@ class Prompt:
 
 
 def neutralise(text: str) -> str:
-    """One line of text that holds no think or answer tag and no bracketed number."""
+    """One line of text that holds no think or answer tag, no bracketed number and no token such as `<|im_end|>`."""
     text = _TAG.sub(r"(\1\2)", text)
     text = _BRACKETED_NUMBER.sub(r"(\1)", text)
+    text = _CONTROL_TOKEN.sub(r"(\1)", text)
     return " ".join(text.split())
 
 

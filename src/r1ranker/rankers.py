@@ -21,7 +21,7 @@ from r1ranker.backends.base import Backend, Choice, Completion
 from r1ranker.elimination import Elimination, ranking_from, start
 from r1ranker.problem import Answer, Problem, Ranking, Step, Usage
 from r1ranker.progress import track
-from r1ranker.prompts import Layout, Prompt, build_prompt, transcript_entry
+from r1ranker.prompts import Design, Layout, Prompt, build_prompt, transcript_entry
 
 EMPTY_THOUGHT_TOKENS = 64
 """Room for a ranking without a thought: this many tokens plus TOKENS_PER_CANDIDATE for each candidate."""
@@ -195,3 +195,18 @@ def chosen_step(
     removed = pick(choice) if pick else max(choice.probabilities, key=lambda k: choice.probabilities[k])
     completion = f"{prompt.prefill}[{removed}]</answer>"
     return Step(pool, Answer("valid", (removed,)), (removed,), "", completion, dict(choice.probabilities))
+
+
+def make_ranker(
+    design: Design,
+    backend: Backend,
+    *,
+    think: bool = True,
+    layout: Layout = "relist",
+    top_k: int = 1,
+    max_new_tokens: int = 1024,
+) -> Ranker:
+    """The ranker of a design; `layout` and `top_k` concern the iterative one only."""
+    if design == "dranker":
+        return DRanker(backend, think=think, max_new_tokens=max_new_tokens)
+    return IRanker(backend, think=think, layout=layout, top_k=top_k, max_new_tokens=max_new_tokens)

@@ -1,1 +1,1 @@
-""""""
+"""Models that can be asked: transformers (default) and scripted (for tests and examples)."""

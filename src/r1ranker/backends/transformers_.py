@@ -116,7 +116,7 @@ class TransformersBackend:
         input_ids, mask = left_pad(rows, self.pad_id, self.network.device)
         # Sampling settings are all explicit: a model's own generation defaults (top-k, repetition
         # penalty) would make log-probabilities in training differ from what was sampled.
-        sampling = {"do_sample": temperature > 0, "top_k": 0, "top_p": 1.0, "temperature": temperature or 1.0}
+        sampling: dict[str, Any] = {"do_sample": temperature > 0, "top_k": 0, "top_p": 1.0, "temperature": temperature or 1.0}
         if temperature == 0:
             sampling = {"do_sample": False, "top_k": None, "top_p": None, "temperature": None}
         stop = {} if STOP in self._stop_ids else {"stop_strings": [STOP], "tokenizer": self.encoder.tokenizer}

@@ -80,9 +80,7 @@ def _rankings_by_qid(rankings: Sequence[Ranking], problems: Sequence[Problem]) -
             raise DataError(f"qid {ranking.qid!r} has more than one ranking")
     missing = [problem.qid for problem in problems if problem.qid not in found]
     if missing:
-        raise DataError(
-            f"{len(missing)} of {len(problems)} problems have no ranking, the first is {missing[0]!r}"
-        )
+        raise DataError(f"{len(missing)} of {len(problems)} problems have no ranking, the first is {missing[0]!r}")
     return {problem.qid: found[problem.qid] for problem in problems}
 
 

@@ -91,9 +91,7 @@ def rows_of(system: str, split: str, per_query: TaskValues, *, seed: int = 0) ->
             known = list(values.values())
             resampled = bootstrap_means(known, seed=seed + number)
             means.setdefault(measure, []).append(resampled)
-            rows.append(
-                Row(task, system, split, measure, fmean(known), len(known), *percentile_interval(resampled))
-            )
+            rows.append(Row(task, system, split, measure, fmean(known), len(known), *percentile_interval(resampled)))
     for measure, of_tasks in means.items():
         if len(of_tasks) == len(per_query):
             each = [row for row in rows if row.measure == measure]
@@ -122,9 +120,7 @@ def comparison(
             for one in _compared(system, baseline, measure, values, systems[baseline], seed)
         ]
         adjusted = holm([one.p for one in family])
-        found += [
-            Comparison(**(asdict(one) | {"p_holm": p})) for one, p in zip(family, adjusted, strict=True)
-        ]
+        found += [Comparison(**(asdict(one) | {"p_holm": p})) for one, p in zip(family, adjusted, strict=True)]
     return found
 
 
@@ -137,11 +133,7 @@ def relative_gain(rows: Sequence[Row], system: str, over: str, measure: str = "M
     tasks = [task for task in values[system] if task != AVERAGE]
     lacking = [task for task in tasks if not values[over].get(task)]
     if not tasks or lacking:
-        where = (
-            f"task {lacking[0]!r}: {over!r} has no {measure} above 0"
-            if lacking
-            else f"{system!r} has no {measure}"
-        )
+        where = f"task {lacking[0]!r}: {over!r} has no {measure} above 0" if lacking else f"{system!r} has no {measure}"
         raise DataError(f"relative gain of {system!r} over {over!r}: {where}")
     return fmean(values[system][task] / values[over][task] - 1 for task in tasks)
 
@@ -162,9 +154,7 @@ def read_results(path: Path) -> list[Row]:
     try:
         return [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
     except (TypeError, json.JSONDecodeError) as error:
-        raise DataError(
-            f"{path}: not a list of results rows ({error}); write it with `write_results`"
-        ) from error
+        raise DataError(f"{path}: not a list of results rows ({error}); write it with `write_results`") from error
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
@@ -193,13 +183,9 @@ def _compared(
         differences[task] = [mine[qid] - theirs[qid] for qid in mine]
     # Weighed so that the sum of all is the mean over tasks; a test on it is the average's test.
     weighed = [d / len(known) / len(differences) for known in differences.values() for d in known]
-    tests = [(task, fmean(known), known) for task, known in differences.items()] + [
-        (AVERAGE, sum(weighed), weighed)
-    ]
+    tests = [(task, fmean(known), known) for task, known in differences.items()] + [(AVERAGE, sum(weighed), weighed)]
     return [
-        Comparison(
-            task, system, baseline, measure, mean, len(known), p := paired_randomisation(known, seed=seed), p
-        )
+        Comparison(task, system, baseline, measure, mean, len(known), p := paired_randomisation(known, seed=seed), p)
         for task, mean, known in tests
     ]
 

@@ -39,9 +39,7 @@ def read_run(path: Path) -> list[Ranking]:
         if line.strip():
             qid, docid, score = _parsed(line, f"{path}, line {number}")
             if docid in scored.setdefault(qid, {}):
-                raise DataError(
-                    f"{path}, line {number}: docid {docid!r} occurs a second time for query {qid!r}"
-                )
+                raise DataError(f"{path}, line {number}: docid {docid!r} occurs a second time for query {qid!r}")
             scored[qid][docid] = score
     return [_ranking(qid, scores) for qid, scores in scored.items()]
 
@@ -60,9 +58,7 @@ def _lines(ranking: Ranking, tag: str) -> Iterator[str]:
 
 def _word(name: str, what: str) -> str:
     if name.split() != [name]:
-        raise DataError(
-            f"{what} {name!r} is empty or has whitespace, which a run file cannot hold; rename it"
-        )
+        raise DataError(f"{what} {name!r} is empty or has whitespace, which a run file cannot hold; rename it")
     return name
 
 

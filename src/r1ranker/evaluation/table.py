@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
+from r1ranker.errors import DataError
 from r1ranker.evaluation.results import AVERAGE, Comparison, Row
 
 SYSTEMS = ("random", "prior", "bm25", "oracle", "base-direct", "base-iterative", "dranker", "iranker")
@@ -57,9 +58,7 @@ def results_table(
     return table
 
 
-def markdown_table(
-    rows: Sequence[Row], comparisons: Sequence[Comparison] = (), measures: Sequence[str] = SHOWN
-) -> str:
+def markdown_table(rows: Sequence[Row], comparisons: Sequence[Comparison] = (), measures: Sequence[str] = SHOWN) -> str:
     """The same table in Markdown, its legend below."""
     header = ["task", "measure", *systems_of(rows)]
     lines = [_pipes(header), _pipes(["---", "---", *["---:"] * (len(header) - 2)])]
@@ -69,10 +68,11 @@ def markdown_table(
     return "\n".join([*lines, "", _escaped(caption(comparisons)), ""])
 
 
-def lines_of(
-    rows: Sequence[Row], comparisons: Sequence[Comparison], measures: Sequence[str] = SHOWN
-) -> list[Line]:
+def lines_of(rows: Sequence[Row], comparisons: Sequence[Comparison], measures: Sequence[str] = SHOWN) -> list[Line]:
     """Lines of tasks in order of appearance; the average last, where it is of more than one task."""
+    splits = sorted({row.split for row in rows})
+    if len(splits) > 1:
+        raise DataError(f"a table shows one split, these rows are of {', '.join(splits)}; select one")
     known = {(row.task, row.measure, row.system): row for row in rows}
     tests = {(one.task, one.measure, one.system): one for one in comparisons}
     systems = systems_of(rows)

@@ -1,1 +1,1 @@
-""""""
+"""Training: supervised start, rollouts, advantages, losses, PPO."""

@@ -23,6 +23,8 @@ class Sample:
 
     allowed: for each written token the tokens that could have stood there; None means the whole
         vocabulary. A chosen identifier has them, a free completion has not.
+    answer_rewards: what each of the allowed answers would have earned, in the order of `allowed` at the
+        one token where the identifiers part; None where they part at several tokens, or not at all.
     """
 
     prompt_ids: list[int]
@@ -32,6 +34,12 @@ class Sample:
     parts: Mapping[str, float] = field(default_factory=dict)
     kind: AnswerKind = "valid"
     task: str = ""
+    answer_rewards: tuple[float, ...] | None = None
+
+    @property
+    def branch(self) -> int:
+        """The written token at which the identifiers part (0 where they do not)."""
+        return next((t for t, tokens in enumerate(self.allowed or ()) if len(tokens) > 1), 0)
 
     @property
     def tokens(self) -> int:
@@ -78,11 +86,12 @@ def _allowed_tensor(samples: Sequence[Sample], T: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """A network's view of a batch: log-probabilities (B, T), entropies (B, T), last hidden states (B, T, H)."""
+    """A network's view of a batch: of the written tokens, and of all that were allowed (-inf where fewer than A)."""
 
     logprobs_B_T: Tensor
     entropy_B_T: Tensor
     hidden_B_T_H: Tensor
+    allowed_logprobs_B_T_A: Tensor | None
 
 
 def score(network: Any, batch: Batch) -> Scores:
@@ -98,20 +107,29 @@ def score(network: Any, batch: Batch) -> Scores:
     )
     logits_B_T_V = out.logits[:, :-1].float()
     hidden_B_T_H = out.hidden_states[-1][:, -T - 1 : -1]
-    logprobs_B_T, entropy_B_T = token_logprobs(logits_B_T_V, batch.tokens_B_T, batch.allowed_B_T_A)
-    return Scores(logprobs_B_T, entropy_B_T, hidden_B_T_H)
+    if batch.allowed_B_T_A is None:
+        logprobs_B_T, entropy_B_T = token_logprobs(logits_B_T_V, batch.tokens_B_T)
+        return Scores(logprobs_B_T, entropy_B_T, hidden_B_T_H, None)
+    allowed_logprobs_B_T_A = allowed_logprobs(logits_B_T_V, batch.allowed_B_T_A)
+    # Padding has no allowed token that matches; any finite value does there, the mask drops it.
+    written = batch.allowed_B_T_A == batch.tokens_B_T.unsqueeze(-1)
+    logprobs_B_T = allowed_logprobs_B_T_A.masked_fill(~written, 0.0).sum(-1)
+    finite = allowed_logprobs_B_T_A.masked_fill(batch.allowed_B_T_A < 0, 0.0)
+    entropy_B_T = -(allowed_logprobs_B_T_A.exp() * finite).sum(-1)
+    return Scores(logprobs_B_T, entropy_B_T, hidden_B_T_H, allowed_logprobs_B_T_A)
 
 
-def token_logprobs(logits_B_T_V: Tensor, tokens_B_T: Tensor, allowed_B_T_A: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(log-probability of each written token, entropy there), both (B, T), over the allowed tokens."""
-    picked_B_T = logits_B_T_V.gather(-1, tokens_B_T.unsqueeze(-1)).squeeze(-1)
-    if allowed_B_T_A is None:
-        logp = torch.log_softmax(logits_B_T_V, dim=-1)
-        return logp.gather(-1, tokens_B_T.unsqueeze(-1)).squeeze(-1), -(logp.exp() * logp).sum(-1)
+def token_logprobs(logits_B_T_V: Tensor, tokens_B_T: Tensor) -> tuple[Tensor, Tensor]:
+    """(log-probability of each written token, entropy there), both (B, T), over the whole vocabulary."""
+    logp_B_T_V = torch.log_softmax(logits_B_T_V, dim=-1)
+    entropy_B_T = -(logp_B_T_V.exp() * logp_B_T_V).sum(-1)
+    return logp_B_T_V.gather(-1, tokens_B_T.unsqueeze(-1)).squeeze(-1), entropy_B_T
+
+
+def allowed_logprobs(logits_B_T_V: Tensor, allowed_B_T_A: Tensor) -> Tensor:
+    """Log-probabilities (B, T, A) of the allowed tokens among themselves; -inf where there are fewer than A."""
     absent = allowed_B_T_A < 0
     kept_B_T_A = logits_B_T_V.gather(-1, allowed_B_T_A.clamp(min=0)).masked_fill(absent, -torch.inf)
     # Padding positions have no allowed token at all; a finite row keeps them out of NaN.
     kept_B_T_A = torch.where(absent.all(-1, keepdim=True), torch.zeros_like(kept_B_T_A), kept_B_T_A)
-    logp_B_T_A = torch.log_softmax(kept_B_T_A, dim=-1)
-    entropy_B_T = -(logp_B_T_A.exp() * logp_B_T_A.masked_fill(logp_B_T_A == -torch.inf, 0.0)).sum(-1)
-    return picked_B_T - kept_B_T_A.logsumexp(-1), entropy_B_T
+    return torch.log_softmax(kept_B_T_A, dim=-1)

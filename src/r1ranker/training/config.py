@@ -40,7 +40,7 @@ class DataConfig(_Strict):
 class ScratchConfig(_Strict):
     """Shape of a model made from nothing (see `scratch`)."""
 
-    vocab: int = 2048
+    vocab: int = 4096
     hidden: int = 128
     layers: int = 4
     heads: int = 4
@@ -59,6 +59,7 @@ class WarmstartConfig(_Strict):
     think_share: float = Field(0.5, ge=0, le=1)
     ranking_share: float = Field(0.5, ge=0, le=1)
     append_share: float = Field(0.25, ge=0, le=1)
+    language: float = Field(0.0, ge=0, description="weight of next-token prediction on the prompts; for new models")
     log_every: int = 10
 
 
@@ -73,6 +74,9 @@ class PPOConfig(_Strict):
     episode_share: float = Field(0.25, ge=0, le=1, description="share of the policy's own episodes (iranker)")
     largest_pool: int | None = None
     reward: Literal["paper", "graded"] = "graded"
+    answer: Literal["sampled", "expected"] = Field(
+        "sampled", description="credit the sampled answer, or all answers of the pool by their probability (think off)"
+    )
     actor_lr: float = 1e-6
     critic_lr: float = 2e-6
     critic: Literal["separate", "head"] = "separate"
@@ -141,14 +145,23 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         raise ConfigError(f"{override!r}: settings are given as key=value, such as ppo.steps=100")
     *parents, last = key.split(".")
     node: Any = raw
-    for part in parents:
-        node = node[int(part)] if isinstance(node, list) and part.isdigit() else node.setdefault(part, {})
-        if node is None or not isinstance(node, dict | list):
-            raise ConfigError(f"{key}: {part!r} holds a value, not further keys")
-    if isinstance(node, list):
-        node[int(last)] = yaml.safe_load(value)
-    else:
-        node[last] = yaml.safe_load(value)
+    for part, following in zip(parents, [*parents[1:], last], strict=True):
+        node = _child(node, part, [] if following.isdigit() else {}, key)
+    _child(node, last, None, key)
+    node[int(last) if isinstance(node, list) else last] = yaml.safe_load(value)
+
+
+def _child(node: Any, part: str, fresh: Any, key: str) -> Any:
+    """What stands under `part` of a mapping or list; `fresh` is put there when there is nothing yet."""
+    if isinstance(node, list) and part.isdigit() and int(part) <= len(node):
+        if int(part) == len(node):
+            node.append(fresh)
+        return node[int(part)]
+    if isinstance(node, dict):
+        if node.get(part) is None:
+            node[part] = fresh
+        return node[part]
+    raise ConfigError(f"{key}: {part!r} cannot stand there; lists are counted from 0, and a value has no keys")
 
 
 def _explain(error: Any) -> str:

@@ -26,6 +26,22 @@ def policy_loss(
     return loss, masked_sum((clipped > free).float(), mask_B_T).detach()
 
 
+def expected_policy_loss(
+    logprobs_B_A: Tensor, old_logprobs_B_A: Tensor, advantages_B_A: Tensor, clip: float
+) -> tuple[Tensor, Tensor]:
+    """The clipped surrogate in expectation over all allowed answers instead of one sampled, summed over B.
+
+    Each answer counts with its old probability, so the gradient is that of `policy_loss` without the
+    noise of sampling. -inf marks answers that a row does not have. Also returns the clipped share, summed.
+    """
+    absent = old_logprobs_B_A == -torch.inf
+    weights_B_A = old_logprobs_B_A.exp()
+    ratio_B_A = torch.exp((logprobs_B_A - old_logprobs_B_A).masked_fill(absent, 0.0))
+    free = -advantages_B_A * ratio_B_A
+    clipped = -advantages_B_A * ratio_B_A.clamp(1 - clip, 1 + clip)
+    return (weights_B_A * torch.maximum(free, clipped)).sum(), (weights_B_A * (clipped > free)).sum().detach()
+
+
 def value_loss(
     values_B_T: Tensor, old_values_B_T: Tensor, returns_B_T: Tensor, mask_B_T: Tensor, clip: float
 ) -> Tensor:

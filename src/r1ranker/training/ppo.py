@@ -26,12 +26,12 @@ from r1ranker.problem import Problem, Splits
 from r1ranker.progress import track
 from r1ranker.provenance import write_provenance
 from r1ranker.training.advantages import explained_variance, gae, whiten
-from r1ranker.training.batch import Batch, Sample, pack, score
+from r1ranker.training.batch import Batch, Sample, Scores, pack, score
 from r1ranker.training.checkpoint import restore, save_checkpoint, save_model
 from r1ranker.training.config import PPOConfig, RunConfig
 from r1ranker.training.critic import Critic
 from r1ranker.training.logs import RunLog
-from r1ranker.training.losses import kl_k3, masked_sum, policy_loss, value_loss
+from r1ranker.training.losses import expected_policy_loss, kl_k3, masked_sum, policy_loss, value_loss
 from r1ranker.training.rollout import Trajectory, collect
 from r1ranker.training.validation import dev_mrr, validation_problems
 from r1ranker.training.warmstart import cosine
@@ -57,7 +57,10 @@ class Learner:
 
 @dataclass
 class Experience:
-    """One sample with what was known when it was sampled. All tensors are (T,), one entry per written token."""
+    """One sample with what was known when it was sampled. Tensors are (T,), one entry per written token.
+
+    answer_logprobs, answer_advantages: (A,), of every allowed answer, when the sample has `answer_rewards`.
+    """
 
     sample: Sample
     old_logprobs: Tensor
@@ -65,6 +68,8 @@ class Experience:
     old_values: Tensor
     advantages: Tensor = field(default_factory=lambda: torch.empty(0))
     returns: Tensor = field(default_factory=lambda: torch.empty(0))
+    answer_logprobs: Tensor | None = None
+    answer_advantages: Tensor | None = None
 
 
 def train(config: RunConfig, splits: Splits, *, resume: bool = False) -> Path:
@@ -160,7 +165,21 @@ def with_advantages(learner: Learner, trajectories: Sequence[Trajectory], ppo: P
     whitened = whiten(torch.cat([e.advantages for e in experience]))
     for e, a in zip(experience, whitened.split([len(e.advantages) for e in experience]), strict=True):
         e.advantages = a
+    _credit_answers(experience)
     return experience
+
+
+def _credit_answers(experience: Sequence[Experience]) -> None:
+    """Advantages of all allowed answers: reward minus its expectation, scaled to deviation 1 over the batch."""
+    exact = [e for e in experience if e.sample.answer_rewards is not None and e.answer_logprobs is not None]
+    squares = 0.0
+    for e in exact:
+        rewards = torch.tensor(e.sample.answer_rewards)
+        probabilities = torch.as_tensor(e.answer_logprobs).exp()
+        e.answer_advantages = rewards - (probabilities * rewards).sum()
+        squares += float((probabilities * e.answer_advantages**2).sum())
+    for e in exact:
+        e.answer_advantages = torch.as_tensor(e.answer_advantages) / ((squares / len(exact)) ** 0.5 + 1e-8)
 
 
 @torch.no_grad()
@@ -175,6 +194,9 @@ def _score_all(learner: Learner, samples: Sequence[Sample], ppo: PPOConfig) -> l
             T = len(samples[i].completion_ids)
             columns = (scores.logprobs_B_T[row, :T], reference_B_T[row, :T], values_B_T[row, :T])
             experience[i] = Experience(samples[i], *(column.cpu() for column in columns))
+            if samples[i].answer_rewards is not None and scores.allowed_logprobs_B_T_A is not None:
+                answers = scores.allowed_logprobs_B_T_A[row, samples[i].branch]
+                experience[i].answer_logprobs = answers[: len(samples[i].answer_rewards or ())].cpu()
     return [experience[i] for i in range(len(samples))]
 
 
@@ -227,13 +249,35 @@ def ppo_loss(
     }
     scores = score(learner.policy, batch)
     values = learner.critic(batch, scores.hidden_B_T_H)
-    policy, clipped = policy_loss(scores.logprobs_B_T, old["old_logprobs"], old["advantages"], mask, ppo.clip)
+    exact = [row for row, e in enumerate(experience) if e.answer_advantages is not None]
+    sampled = mask.clone()
+    sampled[exact] = 0.0
+    policy, clipped = policy_loss(scores.logprobs_B_T, old["old_logprobs"], old["advantages"], sampled, ppo.clip)
+    if exact:
+        more, more_clipped = _expected_loss(scores, [experience[row] for row in exact], exact, ppo.clip)
+        policy, clipped = policy + more, clipped + more_clipped
     value = value_loss(values, old["old_values"], old["returns"], mask, ppo.value_clip)
     kl = kl_k3(scores.logprobs_B_T, old["reference"], mask)
     entropy = masked_sum(scores.entropy_B_T, mask)
     loss = policy + value + ppo.kl * kl - ppo.entropy * entropy
     parts = {"policy_loss": policy, "value_loss": value, "kl": kl, "entropy": entropy, "clip_share": clipped}
     return loss, {name: float(part.detach()) for name, part in parts.items()}
+
+
+def _expected_loss(
+    scores: Scores, experience: Sequence[Experience], rows: Sequence[int], clip: float
+) -> tuple[Tensor, Tensor]:
+    """`expected_policy_loss` of the rows whose answers are all credited."""
+    allowed = scores.allowed_logprobs_B_T_A
+    assert allowed is not None
+    logprobs_B_A = allowed[list(rows), [e.sample.branch for e in experience]]
+    old_B_A = torch.full_like(logprobs_B_A, -torch.inf)
+    advantages_B_A = torch.zeros_like(logprobs_B_A)
+    for i, e in enumerate(experience):
+        assert e.answer_logprobs is not None and e.answer_advantages is not None
+        old_B_A[i, : len(e.answer_logprobs)] = e.answer_logprobs
+        advantages_B_A[i, : len(e.answer_advantages)] = e.answer_advantages
+    return expected_policy_loss(logprobs_B_A, old_B_A, advantages_B_A, clip)
 
 
 def _pad(rows: Sequence[Tensor], like_B_T: Tensor) -> Tensor:

@@ -10,11 +10,13 @@ from the whole pool to the last candidate; each is one trajectory of n-1 rewarde
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from r1ranker.answers import parse_ranking, parse_removal, removal_of
+from r1ranker.backends.encoding import IdentifierTrie
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.elimination import Elimination, sampled_pool, start
 from r1ranker.errors import ConfigError
@@ -153,7 +155,21 @@ def _chosen(
     prompt_ids = backend.encoder.encode(prompt)
     _check_prompt(len(prompt_ids), config)
     sample = _sample(prompt_ids, list(trie.paths[drawn]), trie.allowed(drawn), reward, answer, state.problem)
+    if config.ppo.answer == "expected" and len(trie.branches) == 1:
+        sample = dataclasses.replace(sample, answer_rewards=_answer_rewards(trie, state, prompt, config))
     return sample, answer
+
+
+def _answer_rewards(trie: IdentifierTrie, state: State, prompt: Prompt, config: RunConfig) -> tuple[float, ...]:
+    """The reward of each identifier of the pool, in the order of the tokens at which they part."""
+    ((node, tokens),) = trie.branches.items()
+    by_token = {path[len(node)]: identifier for identifier, path in trie.paths.items()}
+    rewards = []
+    for token in tokens:
+        text = f"{prompt.prefill}[{by_token[token]}]</answer>"
+        answer = Answer("valid", (by_token[token],))
+        rewards.append(score_removal(text, answer, state.problem, state.pool, kind=config.ppo.reward).total)
+    return tuple(rewards)
 
 
 def _sample(

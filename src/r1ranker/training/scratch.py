@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from r1ranker.training.config import ScratchConfig
@@ -18,6 +18,7 @@ TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 def train_tokenizer(texts: Iterable[str], scratch: ScratchConfig) -> PreTrainedTokenizerFast:
     """Byte-level BPE. The four tags and the identifiers [1]..[n] are one token each."""
     tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Lowercase()  # a small model gains more than it loses
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     # Kept out of "special tokens", which decoding would drop: the parser has to see them.

@@ -6,25 +6,10 @@ from collections.abc import Sequence
 from statistics import mean
 
 from r1ranker.backends.base import Backend
-from r1ranker.evaluation.measures import evaluate
+from r1ranker.evaluation.measures import by_task, evaluate
 from r1ranker.problem import Problem
-from r1ranker.rankers import DRanker, IRanker, Ranker
+from r1ranker.rankers import make_ranker
 from r1ranker.training.config import RunConfig
-
-
-def make_ranker(backend: Backend, config: RunConfig) -> Ranker:
-    """The ranker that a run trains."""
-    if config.design == "dranker":
-        return DRanker(backend, think=config.think, max_new_tokens=config.ppo.max_new_tokens)
-    return IRanker(backend, think=config.think, layout=config.layout, max_new_tokens=config.ppo.max_new_tokens)
-
-
-def by_task(problems: Sequence[Problem]) -> dict[str, list[Problem]]:
-    """Problems by task, tasks in order of first appearance."""
-    tasks: dict[str, list[Problem]] = {}
-    for problem in problems:
-        tasks.setdefault(problem.task, []).append(problem)
-    return tasks
 
 
 def validation_problems(dev: Sequence[Problem], per_task: int) -> list[Problem]:
@@ -36,7 +21,10 @@ def dev_mrr(backend: Backend, dev: Sequence[Problem], config: RunConfig) -> dict
     """MRR by task (`dev_mrr/<task>`) and their mean (`dev_mrr`); empty without dev problems."""
     if not dev:
         return {}
-    rankings = make_ranker(backend, config).rank_many(dev)
+    ranker = make_ranker(
+        config.design, backend, think=config.think, layout=config.layout, max_new_tokens=config.ppo.max_new_tokens
+    )
+    rankings = ranker.rank_many(dev)
     scores: dict[str, float] = {}
     paired = list(zip(dev, rankings, strict=True))
     for task, problems in by_task(dev).items():

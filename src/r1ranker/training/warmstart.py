@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from r1ranker.backends.encoding import Encoder, batches
 from r1ranker.backends.loading import load, pick_device, set_threads
@@ -44,7 +45,7 @@ def warmstart(config: RunConfig, problems: Sequence[Problem]) -> Path:
             examples = [demonstrate(rng.choice(problems), encoder, settings, rng) for _ in range(settings.batch)]
             for group in optimizer.param_groups:
                 group["lr"] = settings.lr * cosine(step, settings.steps, settings.warmup)
-            loss, tokens = _update(network, examples, optimizer, tokenizer.pad_token_id)
+            loss, tokens = _update(network, examples, optimizer, tokenizer.pad_token_id, settings.language)
             if step % settings.log_every == 0 or step == settings.steps - 1:
                 seconds = time.perf_counter() - began
                 log.write(step, {"loss": loss, "tokens_per_s": tokens / seconds, "lr": optimizer.param_groups[0]["lr"]})
@@ -81,23 +82,26 @@ def _text(problem: Problem) -> str:
     return f"{prompt.text}\n{prompt.prefill} fits least fits best > </answer>"
 
 
-def _update(network: Any, examples: list[Demonstration], optimizer: Any, pad_id: int) -> tuple[float, int]:
+def _update(
+    network: Any, examples: list[Demonstration], optimizer: Any, pad_id: int, language: float
+) -> tuple[float, int]:
     """One optimizer step over the examples; (mean loss per target token, tokens read)."""
     lengths = [len(e.prompt_ids) + len(e.target_ids) for e in examples]
     targets = sum(len(e.target_ids) for e in examples)
+    read = sum(lengths) - targets
     total = 0.0
     for group in batches(lengths, MICRO_TOKENS):
-        loss = _loss(network, [examples[i] for i in group], pad_id) / targets
-        loss.backward()
-        total += float(loss.detach())
+        answer, prompt = _losses(network, [examples[i] for i in group], pad_id, language > 0)
+        (answer / targets + language * prompt / read).backward()
+        total += float(answer.detach()) / targets
     torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return total, sum(lengths)
 
 
-def _loss(network: Any, examples: list[Demonstration], pad_id: int) -> Tensor:
-    """Summed cross-entropy of the target tokens; soft where there are alternatives."""
+def _losses(network: Any, examples: list[Demonstration], pad_id: int, language: bool) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy of the target tokens (soft where there are alternatives), and of the prompts' tokens."""
     P = max(len(e.prompt_ids) for e in examples)
     T = max(len(e.target_ids) for e in examples)
     input_ids = torch.full((len(examples), P + T), pad_id, dtype=torch.long)
@@ -111,15 +115,19 @@ def _loss(network: Any, examples: list[Demonstration], pad_id: int) -> Tensor:
         for t, token in enumerate(example.target_ids):
             weights = example.alternatives.get(t, {token: 1.0})
             entries += [(row, t, token_, weight) for token_, weight in weights.items()]
-    device = network.device
-    mask = mask.to(device)
-    out = network(
-        input_ids=input_ids.to(device),
+    input_ids, mask = input_ids.to(network.device), mask.to(network.device)
+    logits = network(
+        input_ids=input_ids,
         attention_mask=mask,
         position_ids=positions(mask),
-        logits_to_keep=T + 1,
+        logits_to_keep=0 if language else T + 1,
         use_cache=False,
-    )
-    logp_B_T_V = torch.log_softmax(out.logits[:, :-1].float(), dim=-1)
-    rows, ts, tokens, weights = (torch.tensor(column, device=device) for column in zip(*entries, strict=True))
-    return -(logp_B_T_V[rows, ts, tokens] * weights).sum()
+    ).logits
+    logp_B_T_V = torch.log_softmax(logits[:, -T - 1 : -1].float(), dim=-1)
+    rows, ts, tokens, shares = (torch.tensor(column, device=mask.device) for column in zip(*entries, strict=True))
+    answer = -(logp_B_T_V[rows, ts, tokens] * shares).sum()
+    if not language:
+        return answer, torch.zeros((), device=mask.device)
+    wanted = input_ids[:, 1:P].masked_fill(mask[:, : P - 1] == 0, -100)
+    prompt = F.cross_entropy(logits[:, : P - 1].float().transpose(1, 2), wanted, ignore_index=-100, reduction="sum")
+    return answer, prompt

@@ -1,0 +1,223 @@
+"""Small SVG charts for the report. In: numbers and names. Out: inline SVG, colours by CSS class.
+
+Every mark has a `<title>`, which browsers show on hover. Classes used: `axis`, `grid`, `tick`, `name`, and the
+class of a series, which sets `color`. Charts scale with the page, since they only state a viewBox.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+Points = Sequence[tuple[float, float]]
+WIDTH, HEIGHT = 400, 230
+LEFT, RIGHT, TOP, BOTTOM = 50, 14, 10, 38
+MARKED = 60
+"""Lines of at most this many points mark each of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Maps values `low..high` to pixels `start..end`, in decades where `log`."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        low, high, at = (math.log10(v) if self.log else v for v in (self.low, self.high, value))
+        return round(self.start + (at - low) / (high - low) * (self.end - self.start), 1)
+
+    def ticks(self) -> list[float]:
+        """Four or so round values within the scale."""
+        return log_ticks(self.low, self.high) if self.log else ticks(self.low, self.high)
+
+
+@dataclass(frozen=True, slots=True)
+class Dot:
+    """A named point of a scatter chart; `kind` is its CSS class."""
+
+    name: str
+    x: float
+    y: float
+    kind: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A named value with its interval; hollow marks are a second measure."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    kind: str = ""
+    hollow: bool = False
+    note: str = ""
+
+
+def ticks(low: float, high: float, count: int = 4) -> list[float]:
+    """Multiples of 1, 2, 2.5 or 5 times a power of ten within low..high, `count` or so."""
+    power = 10 ** math.floor(math.log10((high - low) / count))
+    step = min((m * power for m in (1, 2, 2.5, 5, 10)), key=lambda s: abs((high - low) / s - count))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [float(f"{k * step:.10g}") for k in range(first, last + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten within low..high; also 2 and 5 times them where those are fewer than three."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    within = [10.0**p for p in powers if low <= 10.0**p <= high]
+    return within if len(within) > 2 else [m * 10.0**p for p in powers for m in (1, 2, 5) if low <= m * 10.0**p <= high]
+
+
+def number(value: float) -> str:
+    """Short: 12.5k, 340, 0.62, 3e-05."""
+    if abs(value) >= 1e6:
+        return f"{value / 1e6:.4g}M"
+    if abs(value) >= 1e4:
+        return f"{value / 1e3:.4g}k"
+    return f"{value:.4g}" if abs(value) >= 1e3 else f"{value:.3g}"
+
+
+def line_chart(series: Mapping[str, Points], kinds: Mapping[str, str], x_label: str) -> Markup:
+    """Lines by name; `kinds` gives each its CSS class. Points that are not finite are left out."""
+    known = {name: [p for p in points if all(map(math.isfinite, p))] for name, points in series.items()}
+    everything = [point for points in known.values() for point in points]
+    if not everything:
+        return Markup("")
+    x = Scale(*_span([p[0] for p in everything], pad=0), LEFT, WIDTH - RIGHT)
+    y = Scale(*_span([p[1] for p in everything], pad=0.06), HEIGHT - BOTTOM, TOP)
+    marks = [_line(name, points, kinds.get(name, ""), x, y) for name, points in known.items() if points]
+    return _svg([*_frame(x, y, x_label), *marks], HEIGHT, f"{x_label}: {', '.join(known)}")
+
+
+def scatter_chart(dots: Sequence[Dot], levels: Sequence[Dot], x_label: str, y_label: str) -> Markup:
+    """Dots over a logarithmic x axis, and `levels`: what has no x, as a dashed line across. y starts at 0."""
+    xs, right = [dot.x for dot in dots], WIDTH - (56 if levels else RIGHT)
+    x = Scale(min(xs) / 1.6, max(xs) * 1.6, LEFT, right, log=True)
+    y = Scale(0, max(1e-9, *(dot.y for dot in (*dots, *levels))) * 1.08, HEIGHT - BOTTOM, TOP)
+    marks = [
+        Markup('<g class="{}"><title>{}: {}</title><line class="level" x1="{}" x2="{}" y1="{}" y2="{}"/></g>').format(
+            d.kind, d.name, number(d.y), LEFT, right, y(d.y), y(d.y)
+        )
+        for d in levels
+    ]
+    marks += [
+        Markup('<g class="{}"><title>{}: {} {}, {} {}</title><circle class="dot" cx="{}" cy="{}" r="5"/></g>').format(
+            d.kind, d.name, y_label, number(d.y), number(d.x), x_label, x(d.x), y(d.y)
+        )
+        for d in dots
+    ]
+    marks += _names([(d.name, x(d.x), y(d.y)) for d in dots], right, covered=True)
+    marks += _names([(d.name, right - 3, y(d.y)) for d in levels], WIDTH + 60)
+    return _svg([*_frame(x, y, x_label), *marks], HEIGHT, f"{y_label} against {x_label}")
+
+
+def interval_chart(intervals: Sequence[Interval], label: str) -> Markup:
+    """Dot and whisker on 0..1, a row for each name; hollow marks stand just below the full ones."""
+    names = list(dict.fromkeys(interval.name for interval in intervals))
+    row, left = 24, 104
+    height = len(names) * row + TOP + 24
+    x = Scale(0, 1, left, WIDTH - RIGHT)
+    marks = []
+    for value in (0, 0.25, 0.5, 0.75, 1):
+        marks.append(
+            Markup('<line class="grid" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>').format(x(value), TOP, height - 22)
+        )
+        marks.append(_text(x(value), height - 7, f"{value:g}", "tick", "middle"))
+    for place, name in enumerate(names):
+        marks.append(_text(left - 10, TOP + place * row + 16, name, "name", "end"))
+    for one in intervals:
+        y = TOP + names.index(one.name) * row + (16.5 if one.hollow else 7.5)
+        marks.append(
+            Markup(
+                '<g class="{}"><title>{}</title><line class="whisker" x1="{}" x2="{}" y1="{}" y2="{}"/>'
+                '<circle class="{}" cx="{}" cy="{}" r="3.6"/></g>'
+            ).format(
+                one.kind,
+                _told(one),
+                x(one.low),
+                x(one.high),
+                y,
+                y,
+                "hollow" if one.hollow else "dot",
+                x(one.value),
+                y,
+            )
+        )
+    return _svg(marks, height, label)
+
+
+def _told(one: Interval) -> str:
+    return f"{one.name}: {one.note} {one.value:.3f}, 95 % interval {one.low:.3f} to {one.high:.3f}"
+
+
+def _line(name: str, points: Points, kind: str, x: Scale, y: Scale) -> Markup:
+    path = " ".join(f"{x(a)},{y(b)}" for a, b in points)
+    marked = points if len(points) <= MARKED else points[-1:]
+    dots = [
+        Markup('<circle class="dot" cx="{}" cy="{}" r="2.2"><title>{}, {}: {}</title></circle>').format(
+            x(a), y(b), name, number(a), number(b)
+        )
+        for a, b in marked
+    ]
+    return Markup('<g class="{}"><polyline points="{}"><title>{}</title></polyline>{}</g>').format(
+        kind, path, name, Markup("").join(dots)
+    )
+
+
+def _names(places: Sequence[tuple[str, float, float]], right: float, *, covered: bool = False) -> list[Markup]:
+    """Names beside their places, moved up or down until they cover no other name, nor a dot where `covered`."""
+    taken = [(x - 7, x + 7, y + 4) for _, x, y in places] if covered else []
+    marks = []
+    for name, x, y in sorted(places, key=lambda place: place[2]):
+        width = 6.0 * len(name)
+        end = x + 9 + width > right
+        first = x - 9 - width if end else x + 9
+        moves = (y + 4 + sign * 3 * step for step in range(40) for sign in (-1, 1))
+        at = next(
+            (a for a in moves if not any(first < t[1] and first + width > t[0] and abs(a - t[2]) < 11 for t in taken)),
+            y + 4,
+        )
+        taken.append((first, first + width, at))
+        marks.append(_text(x - 9 if end else x + 9, at, name, "name", "end" if end else "start"))
+    return marks
+
+
+def _span(values: Sequence[float], pad: float) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    if low == high:
+        low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
+    return low - pad * (high - low), high + pad * (high - low)
+
+
+def _frame(x: Scale, y: Scale, x_label: str) -> list[Markup]:
+    marks = []
+    for value in y.ticks():
+        marks.append(
+            Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(LEFT, x.end, y(value), y(value))
+        )
+        marks.append(_text(LEFT - 7, y(value) + 4, number(value), "tick", "end"))
+    marks.append(Markup('<line class="axis" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(LEFT, x.end, y.start, y.start))
+    for value in x.ticks():
+        marks.append(
+            Markup('<line class="axis" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>').format(x(value), y.start, y.start + 4)
+        )
+        marks.append(_text(x(value), y.start + 16, number(value), "tick", "middle"))
+    marks.append(_text((x.start + x.end) / 2, y.start + 32, x_label, "tick", "middle"))
+    return marks
+
+
+def _text(x: float, y: float, text: str, kind: str, anchor: str) -> Markup:
+    return Markup('<text class="{}" x="{}" y="{}" text-anchor="{}">{}</text>').format(kind, x, y, anchor, text)
+
+
+def _svg(marks: Sequence[Markup], height: float, label: str) -> Markup:
+    head = f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label)}">'
+    return Markup(head) + Markup("").join(marks) + Markup("</svg>")

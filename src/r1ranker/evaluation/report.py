@@ -1,0 +1,267 @@
+"""One self-contained HTML page about a set of results. In: rows, comparisons, logs, traces. Out: a file.
+
+    write_report(out / "report.html", rows=rows, comparisons=tests, curves={"ppo": read_log(run)},
+                 traces=[Trace(problem, ranking, "iranker")], provenance=provenance(), title="Nine tasks")
+
+The page loads nothing from anywhere: styles and charts are in it. `report.html.j2` is its template.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from r1ranker.errors import DataError
+from r1ranker.evaluation.charts import (
+    Dot,
+    Interval,
+    Points,
+    interval_chart,
+    line_chart,
+    number,
+    scatter_chart,
+)
+from r1ranker.evaluation.report_traces import Trace, TraceView, view
+from r1ranker.evaluation.results import AVERAGE, COSTS, Comparison, Row, relative_gain
+from r1ranker.evaluation.table import CEILING, SHOWN, caption, lines_of, stars, systems_of, tasks_of
+
+__all__ = ["Trace", "write_report"]
+
+REFERENCES = ("random", "prior", "bm25", "oracle")
+CURVES = {
+    "reward": "mean reward of a step",
+    "dev_mrr": "MRR on dev problems, mean of tasks",
+    "broken": "share of answers that were not valid",
+    "kl": "KL to the reference, nats per token",
+    "entropy": "of the policy, nats per token",
+    "clip_share": "share of tokens whose ratio was clipped",
+    "policy_loss": "clipped surrogate",
+    "value_loss": "clipped squared error of the critic",
+    "explained_variance": "of returns, by the critic",
+    "loss": "cross-entropy of the warm start",
+    "tokens_per_s": "throughput",
+}
+"""Values of a training log that the page shows first, and what each is."""
+LONGEST_CURVE = 300
+COST_NAMES = {
+    "prompt_tokens": "prompt tokens",
+    "generated_tokens": "generated tokens",
+    "seconds": "seconds per query",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """A figure of the headline and what it is."""
+
+    value: str
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A chart under its title and a note."""
+
+    title: str
+    note: str
+    svg: Markup
+
+
+def write_report(
+    path: Path,
+    *,
+    rows: Sequence[Row],
+    comparisons: Sequence[Comparison] = (),
+    curves: Mapping[str, Sequence[Mapping[str, float]]] | None = None,
+    traces: Sequence[Trace] = (),
+    provenance: Mapping[str, Any] | None = None,
+    title: str = "Ranking results",
+) -> None:
+    """Write the page. Parts without data are left out; of several splits it shows `test`, or the first."""
+    splits = list(dict.fromkeys(row.split for row in rows))
+    split = "test" if "test" in splits else next(iter(splits), "")
+    rows = [row for row in rows if row.split == split]
+    main_curves, more_curves = curve_charts(curves or {})
+    page = (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            title=title,
+            about=_about(rows, split),
+            facts=headline(rows, comparisons),
+            systems=systems_of(rows),
+            lines=lines_of(rows, comparisons),
+            caption=caption(comparisons),
+            task_charts=task_charts(rows, comparisons),
+            cost_charts=cost_charts(rows),
+            costs=cost_table(rows),
+            cost_names=COSTS,
+            runs=_kinds(list(curves or {})),
+            curves=main_curves,
+            more_curves=more_curves,
+            traces=_by_scenario(traces),
+            provenance=flat(provenance or {}),
+        )
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+
+
+def headline(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[Fact]:
+    """The best system by MRR, the oracle aside, whatever it is; its gain over the baseline, errors and cost."""
+    overall = {(row.system, row.measure): row for row in rows if row.task == tasks_of(rows)[-1]}
+    ranked = [row for (system, measure), row in overall.items() if measure == "MRR" and system != CEILING]
+    if not ranked:
+        return []
+    best = max(ranked, key=lambda row: row.value)
+    facts = [
+        Fact(
+            f"{best.value:.3f}",
+            f"MRR of {best.system}, the best system; {best.ci_low:.3f} to {best.ci_high:.3f}",
+        )
+    ]
+    facts += _gain_facts(rows, [one for one in comparisons if (one.system, one.measure) == (best.system, "MRR")])
+    costs = {name: overall[best.system, name].value for name in COSTS if (best.system, name) in overall}
+    if costs.get("calls"):
+        facts.append(Fact(f"{100 * costs['broken']:.2g} %", f"of the steps of {best.system} had a broken answer"))
+        tokens = costs["prompt_tokens"] + costs["generated_tokens"]
+        facts.append(
+            Fact(number(round(tokens)), f"tokens per query of {best.system}, in {number(costs['calls'])} calls")
+        )
+    return facts
+
+
+def _gain_facts(rows: Sequence[Row], tests: Sequence[Comparison]) -> list[Fact]:
+    if not tests:
+        return []
+    baseline = tests[0].baseline
+    of_tasks = [one for one in tests if one.task != AVERAGE]
+    better = sum(one.p_holm < 0.05 and one.difference > 0 for one in of_tasks)
+    worse = sum(one.p_holm < 0.05 and one.difference < 0 for one in of_tasks)
+    counted = Fact(
+        f"{better} of {len(of_tasks)}", f"tasks where it beats {baseline}, {worse} where it loses (p < 0.05, Holm)"
+    )
+    try:
+        gain = relative_gain(rows, tests[0].system, baseline)
+    except DataError:  # a baseline at 0 has no relative gain to show
+        return [counted]
+    return [Fact(f"{100 * gain:+.1f} %", f"MRR over {baseline}, mean of each task's relative gain"), counted]
+
+
+def task_charts(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[Chart]:
+    """Dot and whisker of every system, one chart for each task."""
+    kinds = _kinds(systems_of(rows))
+    tests = {(one.task, one.measure, one.system): one for one in comparisons}
+    charts = []
+    for task in tasks_of(rows):
+        known = {(row.system, row.measure): row for row in rows if row.task == task}
+        intervals = [
+            Interval(
+                name=f"{system} {stars(tests.get((task, SHOWN[0], system)))}".strip(),
+                value=row.value,
+                low=row.ci_low,
+                high=row.ci_high,
+                kind=kinds[system],
+                hollow=measure != SHOWN[0],
+                note=measure,
+            )
+            for system in kinds
+            for measure in SHOWN
+            if (row := known.get((system, measure)))
+        ]
+        n = max((row.n for row in known.values()), default=0)
+        charts.append(Chart(task, f"{n} queries", interval_chart(intervals, f"MRR and nDCG@10 of {task}")))
+    return charts
+
+
+def cost_charts(rows: Sequence[Row]) -> list[Chart]:
+    """MRR against tokens and against seconds per query, means over tasks; what costs nothing is a line."""
+    overall = {(row.system, row.measure): row.value for row in rows if row.task == tasks_of(rows)[-1]}
+    kinds = _kinds(systems_of(rows))
+    charts = []
+    for x_label, measures in {"tokens per query": COSTS[2:4], "seconds per query": COSTS[4:]}.items():
+        spent = {system: sum(overall.get((system, m), 0.0) for m in measures) for system in kinds}
+        dots = [Dot(s, spent[s], overall[s, "MRR"], kinds[s]) for s in kinds if (s, "MRR") in overall]
+        if any(dot.x > 0 for dot in dots):
+            svg = scatter_chart([d for d in dots if d.x > 0], [d for d in dots if d.x <= 0], x_label, "MRR")
+            charts.append(Chart(f"MRR against {x_label}", "further left is cheaper, further up is better", svg))
+    return charts
+
+
+def cost_table(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Costs by system, means over tasks, in the order of `COSTS`; broken answers in per cent."""
+    overall = {(row.system, row.measure): row.value for row in rows if row.task == tasks_of(rows)[-1]}
+    table = {}
+    for system in systems_of(rows):
+        values = [overall.get((system, measure)) for measure in COSTS]
+        shown = ["" if value is None else number(value) for value in values]
+        table[system] = [f"{100 * values[0]:.2g} %" if values[0] is not None else "", *shown[1:]]
+    return table
+
+
+def curve_charts(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> tuple[list[Chart], list[Chart]]:
+    """Charts of the values named in `CURVES`, and of all others, each with a line for every run."""
+    kinds = _kinds(list(curves))
+    found = dict.fromkeys(key for log in curves.values() for line in log for key in line if key != "step")
+    first: list[Chart] = []
+    others: list[Chart] = []
+    for key in sorted(found, key=lambda key: (list(CURVES).index(key) if key in CURVES else len(CURVES), key)):
+        series = {
+            run: thinned([(line["step"], line[key]) for line in log if key in line]) for run, log in curves.items()
+        }
+        svg = line_chart({run: points for run, points in series.items() if points}, kinds, "step")
+        if svg:
+            (first if key in CURVES else others).append(Chart(key, CURVES.get(key, ""), svg))
+    return first, others
+
+
+def thinned(points: Points) -> Points:
+    """At most `LONGEST_CURVE` points: means of neighbours where there are more."""
+    known = [point for point in points if math.isfinite(point[1])]
+    width = math.ceil(len(known) / LONGEST_CURVE)
+    if width <= 1:
+        return known
+    parts = [known[at : at + width] for at in range(0, len(known), width)]
+    return [(fmean(x for x, _ in part), fmean(y for _, y in part)) for part in parts]
+
+
+def flat(tree: Mapping[str, Any], above: str = "") -> dict[str, str]:
+    """Nested settings as `a.b.c`: text."""
+    leaves: dict[str, str] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            leaves |= flat(value, f"{above}{key}.")
+        else:
+            leaves[f"{above}{key}"] = "none" if value is None else str(value)
+    return leaves
+
+
+def _about(rows: Sequence[Row], split: str) -> str:
+    sizes = {row.task: row.n for row in rows if row.task != AVERAGE}
+    tasks = f"{len(sizes)} task{'s' if len(sizes) != 1 else ''}"
+    return f"{len(systems_of(rows))} systems on {sum(sizes.values())} queries of {tasks}, split {split}" if rows else ""
+
+
+def _kinds(names: Sequence[str]) -> dict[str, str]:
+    """CSS class of each name: references are grey, others have a colour each, in order."""
+    coloured = [name for name in names if name not in REFERENCES]
+    return {name: f"c{coloured.index(name) % 8}" if name in coloured else "ref" for name in names}
+
+
+def _by_scenario(traces: Sequence[Trace]) -> dict[str, list[TraceView]]:
+    scenarios: dict[str, list[TraceView]] = {}
+    for trace in traces:
+        scenarios.setdefault(trace.problem.scenario, []).append(view(trace))
+    return scenarios
+
+
+def _environment() -> Environment:
+    loader = FileSystemLoader(Path(__file__).parent)
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

@@ -1,0 +1,101 @@
+"""What the tests share: small problems, and real models of a few thousand parameters. No network."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is imported
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from r1ranker.backends.transformers_ import TransformersBackend
+from r1ranker.datasets import mini
+from r1ranker.problem import Candidate, Problem, Splits
+from r1ranker.prompts import NO_THOUGHT, build_prompt
+from r1ranker.training import scratch
+from r1ranker.training.config import ScratchConfig
+
+torch.set_num_threads(1)
+
+MakeProblem = Callable[..., Problem]
+SHAPE = ScratchConfig(vocab=400, hidden=32, layers=2, heads=2, context=1536)
+
+
+def small_problem(n: int = 4, *, positive: int = 1, qid: str = "q1", task: str = "toy", **fields: object) -> Problem:
+    """A passage problem of n short candidates, one of them relevant."""
+    texts = [f"text {'good' if k == positive else 'bad'} number {k}" for k in range(1, n + 1)]
+    values: dict[str, object] = {
+        "scenario": "passage",
+        "query": f"what is {qid}",
+        "candidates": tuple(Candidate(f"d{k}", text) for k, text in enumerate(texts, 1)),
+        "gains": {f"d{positive}": 1},
+    } | fields
+    return Problem(qid=qid, task=task, **values)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def make_problem() -> MakeProblem:
+    return small_problem
+
+
+@pytest.fixture(scope="session")
+def mini_splits() -> Splits:
+    return mini.load(limit=2)
+
+
+def save_model(directory: Path, problems: list[Problem], shape: ScratchConfig) -> Path:
+    """A network with random weights, large enough that predictions are far from uniform."""
+    texts = [f"{build_prompt(p, p.identifiers, 'iranker').text}\n{NO_THOUGHT} fits least </answer>" for p in problems]
+    tokenizer = scratch.train_tokenizer(texts, shape)
+    network = scratch.new_network(tokenizer, shape, seed=0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.3)
+    network.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def corpus(mini_splits: Splits) -> list[Problem]:
+    return [*mini_splits["dev"], *(small_problem(n, qid=f"q{n}") for n in range(2, 21))]
+
+
+@pytest.fixture(scope="session")
+def tiny_dir(tmp_path_factory: pytest.TempPathFactory, corpus: list[Problem]) -> Path:
+    """A model whose tags and identifiers [1]..[20] are one token each."""
+    return save_model(tmp_path_factory.mktemp("tiny"), corpus, SHAPE)
+
+
+@pytest.fixture(scope="session")
+def plain_dir(tmp_path_factory: pytest.TempPathFactory, corpus: list[Problem]) -> Path:
+    """A model whose tags and identifiers are several tokens each, as in most models."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scratch, "TAGS", ())
+        return save_model(tmp_path_factory.mktemp("plain"), corpus, SHAPE.model_copy(update={"identifiers": 0}))
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_dir: Path) -> TransformersBackend:
+    return TransformersBackend.load(str(tiny_dir))
+
+
+@pytest.fixture(scope="session")
+def plain(plain_dir: Path) -> TransformersBackend:
+    return TransformersBackend.load(str(plain_dir))
+
+
+@pytest.fixture(params=["tiny", "plain"])
+def backend(request: pytest.FixtureRequest) -> TransformersBackend:
+    """Both kinds of tokenizer, one after the other."""
+    return request.getfixturevalue(request.param)  # type: ignore[no-any-return]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
