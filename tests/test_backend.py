@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections import Counter
@@ -103,20 +104,18 @@ def test_greedy_generation_equals_an_argmax_loop(backend: TransformersBackend, m
         assert out.completion_ids == greedy(backend, out.prompt_ids, 10)
 
 
-def forced(backend: TransformersBackend, script: list[int]) -> TransformersBackend:
-    """The backend over a network that writes `script` after any prompt, whatever its length."""
-    import copy
-
+def forced(backend: TransformersBackend, *scripts: list[int]) -> TransformersBackend:
+    """The backend over a network whose row i writes `scripts[i]` after any prompt, whatever its length."""
     network = copy.deepcopy(backend.network)
     plain_forward = network.forward
     written = {"tokens": 0}
 
     def forward(*args: object, **kwargs: object) -> object:
         out = plain_forward(*args, **kwargs)
-        token = script[min(written["tokens"], len(script) - 1)]
-        written["tokens"] += 1
         out.logits = torch.full_like(out.logits, -1e4)
-        out.logits[..., token] = 0.0
+        for row, script in enumerate(scripts):
+            out.logits[row, :, script[min(written["tokens"], len(script) - 1)]] = 0.0
+        written["tokens"] += 1
         return out
 
     network.forward = forward
@@ -131,6 +130,17 @@ def test_generation_stops_behind_the_closing_answer_tag(
     assert out.text == "<answer>[2]</answer>"
     assert not out.truncated
     assert out.generated_tokens == len(backend.encoder.encode_text("<answer>[2]</answer>"))
+
+
+def test_each_row_of_a_batch_ends_on_its_own(backend: TransformersBackend, make_problem: MakeProblem) -> None:
+    texts = ["<answer>[2]</answer>", "<think>long</think>\n<answer>[1]</answer>", "no"]
+    scripts = [backend.encoder.encode_text(text) for text in texts]
+    scripts[2].append(backend.encoder.tokenizer.eos_token_id)
+    outs = forced(backend, *scripts).generate_ids(
+        prompts_of(make_problem, [2, 3, 4]), max_new_tokens=40, temperature=0.0
+    )
+    assert [out.completion_ids for out in outs] == scripts
+    assert not any(out.truncated for out in outs)
 
 
 def test_the_token_limit_is_reported_as_truncation(backend: TransformersBackend, make_problem: MakeProblem) -> None:
@@ -166,9 +176,7 @@ def test_rows_that_end_early_carry_no_padding(tiny_dir: Path, make_problem: Make
     torch.manual_seed(1)
     with torch.no_grad():  # tied embeddings: a long row for the closing tag is a high logit for it
         backend.network.model.norm.weight.fill_(0.3)
-    outs = backend.generate_ids(
-        prompts_of(make_problem, [3] * 60, think=True), max_new_tokens=12, temperature=3.0
-    )
+    outs = backend.generate_ids(prompts_of(make_problem, [3] * 60, think=True), max_new_tokens=12, temperature=3.0)
     stops = {backend.encoder.tokenizer.eos_token_id, *backend.encoder.encode_text(STOP)}
     early = [out for out in outs if len(out.completion_ids) < 12]
     assert early

@@ -141,9 +141,7 @@ def parquet(path: Path, name: str, rows: list[dict[str, Any]]) -> None:
     pq.write_table(pa.Table.from_pylist(rows), path / f"{name}-00000-of-00001.parquet")
 
 
-def row(
-    qid: int, passages: int = 10, chars: int = 100, selected: int | None = 3, query: str = ""
-) -> dict[str, Any]:
+def row(qid: int, passages: int = 10, chars: int = 100, selected: int | None = 3, query: str = "") -> dict[str, Any]:
     texts = [f"{qid} {index} ".ljust(chars, "x") for index in range(passages)]
     return {
         "answers": ["a"], "query": query or f"query {qid}", "query_id": qid, "query_type": "description",

@@ -51,9 +51,7 @@ def test_users_stay_apart_and_negatives_are_never_consumed(made: dict[str, list[
         assert len(pool) == 8
         assert set(pool) & consumed == set(problem.gains)
         assert list(problem.gains.values()) == [1]
-    assert {p.group for p in all_of(splits)} == {
-        f"u{user}" for user, items in made.items() if len(items) >= 6
-    }
+    assert {p.group for p in all_of(splits)} == {f"u{user}" for user, items in made.items() if len(items) >= 6}
 
 
 def test_problems_do_not_depend_on_the_order_of_users() -> None:
@@ -101,8 +99,7 @@ def test_the_prior_counts_training_users_only() -> None:
     test_users = {user for user in made if side[user] == "test"}
     changed = {user: items[:6] if user in test_users else items for user, items in made.items()}
     first, second = (
-        recommendation_problems(h, TITLES, task="t", negatives="popularity", pool_size=10)
-        for h in (made, changed)
+        recommendation_problems(h, TITLES, task="t", negatives="popularity", pool_size=10) for h in (made, changed)
     )
     assert first["train"] == second["train"]
     assert first["dev"] == second["dev"]
@@ -157,16 +154,12 @@ def test_popularity_draws_follow_the_weights_and_skip_unseen_items() -> None:
 
 def movielens_csv(path: Path) -> None:
     movies = [f"{i},{name},{genres}\r\n" for i, name, genres in MOVIES]
-    (path / "movies.csv").write_text(
-        "movieId,title,genres\r\n" + "".join(movies), encoding="utf-8", newline=""
-    )
+    (path / "movies.csv").write_text("movieId,title,genres\r\n" + "".join(movies), encoding="utf-8", newline="")
     rows = [f"{u},{m},3.5,{t}\n" for u, m, t in RATINGS]
     (path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n" + "".join(rows), encoding="utf-8")
 
 
-MOVIES = [
-    (i, f'"Film {i}, The (1999)"', "(no genres listed)" if i == 9 else "Comedy|Drama") for i in range(40)
-]
+MOVIES = [(i, f'"Film {i}, The (1999)"', "(no genres listed)" if i == 9 else "Comedy|Drama") for i in range(40)]
 # Newest first, and two movies a second, so that neither the order of the file nor time alone is enough.
 RATINGS = [(user, (user + 7 * i) % 40, 1000 + i // 2) for user in range(12) for i in reversed(range(9))]
 
@@ -298,20 +291,14 @@ def test_amazon_faults(tmp_path: Path) -> None:
 
 def test_lastfm_artists_stand_in_a_seeded_order_not_by_plays(tmp_path: Path) -> None:
     names = "".join(f"{item}\tArtist {item}\thttp://x\thttp://y\r\n" for item in ITEMS)
-    (tmp_path / "artists.dat").write_text(
-        "id\tname\turl\tpictureURL\r\n" + names, encoding="utf-8", newline=""
-    )
+    (tmp_path / "artists.dat").write_text("id\tname\turl\tpictureURL\r\n" + names, encoding="utf-8", newline="")
     plays = "".join(
-        f"{user}\t{item}\t{900 - place}\r\n"
-        for user, items in histories().items()
-        for place, item in enumerate(items)
+        f"{user}\t{item}\t{900 - place}\r\n" for user, items in histories().items() for place, item in enumerate(items)
     )
     (tmp_path / "user_artists.dat").write_text("userID\tartistID\tweight\r\n" + plays, newline="")
     splits = lastfm.load(tmp_path, pool_size=5)
     assert splits == lastfm.load(tmp_path, pool_size=5)
-    places = [
-        histories()[p.group[1:]].index(next(iter(p.gains))) for p in all_of(splits) if p.qid.endswith(":last")
-    ]
+    places = [histories()[p.group[1:]].index(next(iter(p.gains))) for p in all_of(splits) if p.qid.endswith(":last")]
     assert len(set(places)) > 5
     assert splits["test"][0].task == "rec-artist"
     assert splits["test"][0].history[0].startswith("Artist ")

@@ -78,9 +78,7 @@ def test_a_prompt_is_text_then_transcript_then_prefill(
     assert decoded == f"{prompt.text}\n{prompt.transcript}{NO_THOUGHT}"
 
 
-def test_the_chat_template_is_used_where_there_is_one(
-    tiny_dir: object, make_problem: Callable[..., Problem]
-) -> None:
+def test_the_chat_template_is_used_where_there_is_one(tiny_dir: object, make_problem: Callable[..., Problem]) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(tiny_dir))

@@ -43,7 +43,9 @@ def test_append_keeps_its_text_while_the_transcript_grows(make_problem: MakeProb
         transcript += transcript_entry(f"{NO_THOUGHT}[{removed}]</answer>", removed, valid=True)
     assert len(texts) == 1
     assert listed(texts.pop()) == [1, 2, 3, 4, 5, 6]
-    assert all(late.startswith(early) and late != early for early, late in zip(transcripts, transcripts[1:], strict=False))
+    assert all(
+        late.startswith(early) and late != early for early, late in zip(transcripts, transcripts[1:], strict=False)
+    )
 
 
 def test_identifiers_name_the_same_candidate_at_every_step(make_problem: MakeProblem) -> None:

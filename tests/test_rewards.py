@@ -45,9 +45,7 @@ def problem_of(gains: list[int]) -> Problem:
 
 
 pool_gains = st.lists(st.integers(0, 4), min_size=2, max_size=20)
-gains_and_order = pool_gains.flatmap(
-    lambda gains: st.tuples(st.just(gains), st.permutations(range(len(gains))))
-)
+gains_and_order = pool_gains.flatmap(lambda gains: st.tuples(st.just(gains), st.permutations(range(len(gains)))))
 
 
 @pytest.mark.parametrize(
@@ -184,9 +182,7 @@ def test_removals_order_perfect_wrong_unknown_unparsable(gains: list[int], kind:
 
 @settings(deadline=None)
 @given(pool_gains, st.data(), st.sampled_from(KINDS))
-def test_rankings_order_perfect_wrong_unknown_unparsable(
-    gains: list[int], data: st.DataObject, kind: str
-) -> None:
+def test_rankings_order_perfect_wrong_unknown_unparsable(gains: list[int], data: st.DataObject, kind: str) -> None:
     problem = problem_of(gains)
     worth = [min(g, 1) if kind == "paper" else g for g in gains]
     best = sorted(problem.identifiers, key=lambda k: -worth[k - 1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -47,8 +48,15 @@ def _version(package: str) -> str | None:
 
 
 def _revision() -> str | None:
-    here = Path(__file__).parent
+    checkout = Path(__file__).parents[2]
+    git = shutil.which("git")
+    if git is None or not (checkout / ".git").exists():  # an installed package is no checkout, whatever lies around it
+        return None
     answer = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=here, capture_output=True, text=True, check=False
+        [git, "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return answer.stdout.strip() or None

@@ -33,7 +33,7 @@ class TransformersBackend:
         self.network = network
         self.encoder = Encoder(tokenizer)
         self.name = name
-        self.max_tokens = max_tokens or (8192 if network.device.type == "cpu" else 65536)
+        self.max_tokens = max_tokens or (2048 if network.device.type == "cpu" else 65536)
         self._stop_ids = self._single_stop_ids(tokenizer)
 
     @classmethod
@@ -116,7 +116,12 @@ class TransformersBackend:
         input_ids, mask = left_pad(rows, self.pad_id, self.network.device)
         # Sampling settings are all explicit: a model's own generation defaults (top-k, repetition
         # penalty) would make log-probabilities in training differ from what was sampled.
-        sampling: dict[str, Any] = {"do_sample": temperature > 0, "top_k": 0, "top_p": 1.0, "temperature": temperature or 1.0}
+        sampling: dict[str, Any] = {
+            "do_sample": temperature > 0,
+            "top_k": 0,
+            "top_p": 1.0,
+            "temperature": temperature or 1.0,
+        }
         if temperature == 0:
             sampling = {"do_sample": False, "top_k": None, "top_p": None, "temperature": None}
         stop = {} if STOP in self._stop_ids else {"stop_strings": [STOP], "tokenizer": self.encoder.tokenizer}
@@ -133,12 +138,15 @@ class TransformersBackend:
         return [self._cut(row) for row in out[:, input_ids.shape[1] :].tolist()]
 
     def _cut(self, token_ids: list[int]) -> list[int]:
-        """Up to and with the first token that ended the row; what follows is padding."""
+        """Up to and with what ended the row; what follows is padding.
+
+        A padding token before the end was written by the model and stays, as in the pass that scores it.
+        """
         ends = set(self._stop_ids.values())
         for i, token in enumerate(token_ids):
             if token in ends:
                 return token_ids[: i + 1]
-            if token == self.pad_id:
+            if token == self.pad_id and self._stopped(token_ids[:i]):
                 return token_ids[:i]
         return token_ids
 

@@ -36,9 +36,7 @@ Event = tuple[str, str, int]
 """An item, its title, and when the user reviewed it."""
 
 
-def load(
-    path: Path, *, seed: int = 0, limit: int | None = None, **options: Unpack[RecommendationOptions]
-) -> Splits:
+def load(path: Path, *, seed: int = 0, limit: int | None = None, **options: Unpack[RecommendationOptions]) -> Splits:
     """Problems of the users of `path`; options as in `recommendation_problems`."""
     files = sorted([*path.glob("*.csv"), *path.glob("*.csv.gz")])
     if not files:

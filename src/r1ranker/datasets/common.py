@@ -142,9 +142,7 @@ def need(path: Path) -> Path:
     return path
 
 
-def read_rows(
-    path: Path, separator: str, columns: int, encoding: str = "utf-8-sig"
-) -> Iterator[tuple[int, list[str]]]:
+def read_rows(path: Path, separator: str, columns: int, encoding: str = "utf-8-sig") -> Iterator[tuple[int, list[str]]]:
     """Line number and fields of each line with text; csv quoting only where the separator is a comma."""
     with need(path).open(encoding=encoding, errors="replace", newline="") as lines:
         split = (line.rstrip("\r\n").split(separator) for line in lines)

@@ -20,9 +20,7 @@ from r1ranker.datasets.recommendation import RecommendationOptions, recommendati
 from r1ranker.problem import Splits
 
 
-def load(
-    path: Path, *, seed: int = 0, limit: int | None = None, **options: Unpack[RecommendationOptions]
-) -> Splits:
+def load(path: Path, *, seed: int = 0, limit: int | None = None, **options: Unpack[RecommendationOptions]) -> Splits:
     """Problems of the listeners of `path`; options as in `recommendation_problems`."""
     names = {row[0]: row[1].strip() for _, row in islice(read_rows(path / "artists.dat", "\t", 2), 1, None)}
     plays: dict[str, list[str]] = defaultdict(list)

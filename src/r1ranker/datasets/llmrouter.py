@@ -125,9 +125,7 @@ def _questions(path: Path, llms: Mapping[str, Any], max_chars: int) -> list[Ques
 def _costs(llms: Mapping[str, Any], scored: set[str]) -> dict[str, float]:
     """Cost in [0, 1] of the LLMs that have scores; the others never stand in a pool."""
     try:
-        prices = {
-            name: float(llms[name]["input_price"] + llms[name]["output_price"]) for name in sorted(scored)
-        }
+        prices = {name: float(llms[name]["input_price"] + llms[name]["output_price"]) for name in sorted(scored)}
     except (KeyError, TypeError) as error:
         raise DataError(f"llm_candidates.json: an LLM lacks a numeric price: {error}") from error
     largest = max(prices.values(), default=0.0)

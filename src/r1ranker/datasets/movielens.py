@@ -20,9 +20,7 @@ from r1ranker.errors import DataError
 from r1ranker.problem import Splits
 
 
-def load(
-    path: Path, *, seed: int = 0, limit: int | None = None, **options: Unpack[RecommendationOptions]
-) -> Splits:
+def load(path: Path, *, seed: int = 0, limit: int | None = None, **options: Unpack[RecommendationOptions]) -> Splits:
     """Problems of the users of `path`; options as in `recommendation_problems`."""
     titles, texts = _movies(path)
     return recommendation_problems(
@@ -58,9 +56,7 @@ def _histories(path: Path) -> dict[str, list[str]]:
         try:
             events[user].append((int(timestamp), int(movie)))
         except ValueError:
-            raise DataError(
-                f"{path}: ratings, line {number}: movie or timestamp is not a whole number"
-            ) from None
+            raise DataError(f"{path}: ratings, line {number}: movie or timestamp is not a whole number") from None
     return {user: [str(movie) for _, movie in sorted(rated)] for user, rated in events.items()}
 
 

@@ -98,9 +98,7 @@ class _Windows:
         )
 
 
-def _clean(
-    histories: Mapping[str, Sequence[str]], titles: Mapping[str, str], min_items: int
-) -> dict[str, list[str]]:
+def _clean(histories: Mapping[str, Sequence[str]], titles: Mapping[str, str], min_items: int) -> dict[str, list[str]]:
     """Each user's distinct titled items, first occurrence kept; users with fewer than `min_items` dropped."""
     untitled = {item for items in histories.values() for item in items if item not in titles}
     if untitled:

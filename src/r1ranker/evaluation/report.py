@@ -50,11 +50,6 @@ CURVES = {
 }
 """Values of a training log that the page shows first, and what each is."""
 LONGEST_CURVE = 300
-COST_NAMES = {
-    "prompt_tokens": "prompt tokens",
-    "generated_tokens": "generated tokens",
-    "seconds": "seconds per query",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +74,7 @@ def write_report(
     *,
     rows: Sequence[Row],
     comparisons: Sequence[Comparison] = (),
-    curves: Mapping[str, Sequence[Mapping[str, float]]] | None = None,
+    curves: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     traces: Sequence[Trace] = (),
     provenance: Mapping[str, Any] | None = None,
     title: str = "Ranking results",
@@ -116,7 +111,7 @@ def write_report(
 
 def headline(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[Fact]:
     """The best system by MRR, the oracle aside, whatever it is; its gain over the baseline, errors and cost."""
-    overall = {(row.system, row.measure): row for row in rows if row.task == tasks_of(rows)[-1]}
+    overall = _overall(rows)
     ranked = [row for (system, measure), row in overall.items() if measure == "MRR" and system != CEILING]
     if not ranked:
         return []
@@ -183,7 +178,7 @@ def task_charts(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[
 
 def cost_charts(rows: Sequence[Row]) -> list[Chart]:
     """MRR against tokens and against seconds per query, means over tasks; what costs nothing is a line."""
-    overall = {(row.system, row.measure): row.value for row in rows if row.task == tasks_of(rows)[-1]}
+    overall = {key: row.value for key, row in _overall(rows).items()}
     kinds = _kinds(systems_of(rows))
     charts = []
     for x_label, measures in {"tokens per query": COSTS[2:4], "seconds per query": COSTS[4:]}.items():
@@ -197,7 +192,7 @@ def cost_charts(rows: Sequence[Row]) -> list[Chart]:
 
 def cost_table(rows: Sequence[Row]) -> dict[str, list[str]]:
     """Costs by system, means over tasks, in the order of `COSTS`; broken answers in per cent."""
-    overall = {(row.system, row.measure): row.value for row in rows if row.task == tasks_of(rows)[-1]}
+    overall = {key: row.value for key, row in _overall(rows).items()}
     table = {}
     for system in systems_of(rows):
         values = [overall.get((system, measure)) for measure in COSTS]
@@ -206,20 +201,22 @@ def cost_table(rows: Sequence[Row]) -> dict[str, list[str]]:
     return table
 
 
-def curve_charts(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> tuple[list[Chart], list[Chart]]:
+def curve_charts(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[list[Chart], list[Chart]]:
     """Charts of the values named in `CURVES`, and of all others, each with a line for every run."""
     kinds = _kinds(list(curves))
     found = dict.fromkeys(key for log in curves.values() for line in log for key in line if key != "step")
     first: list[Chart] = []
     others: list[Chart] = []
     for key in sorted(found, key=lambda key: (list(CURVES).index(key) if key in CURVES else len(CURVES), key)):
-        series = {
-            run: thinned([(line["step"], line[key]) for line in log if key in line]) for run, log in curves.items()
-        }
+        series = {run: thinned(_points(log, key)) for run, log in curves.items()}
         svg = line_chart({run: points for run, points in series.items() if points}, kinds, "step")
         if svg:
             (first if key in CURVES else others).append(Chart(key, CURVES.get(key, ""), svg))
     return first, others
+
+
+def _points(log: Sequence[Mapping[str, Any]], key: str) -> Points:
+    return [(line["step"], line[key]) for line in log if "step" in line and isinstance(line.get(key), int | float)]
 
 
 def thinned(points: Points) -> Points:
@@ -241,6 +238,12 @@ def flat(tree: Mapping[str, Any], above: str = "") -> dict[str, str]:
         else:
             leaves[f"{above}{key}"] = "none" if value is None else str(value)
     return leaves
+
+
+def _overall(rows: Sequence[Row]) -> dict[tuple[str, str], Row]:
+    """Rows of the average, or of the only task, by system and measure."""
+    last = tasks_of(rows)[-1:]
+    return {(row.system, row.measure): row for row in rows if [row.task] == last}
 
 
 def _about(rows: Sequence[Row], split: str) -> str:

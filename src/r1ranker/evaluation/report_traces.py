@@ -32,13 +32,14 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class StepView:
-    """One model call: the pool it saw, and what the answer did."""
+    """One model call: the pool it saw, and what the answer did. `widest` is the largest share, for the bars."""
 
     number: int
     pool: tuple[Item, ...]
     removed: tuple[Item, ...]
     named: tuple[int, ...]
     kind: str
+    widest: float
     thought: str
     completion: str
 
@@ -85,6 +86,7 @@ def _step(problem: Problem, number: int, step: Step) -> StepView:
         removed=tuple(_item(problem, k) for k in step.removed),
         named=step.answer.ids,
         kind=step.answer.kind,
+        widest=max((item.share or 0.0 for item in pool), default=0.0) or 1.0,
         thought=step.thought.strip(),
         # A valid answer is told by what it removed; what a broken one said has to be seen.
         completion="" if step.answer.kind == "valid" else step.completion.strip(),

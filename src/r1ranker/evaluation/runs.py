@@ -15,6 +15,8 @@ import numpy as np
 from r1ranker.errors import DataError
 from r1ranker.problem import Ranking
 
+LARGEST = float(np.finfo(np.float32).max)
+
 
 def write_run(rankings: Sequence[Ranking], path: Path, tag: str) -> None:
     """Write a run file. DataError: whitespace in a name, scores that do not decrease, a query twice."""
@@ -48,12 +50,16 @@ def _lines(ranking: Ranking, tag: str) -> Iterator[str]:
     qid = _word(ranking.qid, "qid")
     before = math.inf
     for place, (docid, score) in enumerate(zip(ranking.docids, ranking.scores, strict=True), start=1):
-        if not (math.isfinite(score) and np.float32(score) < np.float32(before)):
-            raise DataError(
-                f"query {qid!r}: score {score!r} at rank {place} must be finite and below the one before it, {before!r}"
-            )
-        yield f"{qid} Q0 {_word(docid, 'docid')} {place} {score!r} {_word(tag, 'tag')}"
+        if not (_usable(score) and np.float32(score) < np.float32(before)):
+            rule = "must be a finite 32-bit number below the one before it"
+            raise DataError(f"query {qid!r}: score {score!r} at rank {place} {rule}, {before!r}")
+        yield f"{qid} Q0 {_word(docid, 'docid')} {place} {float(score)!r} {_word(tag, 'tag')}"
         before = score
+
+
+def _usable(score: float) -> bool:
+    """Whether the score is a finite number as a 32-bit float."""
+    return abs(score) <= LARGEST
 
 
 def _word(name: str, what: str) -> str:
@@ -70,8 +76,8 @@ def _parsed(line: str, where: str) -> tuple[str, str, float]:
         score = float(fields[4])
     except ValueError:
         score = math.nan
-    if not math.isfinite(score):
-        raise DataError(f"{where}: score {fields[4]!r} is not a finite number")
+    if not _usable(score):
+        raise DataError(f"{where}: score {fields[4]!r} is not a finite 32-bit number")
     return fields[0], fields[2], score
 
 

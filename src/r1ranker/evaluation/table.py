@@ -60,12 +60,22 @@ def results_table(
 
 def markdown_table(rows: Sequence[Row], comparisons: Sequence[Comparison] = (), measures: Sequence[str] = SHOWN) -> str:
     """The same table in Markdown, its legend below."""
-    header = ["task", "measure", *systems_of(rows)]
+    header = ["task", "measure", *map(_escaped, systems_of(rows))]
     lines = [_pipes(header), _pipes(["---", "---", *["---:"] * (len(header) - 2)])]
     for line in lines_of(rows, comparisons, measures):
         cells = [f"**{_escaped(c.text)}**" if c.best else _escaped(c.text) for c in line.cells]
         lines.append(_pipes([_escaped(line.task), line.measure, *cells]))
     return "\n".join([*lines, "", _escaped(caption(comparisons)), ""])
+
+
+def comparison_table(comparisons: Sequence[Comparison]) -> Table:
+    """A rich table of differences to a baseline; the last two columns are p-values, before and after Holm."""
+    table = Table("task", "system", "measure", "difference", "n", "p", "p (Holm)", caption=caption(comparisons))
+    for one in comparisons:
+        difference = f"{one.difference:+.3f} {stars(one)}".rstrip()
+        numbers = (difference, str(one.n), f"{one.p:.4f}", f"{one.p_holm:.4f}")
+        table.add_row(one.task, f"{one.system} - {one.baseline}", one.measure, *numbers)
+    return table
 
 
 def lines_of(rows: Sequence[Row], comparisons: Sequence[Comparison], measures: Sequence[str] = SHOWN) -> list[Line]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,7 +73,7 @@ class PPOConfig(_Strict):
     minibatch: int = Field(32, ge=1)
     epochs: int = 1
     episode_share: float = Field(0.25, ge=0, le=1, description="share of the policy's own episodes (iranker)")
-    largest_pool: int | None = None
+    largest_pool: int | None = Field(None, ge=2)
     reward: Literal["paper", "graded"] = "graded"
     answer: Literal["sampled", "expected"] = Field(
         "sampled", description="credit the sampled answer, or all answers of the pool by their probability (think off)"
@@ -143,12 +144,16 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals:
         raise ConfigError(f"{override!r}: settings are given as key=value, such as ppo.steps=100")
-    *parents, last = key.split(".")
+    parts = key.split(".")
+    last = parts[-1]
     node: Any = raw
-    for part, following in zip(parents, [*parents[1:], last], strict=True):
+    for part, following in pairwise(parts):
         node = _child(node, part, [] if following.isdigit() else {}, key)
     _child(node, last, None, key)
-    node[int(last) if isinstance(node, list) else last] = yaml.safe_load(value)
+    try:
+        node[int(last) if isinstance(node, list) else last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{override!r}: {value!r} is not a YAML value: {error}") from error
 
 
 def _child(node: Any, part: str, fresh: Any, key: str) -> Any:

@@ -40,7 +40,7 @@ def demonstrate(problem: Problem, encoder: Encoder, config: WarmstartConfig, rng
 def random_pool(problem: Problem, rng: random.Random) -> tuple[int, ...]:
     """A pool of random size from 2 to n; small ones are likelier, since they teach most per token."""
     n = len(problem.candidates)
-    size = min(n, 2 + int((n - 1) * rng.random() ** 2))
+    size = min(n, 2 + int((n - 1) * rng.random() ** 3))
     relevant = [k for k in problem.identifiers if problem.is_relevant(k)]
     kept = {rng.choice(relevant)} if relevant else set()
     others = [k for k in problem.identifiers if k not in kept]

@@ -13,14 +13,14 @@ LOG_NAME = "log.jsonl"
 
 
 class RunLog:
-    """`<out>/log.jsonl` and `<out>/tensorboard/`. Lines past `resume_step` are dropped, so a resumed run logs once."""
+    """`<out>/log.jsonl` and `<out>/tensorboard/`. Lines from `first_step` on are dropped, so a resumed run logs once."""
 
-    def __init__(self, out: Path, resume_step: int = 0) -> None:
+    def __init__(self, out: Path, first_step: int = 0) -> None:
         out.mkdir(parents=True, exist_ok=True)
         self._path = out / LOG_NAME
-        kept = [row for row in read_log(out) if row["step"] < resume_step]
+        kept = [row for row in read_log(out) if row["step"] < first_step]
         self._path.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=resume_step)
+        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=first_step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Log named values under a step."""

@@ -74,15 +74,18 @@ class Experience:
 
 def train(config: RunConfig, splits: Splits, *, resume: bool = False) -> Path:
     """Train by PPO; returns the directory of the model that was best on dev, `<out>/model`."""
-    problems = [p for p in splits["train"] if any(p.is_relevant(k) for k in p.identifiers)]
+    problems = [p for p in splits["train"] if len(p.candidates) > 1 and any(map(p.is_relevant, p.identifiers))]
     if not problems:
-        raise DataError("no training problem has a relevant candidate in its pool; there is nothing to reward")
+        raise DataError("no training problem has two candidates and a relevant one; there is nothing to reward")
     learner = new_learner(config)
     if resume:
         restore(config.out, learner)
     write_provenance(config.out, config.model_dump(mode="json"))
     dev = validation_problems(splits.get("dev", []), config.ppo.validate_problems)
-    with RunLog(config.out, learner.step) as log, track(config.ppo.steps, f"ppo {config.design}") as advance:
+    with (
+        RunLog(config.out, learner.step + 1 if resume else 0) as log,
+        track(config.ppo.steps, f"ppo {config.design}") as advance,
+    ):
         advance(learner.step)
         if learner.step == 0:
             _validate(learner, config, dev, log, {})
@@ -202,12 +205,11 @@ def _score_all(learner: Learner, samples: Sequence[Sample], ppo: PPOConfig) -> l
 
 def _update(learner: Learner, experience: list[Experience], ppo: PPOConfig, rng: random.Random) -> dict[str, float]:
     """Clipped updates, mini-batch by mini-batch; means over all tokens of what the losses report."""
-    factor = cosine(0, 1, 0)
-    done = progress(learner, ppo)
+    factor = 1.0
     if learner.step < ppo.warmup:
         factor = (learner.step + 1) / (ppo.warmup + 1)
     elif ppo.schedule == "cosine":
-        factor = cosine(round(done * 10_000), 10_000, 0)
+        factor = cosine(round(progress(learner, ppo) * 10_000), 10_000, 0)
     for group in learner.optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
     totals: dict[str, float] = {}

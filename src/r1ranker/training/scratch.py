@@ -49,6 +49,8 @@ def new_network(tokenizer: Any, scratch: ScratchConfig, seed: int) -> Qwen2ForCa
             num_attention_heads=scratch.heads,
             num_key_value_heads=scratch.heads,
             max_position_embeddings=scratch.context,
+            # A high base keeps most rotary dimensions still over a prompt, so that heads can match words by content.
+            rope_parameters={"rope_type": "default", "rope_theta": 1e6},
             tie_word_embeddings=True,
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,

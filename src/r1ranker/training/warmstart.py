@@ -27,7 +27,7 @@ from r1ranker.training.demonstrations import Demonstration, demonstrate
 from r1ranker.training.logs import RunLog
 from r1ranker.training.scratch import new_network, train_tokenizer
 
-MICRO_TOKENS = 8192
+MICRO_TOKENS = 2048
 TOKENIZER_PROMPTS = 6000
 
 

@@ -1,0 +1,67 @@
+"""Advantage estimation against numbers worked by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from r1ranker.training.advantages import explained_variance, gae, whiten
+
+
+def test_gae_equals_hand_worked_numbers() -> None:
+    rewards, values = torch.tensor([1.0, 0.0, 2.0]), torch.tensor([0.5, 1.0, -1.0])
+    advantages, returns = gae(rewards, values, gamma=0.5, lam=0.8)
+    # deltas: 2 + 1 = 3;  0 + 0.5 * -1 - 1 = -1.5;  1 + 0.5 * 1 - 0.5 = 1;  each A = delta + 0.4 * next A
+    assert advantages.tolist() == pytest.approx([1 + 0.4 * (-1.5 + 0.4 * 3), -1.5 + 0.4 * 3, 3.0])
+    assert returns.tolist() == pytest.approx([0.88 + 0.5, -0.3 + 1.0, 3.0 - 1.0])
+
+
+def test_gae_at_lambda_zero_is_the_one_step_error() -> None:
+    rewards, values = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 5.0])
+    advantages, _ = gae(rewards, values, gamma=0.9, lam=0.0)
+    assert advantages.tolist() == pytest.approx([1 + 0.9 * 5 - 3, 2 - 5])
+
+
+FLOATS = st.floats(-5, 5, width=32)
+
+
+@given(st.lists(st.tuples(FLOATS, FLOATS), min_size=1, max_size=20))
+def test_gae_without_discount_is_what_is_still_to_come_minus_the_value(steps: list[tuple[float, float]]) -> None:
+    rewards, values = (torch.tensor(column) for column in zip(*steps, strict=True))
+    advantages, returns = gae(rewards, values)
+    to_come = rewards.flip(0).cumsum(0).flip(0)
+    torch.testing.assert_close(returns, to_come, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(advantages, to_come - values, atol=1e-4, rtol=1e-4)
+
+
+@given(st.lists(st.tuples(FLOATS, FLOATS), min_size=1, max_size=12), st.floats(0, 1), st.floats(0, 1))
+def test_gae_equals_its_definition_as_a_sum(steps: list[tuple[float, float]], gamma: float, lam: float) -> None:
+    rewards, values = (torch.tensor(column) for column in zip(*steps, strict=True))
+    n = len(steps)
+    following = [*values.tolist()[1:], 0.0]
+    deltas = [float(rewards[t]) + gamma * following[t] - float(values[t]) for t in range(n)]
+    expected = [sum((gamma * lam) ** (u - t) * deltas[u] for u in range(t, n)) for t in range(n)]
+    assert gae(rewards, values, gamma, lam)[0].tolist() == pytest.approx(expected, abs=1e-3)
+
+
+def test_whitened_values_have_mean_zero_and_deviation_one() -> None:
+    whitened = whiten(torch.tensor([1.0, 2.0, 3.0, 10.0]))
+    assert float(whitened.mean()) == pytest.approx(0, abs=1e-6)
+    assert float(whitened.std(unbiased=False)) == pytest.approx(1, abs=1e-6)
+    assert whitened.argsort().tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("constant", [[3.0], [2.0, 2.0, 2.0], [0.0, 0.0]])
+def test_a_constant_whitens_to_zero(constant: list[float]) -> None:
+    assert whiten(torch.tensor(constant)).tolist() == [0.0] * len(constant)
+
+
+def test_explained_variance_is_one_for_a_perfect_critic_and_zero_for_the_mean() -> None:
+    returns = torch.tensor([0.0, 1.0, 2.0, 5.0])
+    assert explained_variance(returns, returns) == pytest.approx(1)
+    assert explained_variance(returns + 3, returns) == pytest.approx(1)
+    assert explained_variance(torch.full((4,), 2.0), returns) == pytest.approx(0)
+    assert explained_variance(-returns, returns) == pytest.approx(-3)
+    assert explained_variance(torch.rand(4), torch.ones(4)) == 0.0

@@ -1,0 +1,174 @@
+"""Tidy rows, their files and comparisons, and the tables made of them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from conftest import small_problem
+from r1ranker.baselines import BASELINES
+from r1ranker.elimination import ranking_from
+from r1ranker.errors import DataError
+from r1ranker.evaluation.measures import MEASURES
+from r1ranker.evaluation.results import (
+    AVERAGE,
+    COSTS,
+    Row,
+    TaskValues,
+    comparison,
+    read_results,
+    relative_gain,
+    rows_of,
+    score,
+    write_csv,
+    write_results,
+)
+from r1ranker.evaluation.table import markdown_table, results_table
+from r1ranker.problem import Answer, Problem, Step, Usage
+
+COLUMNS = ["task", "system", "split", "measure", "value", "n", "ci_low", "ci_high"]
+
+
+@pytest.fixture(scope="module")
+def problems() -> list[Problem]:
+    return [
+        small_problem(6, qid=f"{task}-{k}", task=task, positive=k % 6 + 1)
+        for task, size in (("one", 30), ("two", 10))
+        for k in range(size)
+    ]
+
+
+@pytest.fixture(scope="module")
+def systems(problems: list[Problem]) -> dict[str, TaskValues]:
+    return {name: score(BASELINES[name](problems), problems) for name in ("random", "oracle")}
+
+
+@pytest.fixture(scope="module")
+def rows(systems: dict[str, TaskValues]) -> list[Row]:
+    return [row for name, values in systems.items() for row in rows_of(name, "test", values)]
+
+
+def test_every_task_and_their_average_has_every_measure(rows: list[Row]) -> None:
+    found = {(row.task, row.measure) for row in rows if row.system == "random"}
+    assert found == {(task, measure) for task in ("one", "two", AVERAGE) for measure in (*MEASURES, *COSTS)}
+    assert all(row.ci_low <= row.value <= row.ci_high for row in rows)
+
+
+def test_the_average_weighs_tasks_alike_and_counts_all_queries(rows: list[Row]) -> None:
+    mrr = {row.task: row for row in rows if (row.system, row.measure) == ("random", "MRR")}
+    assert mrr[AVERAGE].value == pytest.approx((mrr["one"].value + mrr["two"].value) / 2)
+    assert [mrr[task].n for task in ("one", "two", AVERAGE)] == [30, 10, 40]
+
+
+def test_costs_are_means_per_query() -> None:
+    problems = [small_problem(3, qid="a"), small_problem(3, qid="b")]
+    steps = [Step((1, 2, 3), Answer("missing"), (3,)), Step((1, 2), Answer("valid", (2,)), (2,))]
+    rankings = [
+        ranking_from(problems[0], (1, 2, 3), steps, Usage(2, 100, 10, 0.5)),
+        ranking_from(problems[1], (1, 2, 3), (), Usage(1, 50, 0, 0.1)),
+    ]
+    values = {row.measure: row.value for row in rows_of("s", "test", score(rankings, problems)) if row.task == "toy"}
+    assert [values[name] for name in COSTS] == pytest.approx([0.25, 1.5, 75, 5, 0.3])
+
+
+def test_results_json_is_a_plain_list_of_rows(tmp_path: Path, rows: list[Row], systems: dict[str, TaskValues]) -> None:
+    path = tmp_path / "out" / "results.json"
+    tests = comparison("random", systems)
+    write_results(path, rows, {"per_query": systems, "comparisons": tests})
+    written = json.loads(path.read_text())
+    assert isinstance(written, list)
+    assert all(list(row) == COLUMNS for row in written)
+    assert read_results(path) == rows
+    assert json.loads((tmp_path / "out" / "per_query.json").read_text()) == systems
+    assert json.loads((tmp_path / "out" / "comparisons.json").read_text())[0]["baseline"] == "random"
+
+
+def test_a_file_that_is_not_results_is_named(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text('[{"task": "one"}]')
+    with pytest.raises(DataError, match=r"results\.json: not a list of results rows"):
+        read_results(tmp_path / "results.json")
+
+
+def test_csv_has_the_same_columns_and_values(tmp_path: Path, rows: list[Row]) -> None:
+    write_csv(tmp_path / "results.csv", rows)
+    with (tmp_path / "results.csv").open(newline="") as file:
+        read = list(csv.DictReader(file))
+    assert list(read[0]) == COLUMNS
+    assert float(read[0]["value"]) == rows[0].value
+
+
+def test_a_comparison_is_paired_and_adjusted(systems: dict[str, TaskValues], rows: list[Row]) -> None:
+    tests = comparison("random", systems, measures=("MRR",))
+    assert [(one.task, one.system, one.n) for one in tests] == [
+        ("one", "oracle", 30),
+        ("two", "oracle", 10),
+        (AVERAGE, "oracle", 40),
+    ]
+    value = {(row.task, row.system): row.value for row in rows if row.measure == "MRR"}
+    for one in tests:
+        assert one.difference == pytest.approx(value[one.task, "oracle"] - value[one.task, "random"])
+        assert one.p <= one.p_holm <= min(1, 3 * one.p) + 1e-12
+    assert tests[-1].p_holm < 0.01
+
+
+def test_a_system_equal_to_the_baseline_has_p_1(systems: dict[str, TaskValues]) -> None:
+    tests = comparison("random", {"random": systems["random"], "twin": systems["random"]})
+    assert {(one.difference, one.p, one.p_holm) for one in tests} == {(0, 1, 1)}
+
+
+def test_comparisons_need_the_same_queries_and_a_known_baseline(systems: dict[str, TaskValues]) -> None:
+    with pytest.raises(DataError, match="not run on the same queries"):
+        comparison("random", systems | {"part": {"one": {m: {"x": 0.0} for m in MEASURES}}})
+    with pytest.raises(DataError, match="baseline 'bm25'; there are oracle, random"):
+        comparison("bm25", systems)
+
+
+def row(task: str, system: str, value: float, split: str = "test") -> Row:
+    return Row(task, system, split, "MRR", value, 10, value - 0.1, value + 0.1)
+
+
+def test_relative_gain_is_the_mean_over_tasks() -> None:
+    rows = [row("a", "new", 0.6), row("b", "new", 0.5), row(AVERAGE, "new", 0.55)]
+    rows += [row("a", "old", 0.5), row("b", "old", 0.25), row(AVERAGE, "old", 0.375)]
+    assert relative_gain(rows, "new", "old") == pytest.approx((0.2 + 1.0) / 2)
+    with pytest.raises(DataError, match="task 'c': 'old' has no MRR above 0"):
+        relative_gain([*rows, row("c", "new", 0.1), row("c", "old", 0)], "new", "old")
+    with pytest.raises(DataError, match="'none' has no MRR"):
+        relative_gain(rows, "none", "old")
+
+
+def test_a_task_cannot_take_the_name_of_the_average(systems: dict[str, TaskValues]) -> None:
+    with pytest.raises(DataError, match="rename it"):
+        rows_of("s", "test", {AVERAGE: systems["random"]["one"]})
+
+
+def test_the_markdown_table_marks_the_best_beside_the_oracle() -> None:
+    rows = [row("a", "oracle", 1.0), row("a", "random", 0.2), row("a", "x|y", 0.6)]
+    table = markdown_table(rows, measures=["MRR"]).splitlines()
+    assert table[0] == "| task | measure | random | oracle | x\\|y |"
+    assert table[2] == "| a | MRR | 0.200 ±0.100 | 1.000 ±0.100 | **0.600 ±0.100** |"
+
+
+def test_stars_say_better_and_worse(systems: dict[str, TaskValues], rows: list[Row]) -> None:
+    against_random = markdown_table(rows, comparison("random", systems), ["MRR"])
+    assert "1.000 ±0.000 \\*\\*" in against_random
+    assert "paired randomisation, Holm" in against_random
+    assert "↓\\*\\*" in markdown_table(rows, comparison("oracle", systems), ["MRR"])
+
+
+def test_the_terminal_table_prints_names_as_they_are(rows: list[Row]) -> None:
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(results_table([*rows, row("[red]task", "random", 0.5)]))
+    text = console.export_text()
+    assert "[red]task" in text
+    assert text.index("average") > text.index("[red]task")
+
+
+def test_a_table_is_of_one_split() -> None:
+    with pytest.raises(DataError, match="dev, test"):
+        markdown_table([row("a", "random", 0.5), row("a", "random", 0.4, split="dev")])

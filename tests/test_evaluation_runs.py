@@ -1,0 +1,82 @@
+"""Run files: what is written is read again, in order; what cannot be written or read is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from r1ranker.errors import DataError
+from r1ranker.evaluation.runs import read_run, write_run
+from r1ranker.problem import Ranking
+
+WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lambda text: text.split() == [text])
+SCORES = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, unique=True)
+
+
+@st.composite
+def rankings(draw: st.DrawFn) -> Ranking:
+    scores = sorted(draw(SCORES), reverse=True)
+    docids = draw(st.lists(WORDS, min_size=len(scores), max_size=len(scores), unique=True))
+    return Ranking(draw(WORDS), tuple(docids), tuple(scores))
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(rankings(), unique_by=lambda ranking: ranking.qid, max_size=3))
+def test_round_trip(tmp_path: Path, given: list[Ranking]) -> None:
+    write_run(given, tmp_path / "run.trec", "tag")
+    assert read_run(tmp_path / "run.trec") == given
+
+
+def test_lines_have_the_six_trec_fields(tmp_path: Path) -> None:
+    write_run([Ranking("q1", ("d2", "d1"), (np.float64(2.0), 0.5))], tmp_path / "run", "iranker")
+    assert (tmp_path / "run").read_text() == "q1 Q0 d2 1 2.0 iranker\nq1 Q0 d1 2 0.5 iranker\n"
+
+
+@pytest.mark.parametrize("scores", [(1.0, 1.0), (1.0, 2.0), (1.0, 1.0 - 1e-12), (float("nan"), 0.0), (1e99, 0.0)])
+def test_scores_that_do_not_decrease_are_not_written(tmp_path: Path, scores: tuple[float, ...]) -> None:
+    with pytest.raises(DataError, match="'q1'"):
+        write_run([Ranking("q1", ("a", "b"), scores)], tmp_path / "run", "tag")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("qid", "docid", "tag"), [("q 1", "d", "t"), ("q", "d\u2028x", "t"), ("q", "", "t"), ("q", "d", "a b")]
+)
+def test_names_with_whitespace_are_not_written(tmp_path: Path, qid: str, docid: str, tag: str) -> None:
+    with pytest.raises(DataError, match="whitespace"):
+        write_run([Ranking(qid, (docid,), (1.0,))], tmp_path / "run", tag)
+
+
+def test_a_query_is_written_once(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="more than one ranking"):
+        write_run([Ranking("q", ("d",), (1.0,))] * 2, tmp_path / "run", "t")
+
+
+def test_order_is_by_score_and_ties_are_broken_as_trec_eval_does(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    path.write_text("q Q0 a 1 0.5 t\n\nq Q0 c 2 7 t\nq Q0 b 3 0.5 t\nq Q0 z 4 0.5 t\n")
+    (ranking,) = read_run(path)
+    assert ranking.docids == ("c", "z", "b", "a")
+    assert (np.diff(np.float32(ranking.scores)) < 0).all()
+    write_run([ranking], tmp_path / "again", "t")
+    assert read_run(tmp_path / "again") == [ranking]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("q Q0 d 1 0.5", "line 2: expected 6 fields .* found 5"),
+        ("q Q0 d 1 high t", "line 2: score 'high'"),
+        ("q Q0 d 1 nan t", "line 2: score 'nan'"),
+        ("q Q0 d 1 1e99 t", "line 2: score '1e99'"),
+        ("q Q0 first 1 0.5 t", "line 2: docid 'first' occurs a second time"),
+    ],
+)
+def test_bad_lines_are_named_by_number(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "run").write_text(f"q Q0 first 1 1 t\n{line}\n")
+    with pytest.raises(DataError, match=message):
+        read_run(tmp_path / "run")

@@ -1,0 +1,433 @@
+"""The PPO loop: its loss against a plain reference, learning, logs, checkpoints and resuming."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from r1ranker.backends.transformers_ import TransformersBackend
+from r1ranker.errors import ConfigError, DataError
+from r1ranker.problem import Problem
+from r1ranker.training import ppo as ppo_module
+from r1ranker.training.advantages import gae
+from r1ranker.training.batch import pack
+from r1ranker.training.checkpoint import CHECKPOINT
+from r1ranker.training.config import PPOConfig, RunConfig
+from r1ranker.training.logs import RunLog, read_log
+from r1ranker.training.ppo import Experience, Learner, new_learner, ppo_loss, ppo_step, train, with_advantages
+from r1ranker.training.rollout import collect
+
+MakeProblem = Callable[..., Problem]
+QUICK = {"batch": 8, "minibatch": 4, "max_new_tokens": 5, "actor_lr": 1e-3, "critic_lr": 1e-3, "validate_every": 2}
+NEVER = 10**9
+
+
+@pytest.fixture(scope="module")
+def problems(make_problem: MakeProblem) -> list[Problem]:
+    return [make_problem(n, positive=1 + n % 3, qid=f"q{n}-{i}") for i in range(4) for n in (3, 4, 5)]
+
+
+@pytest.fixture
+def config(tiny_dir: Path, tmp_path: Path) -> Callable[..., RunConfig]:
+    def make(**settings: Any) -> RunConfig:
+        values = {"model": str(tiny_dir), "think": False, "out": str(tmp_path / "run"), "device": "cpu"}
+        return RunConfig.model_validate(values | settings | {"ppo": QUICK | settings.get("ppo", {})})
+
+    return make
+
+
+def moved_experience(learner: Learner, problems: Sequence[Problem], config: RunConfig) -> list[Experience]:
+    """Experience as if the policy, reference and critic had changed since it was sampled."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in learner.critic.head.parameters():
+            parameter.normal_(std=0.2)
+    experience = with_advantages(learner, collect(learner.backend, problems, config, random.Random(0)), config.ppo)
+    for e in experience:
+        for name, scale in (("old_logprobs", 0.3), ("reference", 0.5), ("old_values", 0.6)):
+            column = getattr(e, name)
+            setattr(e, name, column + scale * torch.randn_like(column))
+        if e.answer_logprobs is not None:
+            e.answer_logprobs = (e.answer_logprobs + 0.3 * torch.randn_like(e.answer_logprobs)).log_softmax(-1)
+    return experience
+
+
+def naive_loss(learner: Learner, experience: Sequence[Experience], ppo: PPOConfig) -> Tensor:
+    """Sample by sample, token by token, no batch and no padding."""
+    total = torch.zeros(())
+    for e in experience:
+        ids, P = e.sample.prompt_ids + e.sample.completion_ids, len(e.sample.prompt_ids)
+        out = learner.policy(input_ids=torch.tensor([ids]), output_hidden_states=True)
+        hidden = out.hidden_states[-1][0].detach()
+        if learner.critic.trunk is not None:
+            hidden = learner.critic.trunk(input_ids=torch.tensor([ids])).last_hidden_state[0]
+        for t, token in enumerate(e.sample.completion_ids):
+            logits = out.logits[0, P - 1 + t]
+            allowed = list(e.sample.allowed[t]) if e.sample.allowed else list(range(len(logits)))
+            logp = logits[allowed].log_softmax(-1)
+            now = logp[allowed.index(token)]
+            if e.answer_advantages is None:
+                ratio, advantage = (now - e.old_logprobs[t]).exp(), e.advantages[t]
+                total = total - torch.min(ratio * advantage, ratio.clamp(1 - ppo.clip, 1 + ppo.clip) * advantage)
+            elif len(allowed) > 1:
+                assert e.answer_logprobs is not None
+                for a in range(len(allowed)):
+                    ratio, advantage = (logp[a] - e.answer_logprobs[a]).exp(), e.answer_advantages[a]
+                    gain = torch.min(ratio * advantage, ratio.clamp(1 - ppo.clip, 1 + ppo.clip) * advantage)
+                    total = total - e.answer_logprobs[a].exp() * gain
+            value = learner.critic.head(hidden[P - 1 + t]).squeeze()
+            held = e.old_values[t] + (value - e.old_values[t]).clamp(-ppo.value_clip, ppo.value_clip)
+            total = total + 0.5 * torch.max((value - e.returns[t]) ** 2, (held - e.returns[t]) ** 2)
+            log_ratio = e.reference[t] - now
+            total = total + ppo.kl * (log_ratio.exp() - log_ratio - 1)
+            total = total + ppo.entropy * (logp.exp() * logp).sum()
+    return total
+
+
+def gradients(learner: Learner, loss: Tensor) -> list[Tensor]:
+    loss.backward()
+    parameters = [p for group in learner.optimizer.param_groups for p in group["params"]]
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters]
+    learner.optimizer.zero_grad(set_to_none=True)
+    return grads
+
+
+def loss_of(learner: Learner, experience: Sequence[Experience], ppo: PPOConfig) -> Tensor:
+    batch = pack([e.sample for e in experience], learner.backend.pad_id, torch.device("cpu"))
+    return ppo_loss(learner, batch, experience, ppo)[0]
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "chosen": {"ppo": {"critic": "separate"}},
+    "chosen, append": {"layout": "append", "ppo": {"critic": "head"}},
+    "all answers credited": {"ppo": {"answer": "expected", "critic": "head"}},
+    "thinking": {"think": True, "ppo": {"critic": "head"}},
+    "direct": {"design": "dranker", "ppo": {"critic": "separate"}},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_loss_and_its_gradient_equal_a_plain_reference(
+    name: str, config: Callable[..., RunConfig], problems: list[Problem]
+) -> None:
+    settings = VARIANTS[name]
+    run = config(**settings | {"ppo": settings["ppo"] | {"kl": 0.3, "entropy": 0.2, "gamma": 0.9, "lam": 0.8}})
+    learner = new_learner(run)
+    experience = moved_experience(learner, problems, run)
+    fast, slow = loss_of(learner, experience, run.ppo), naive_loss(learner, experience, run.ppo)
+    assert fast.item() == pytest.approx(slow.item(), rel=1e-5, abs=1e-4)
+    ours, theirs = gradients(learner, fast), gradients(learner, slow)
+    assert sum(bool(g.any()) for g in ours) > 10
+    scale = max(float(g.abs().max()) for g in theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5 * scale, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["chosen", "all answers credited", "thinking"])
+def test_micro_batches_add_up_to_the_gradient_of_one_batch(
+    name: str, config: Callable[..., RunConfig], problems: list[Problem]
+) -> None:
+    run = config(**VARIANTS[name])
+    learner = new_learner(run)
+    experience = moved_experience(learner, problems, run)
+    whole = gradients(learner, loss_of(learner, experience, run.ppo))
+    parts = [
+        gradients(learner, loss_of(learner, group, run.ppo))
+        for group in (experience[:3], experience[3:4], experience[4:])
+    ]
+    scale = max(float(g.abs().max()) for g in whole)
+    for i, grad in enumerate(whole):
+        torch.testing.assert_close(sum(p[i] for p in parts), grad, atol=1e-5 * scale, rtol=1e-3)
+
+
+def test_the_size_of_micro_batches_does_not_change_a_step(
+    config: Callable[..., RunConfig], problems: list[Problem]
+) -> None:
+    after = []
+    for micro in (1, 100_000):
+        run = config(ppo={"micro_tokens": micro})
+        learner = new_learner(run)
+        stats = ppo_step(learner, problems, run)
+        after.append((torch.cat([p.detach().flatten() for p in learner.policy.parameters()]), stats))
+    (one, one_stats), (other, other_stats) = after
+    torch.testing.assert_close(one, other, atol=2e-4, rtol=0)
+    for key in ("reward", "kl", "entropy", "value_loss", "policy_loss"):
+        assert one_stats[key] == pytest.approx(other_stats[key], abs=1e-4)
+
+
+def test_advantages_run_over_whole_episodes_with_rewards_on_last_tokens(
+    config: Callable[..., RunConfig], problems: list[Problem], plain_dir: Path
+) -> None:
+    run = config(model=str(plain_dir), ppo={"episode_share": 1.0, "gamma": 0.9, "lam": 0.7})
+    learner = new_learner(run)
+    torch.nn.init.normal_(learner.critic.head[-1].weight, std=0.1)
+    trajectories = collect(learner.backend, problems, run, random.Random(0))
+    experience = with_advantages(learner, trajectories, run.ppo)
+    assert [e.sample for e in experience] == [sample for trajectory in trajectories for sample in trajectory]
+    advantages, returns, left = [], [], list(experience)
+    for trajectory in trajectories:
+        steps, left = left[: len(trajectory)], left[len(trajectory) :]
+        rewards = [r for e in steps for r in [0.0] * (len(e.sample.completion_ids) - 1) + [e.sample.reward]]
+        a, r = gae(torch.tensor(rewards), torch.cat([e.old_values for e in steps]), 0.9, 0.7)
+        advantages.append(a)
+        returns.append(r)
+    expected = torch.cat(advantages)
+    expected = (expected - expected.mean()) / expected.std(unbiased=False)
+    torch.testing.assert_close(torch.cat([e.advantages for e in experience]), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(torch.cat([e.returns for e in experience]), torch.cat(returns))
+    assert max(len(t) for t in trajectories) > 1
+    assert any(len(e.sample.completion_ids) > 1 for e in experience)
+
+
+def test_credit_of_all_answers_is_their_reward_against_the_expected_one(
+    config: Callable[..., RunConfig], problems: list[Problem]
+) -> None:
+    run = config(ppo={"answer": "expected"})
+    learner = new_learner(run)
+    experience = with_advantages(learner, collect(learner.backend, problems, run, random.Random(0)), run.ppo)
+    squares = 0.0
+    for e in experience:
+        assert e.answer_logprobs is not None and e.answer_advantages is not None
+        p = e.answer_logprobs.exp()
+        assert float(p.sum()) == pytest.approx(1, abs=1e-5)
+        assert float((p * e.answer_advantages).sum()) == pytest.approx(0, abs=1e-5)
+        rewards = torch.tensor(e.sample.answer_rewards)
+        assert (rewards.argsort(stable=True) == e.answer_advantages.argsort(stable=True)).all()
+        squares += float((p * e.answer_advantages**2).sum())
+        written = e.sample.allowed[0].index(e.sample.completion_ids[0])  # type: ignore[index]
+        assert float(e.answer_logprobs[written]) == pytest.approx(float(e.old_logprobs[0]), abs=1e-5)
+    assert squares / len(experience) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("answer", ["sampled", "expected"])
+def test_a_few_steps_teach_to_keep_the_good_candidate(
+    answer: str, config: Callable[..., RunConfig], make_problem: MakeProblem
+) -> None:
+    train_set = [make_problem(4, positive=1 + i % 4, qid=f"q{i}") for i in range(8)]
+    run = config(
+        ppo={"batch": 48, "minibatch": 24, "steps": 40, "actor_lr": 3e-3, "critic_lr": 3e-3, "critic": "head"}
+        | {"answer": answer, "episode_share": 0.0}
+    )
+    learner = new_learner(run)
+    rewards = []
+    for _ in range(40):
+        rewards.append(ppo_step(learner, train_set, run)["reward"])
+        learner.step += 1
+    before, after = sum(rewards[:4]) / 4, sum(rewards[-4:]) / 4
+    assert before < 0.8
+    assert after > before + 0.15, f"reward went from {before:.3f} to {after:.3f}"
+
+
+LOGGED = ("reward", "kl", "clip_share", "entropy", "value_loss", "policy_loss", "explained_variance", "broken")
+LOGGED += ("tokens", "tokens_per_s", "lr_factor", "completion_tokens", "dev_mrr")
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_kind_of_run_trains_validates_and_logs(
+    name: str, config: Callable[..., RunConfig], problems: list[Problem]
+) -> None:
+    settings = VARIANTS[name]
+    run = config(**settings | {"ppo": settings["ppo"] | {"steps": 2, "validate_problems": 2}})
+    directory = train(run, {"train": problems, "dev": problems[:3], "test": []})
+    rows = read_log(run.out)
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    assert {*LOGGED, "dev_mrr/toy"} <= rows[-1].keys()
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    assert rows[2]["tokens"] > rows[1]["tokens"] > 0
+    assert 0 <= rows[-1]["broken"] <= 1
+    assert (rows[-1]["broken"] == 0) == (name not in ("thinking", "direct"))
+    assert 0 <= rows[-1]["clip_share"] <= 1
+    assert directory == run.out / "model"
+    assert TransformersBackend.load(str(directory)).encoder.encode_text("[3]") != []
+    assert {p.name for p in run.out.iterdir()} >= {"config.yaml", "provenance.json", "tensorboard", CHECKPOINT}
+
+
+def weights(path: Path) -> dict[str, Any]:
+    return torch.load(path / CHECKPOINT, weights_only=True)  # type: ignore[no-any-return]
+
+
+def assert_same(one: Any, other: Any) -> None:
+    """Equal, bit for bit, all the way down."""
+    if isinstance(one, Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, list | tuple):
+        for a, b in zip(one, other, strict=True):
+            assert_same(a, b)
+    else:
+        assert one == other
+
+
+@pytest.mark.parametrize("think", [True, False])
+def test_a_killed_run_resumes_and_ends_where_it_would_have(
+    think: bool,
+    config: Callable[..., RunConfig],
+    problems: list[Problem],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    splits = {"train": problems, "dev": problems[:4], "test": []}
+    runs = [
+        config(think=think, out=str(tmp_path / name), ppo={"steps": 4, "checkpoint_every": 2, "schedule": "cosine"})
+        for name in ("whole", "killed")
+    ]
+    train(runs[0], splits)
+
+    class Killed(Exception):
+        pass
+
+    def killing_step(learner: Learner, *rest: Any) -> dict[str, float]:
+        if learner.step == 3:
+            raise Killed
+        return ppo_step(learner, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ppo_module, "ppo_step", killing_step)
+        with pytest.raises(Killed):
+            train(runs[1], splits)
+    assert weights(runs[1].out)["step"] == 2
+    train(runs[1], splits, resume=True)
+    assert_same(weights(runs[0].out), weights(runs[1].out))
+    timeless = [
+        [{key: value for key, value in row.items() if key != "tokens_per_s"} for row in read_log(run.out)]
+        for run in runs
+    ]
+    assert timeless[0] == timeless[1]
+    saved = [TransformersBackend.load(str(run.out / "model")).network.state_dict() for run in runs]
+    assert_same(dict(saved[0]), dict(saved[1]))
+
+
+def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not(
+    config: Callable[..., RunConfig], problems: list[Problem], tmp_path: Path
+) -> None:
+    splits = {"train": problems, "dev": [], "test": []}
+    runs = [config(out=str(tmp_path / f"{i}"), seed=seed, ppo={"steps": 2}) for i, seed in enumerate((5, 5, 6))]
+    for run in runs:
+        train(run, splits)
+    first, second, third = (weights(run.out)["policy"] for run in runs)
+    assert_same(first, second)
+    assert any(not torch.equal(first[name], third[name]) for name in first)
+
+
+def test_the_model_that_was_best_on_dev_is_kept(
+    config: Callable[..., RunConfig], problems: list[Problem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores, seen = iter([0.2, 0.5, 0.3, 0.5]), []
+
+    def scripted(backend: TransformersBackend, *rest: Any) -> dict[str, float]:
+        seen.append({name: tensor.clone() for name, tensor in backend.network.state_dict().items()})
+        return {"dev_mrr": next(scores)}
+
+    monkeypatch.setattr(ppo_module, "dev_mrr", scripted)
+    run = config(ppo={"steps": 3, "validate_every": 1})
+    directory = train(run, {"train": problems, "dev": problems[:2], "test": []})
+    kept = TransformersBackend.load(str(directory)).network.state_dict()
+    assert_same(dict(kept), seen[1])
+    assert any(not torch.equal(kept[name], seen[2][name]) for name in kept)
+    assert not list(run.out.glob("*.new"))
+
+
+def test_without_dev_problems_the_newest_model_is_kept(
+    config: Callable[..., RunConfig], problems: list[Problem]
+) -> None:
+    run = config(ppo={"steps": 2})
+    directory = train(run, {"train": problems, "dev": [], "test": []})
+    kept = dict(TransformersBackend.load(str(directory)).network.state_dict())
+    policy = weights(run.out)["policy"]
+    assert all(torch.equal(kept[name], policy[name]) for name in policy)
+    assert "dev_mrr" not in read_log(run.out)[-1]
+
+
+def test_a_token_budget_ends_the_run_before_its_steps(
+    config: Callable[..., RunConfig], problems: list[Problem]
+) -> None:
+    run = config(ppo={"steps": 50, "token_budget": 1500, "checkpoint_every": NEVER})
+    train(run, {"train": problems, "dev": [], "test": []})
+    rows = read_log(run.out)
+    assert len(rows) < 10
+    assert rows[-1]["tokens"] >= 1500 > rows[-2].get("tokens", 0)
+    assert weights(run.out)["tokens"] == rows[-1]["tokens"]
+
+
+def test_the_learning_rate_rises_then_falls(config: Callable[..., RunConfig], problems: list[Problem]) -> None:
+    run = config(ppo={"steps": 5, "warmup": 2, "schedule": "cosine", "actor_lr": 1e-3, "critic_lr": 4e-3})
+    learner = new_learner(run)
+    factors = []
+    for _ in range(5):
+        factors.append(ppo_step(learner, problems, run)["lr_factor"])
+        actor, critic = (group["lr"] for group in learner.optimizer.param_groups)
+        assert (actor, critic) == pytest.approx((1e-3 * factors[-1], 4e-3 * factors[-1]))
+        learner.step += 1
+    assert factors[0] == pytest.approx(1 / 3)
+    assert factors[1] == pytest.approx(2 / 3)
+    assert factors[2] > factors[3] > factors[4] > 0
+
+
+def test_the_reference_never_moves_and_the_critic_starts_at_zero(
+    config: Callable[..., RunConfig], problems: list[Problem]
+) -> None:
+    for critic in ("separate", "head"):
+        run = config(ppo={"critic": critic})
+        learner = new_learner(run)
+        start = {name: tensor.clone() for name, tensor in learner.reference.state_dict().items()}
+        experience = with_advantages(learner, collect(learner.backend, problems, run, random.Random(0)), run.ppo)
+        assert all(not e.old_values.any() for e in experience)
+        assert all(torch.allclose(e.reference, e.old_logprobs, atol=1e-5) for e in experience)
+        first = ppo_step(learner, problems, run)
+        assert_same(start, dict(learner.reference.state_dict()))
+        assert any(not torch.equal(start[name], tensor) for name, tensor in learner.policy.state_dict().items())
+        learner.step += 1
+        second = ppo_step(learner, problems, run)
+        assert second["kl"] > first["kl"] >= 0
+
+
+def test_the_head_critic_sends_no_gradient_into_the_policy(
+    config: Callable[..., RunConfig], problems: list[Problem]
+) -> None:
+    run = config(ppo={"critic": "head", "kl": 0.0, "entropy": 0.0})
+    learner = new_learner(run)
+    experience = moved_experience(learner, problems, run)
+    for e in experience:
+        e.advantages = torch.zeros_like(e.advantages)
+    grads = gradients(learner, loss_of(learner, experience, run.ppo))
+    own = len(list(learner.policy.parameters()))
+    assert not any(g.any() for g in grads[:own])
+    assert all(g.any() for g in grads[own:])
+
+
+def test_problems_that_teach_nothing_are_left_out(config: Callable[..., RunConfig], make_problem: MakeProblem) -> None:
+    useless = [make_problem(3, gains={}), make_problem(1, qid="q2")]
+    with pytest.raises(DataError, match="nothing to reward"):
+        train(config(), {"train": useless, "dev": [], "test": []})
+    run = config(ppo={"steps": 1})
+    train(run, {"train": [*useless, make_problem(3, qid="q3")], "dev": [], "test": []})
+    assert read_log(run.out)[-1]["reward"] > 0
+
+
+def test_resuming_where_nothing_was_saved_is_refused(config: Callable[..., RunConfig], problems: list[Problem]) -> None:
+    with pytest.raises(ConfigError, match="nothing to resume: .*start without --resume"):
+        train(config(), {"train": problems, "dev": [], "test": []}, resume=True)
+
+
+def test_a_log_keeps_what_was_before_and_drops_what_comes_again(tmp_path: Path) -> None:
+    with RunLog(tmp_path) as log:
+        for step in range(4):
+            log.write(step, {"reward": step / 2})
+    with RunLog(tmp_path, first_step=3) as log:
+        log.write(3, {"reward": 9.0})
+    assert [(row["step"], row["reward"]) for row in read_log(tmp_path)] == [(0, 0.0), (1, 0.5), (2, 1.0), (3, 9.0)]
+    assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1]) == {"step": 3, "reward": 9.0}
+    with RunLog(tmp_path):
+        pass
+    assert read_log(tmp_path) == []

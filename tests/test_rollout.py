@@ -1,0 +1,233 @@
+"""Experience: what is sampled, what it is asked in, and what it earns."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from r1ranker.answers import parse_ranking, parse_removal
+from r1ranker.backends.base import Completion
+from r1ranker.backends.scripted import ScriptedBackend
+from r1ranker.backends.transformers_ import TransformersBackend
+from r1ranker.errors import ConfigError
+from r1ranker.problem import Answer, Problem
+from r1ranker.prompts import LAYOUTS, Prompt, build_prompt
+from r1ranker.rankers import DRanker, IRanker
+from r1ranker.rewards import score_ranking, score_removal
+from r1ranker.training.config import RunConfig
+from r1ranker.training.rollout import State, collect, episodes, rank_once, removals, sampled_state
+
+MakeProblem = Callable[..., Problem]
+
+
+def run_config(**settings: Any) -> RunConfig:
+    ppo = {"batch": 12, "max_new_tokens": 6} | settings.pop("ppo", {})
+    return RunConfig.model_validate({"think": False, "ppo": ppo} | settings)
+
+
+@pytest.fixture
+def problems(make_problem: MakeProblem) -> list[Problem]:
+    return [make_problem(n, positive=1 + n % 3, qid=f"q{n}") for n in (3, 4, 5, 6)]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_batch_mixes_sampled_states_and_own_episodes(
+    share: float, tiny: TransformersBackend, problems: list[Problem]
+) -> None:
+    config = run_config(ppo={"episode_share": share, "batch": 20})
+    trajectories = collect(tiny, problems, config, random.Random(0))
+    own = [t for t in trajectories if len(t) > 1]
+    samples = sum(len(t) for t in trajectories)
+    assert 20 <= samples < 20 + 5
+    assert 20 * share <= sum(len(t) for t in own) < 20 * share + 5
+    assert all(len(t) in (1, 2, 3, 4, 5) for t in trajectories)
+
+
+def test_a_direct_batch_holds_one_ranking_per_trajectory(tiny: TransformersBackend, problems: list[Problem]) -> None:
+    trajectories = collect(tiny, problems, run_config(design="dranker"), random.Random(0))
+    assert [len(t) for t in trajectories] == [1] * 12
+
+
+def test_sampled_states_hold_a_relevant_candidate_and_have_every_size(make_problem: MakeProblem) -> None:
+    problem = make_problem(6, gains={"d2": 1, "d5": 1})
+    rng = random.Random(0)
+    states = [sampled_state(problem, run_config(), rng) for _ in range(300)]
+    assert all({2, 5} & set(s.pool) for s in states)
+    sizes = Counter(len(s.pool) for s in states)
+    assert set(sizes) == {2, 3, 4, 5, 6}
+    assert min(sizes.values()) > 30
+    capped = [sampled_state(problem, run_config(ppo={"largest_pool": 3}), rng) for _ in range(50)]
+    assert {len(s.pool) for s in capped} == {2, 3}
+
+
+def test_a_sampled_state_in_append_tells_what_has_left(make_problem: MakeProblem) -> None:
+    problem = make_problem(6)
+    for seed in range(20):
+        state = sampled_state(problem, run_config(layout="append"), random.Random(seed))
+        gone = [
+            parse_removal(entry + "</answer>", problem.identifiers).ids[0]
+            for entry in state.transcript.split("</answer>\n")[:-1]
+        ]
+        assert sorted([*gone, *state.pool]) == list(problem.identifiers)
+
+
+@pytest.mark.parametrize("reward", ["paper", "graded"])
+def test_a_chosen_removal_is_the_tokens_of_its_identifier_and_earns_its_reward(
+    reward: str, backend: TransformersBackend, make_problem: MakeProblem
+) -> None:
+    problem = make_problem(12, gains={"d1": 2, "d2": 1})
+    states = [State(problem, pool) for pool in [(1, 2, 3), (1, 10, 11, 12), (2, 7)]] * 4
+    config = run_config(ppo={"reward": reward})
+    seen = set()
+    for state, (sample, answer) in zip(states, removals(backend, states, config, random.Random(0)), strict=True):
+        prompt = build_prompt(problem, state.pool, "iranker", think=False)
+        assert sample.prompt_ids == backend.encoder.encode(prompt)
+        assert answer.kind == sample.kind == "valid"
+        assert answer.ids[0] in state.pool
+        assert backend.encoder.decode(sample.completion_ids) == f"[{answer.ids[0]}]"
+        assert sample.allowed == backend.encoder.trie(state.pool).allowed(answer.ids[0])
+        text = f"{prompt.prefill}[{answer.ids[0]}]</answer>"
+        expected = score_removal(text, answer, problem, state.pool, kind=reward)
+        assert (sample.reward, sample.parts, sample.task) == (expected.total, expected.parts, "toy")
+        seen.add(sample.reward)
+    assert len(seen) > 1
+
+
+def test_identifiers_are_drawn_by_the_policys_probabilities(
+    tiny: TransformersBackend, make_problem: MakeProblem
+) -> None:
+    problem = make_problem(4)
+    states = [State(problem, problem.identifiers)] * 800
+    drawn = Counter(answer.ids[0] for _, answer in removals(tiny, states, run_config(), random.Random(0)))
+    prompt = build_prompt(problem, problem.identifiers, "iranker", think=False)
+    (choice,) = tiny.choose([prompt], [problem.identifiers])
+    for k, p in choice.probabilities.items():
+        assert drawn[k] / 800 == pytest.approx(p, abs=4 * (p * (1 - p) / 800) ** 0.5 + 1e-3)
+
+
+def test_a_thought_is_parsed_and_rewarded_as_in_ranking(tiny: TransformersBackend, make_problem: MakeProblem) -> None:
+    problem = make_problem(3)
+    torch.manual_seed(0)
+    config = run_config(think=True)
+    for sample, answer in removals(tiny, [State(problem, (1, 2, 3))] * 8, config, random.Random(0)):
+        text = tiny.encoder.decode(sample.completion_ids)
+        truncated = len(sample.completion_ids) == 6 and not text.endswith("</answer>")
+        assert answer == parse_removal(text, (1, 2, 3), truncated)
+        assert sample.reward == score_removal(text, answer, problem, (1, 2, 3), kind="graded").total
+        assert sample.allowed is None
+        assert 1 <= len(sample.completion_ids) <= 6
+
+
+def test_a_whole_ranking_is_rewarded_with_its_prefill(tiny: TransformersBackend, make_problem: MakeProblem) -> None:
+    problem = make_problem(3)
+    torch.manual_seed(0)
+    for ((sample,),) in zip(rank_once(tiny, [problem] * 8, run_config(design="dranker")), strict=True):
+        prompt = build_prompt(problem, (1, 2, 3), "dranker", think=False)
+        text = prompt.prefill + tiny.encoder.decode(sample.completion_ids)
+        answer = parse_ranking(text, (1, 2, 3), "</answer>" not in text)
+        assert sample.prompt_ids == tiny.encoder.encode(prompt)
+        assert sample.kind == answer.kind
+        assert sample.reward == score_ranking(text, answer, problem, (1, 2, 3), kind="graded").total
+
+
+@pytest.mark.parametrize("think", [True, False])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_episode_in_training_asks_what_the_ranker_asks(
+    layout: str, think: bool, tiny: TransformersBackend, make_problem: MakeProblem
+) -> None:
+    problem = make_problem(5)
+    torch.manual_seed(1)
+    config = run_config(layout=layout, think=think)
+    (trajectory,) = episodes(tiny, [problem], config, random.Random(1))
+    assert len(trajectory) == 4
+    asked: list[Prompt] = []
+
+    class Replay(ScriptedBackend):
+        """Answers as the trajectory did."""
+
+        def generate(self, prompts: Any, **settings: Any) -> list[Completion]:
+            sample = trajectory[len(asked)]
+            asked.extend(prompts)
+            text = tiny.encoder.decode(sample.completion_ids)
+            return [Completion(text, sample.kind == "truncated", 0, 0)]
+
+    def weigh(prompt: Prompt, identifier: int) -> float:
+        if not asked or asked[-1] != prompt:
+            asked.append(prompt)
+        said = tiny.encoder.decode(trajectory[len(asked) - 1].completion_ids)
+        return float(said == f"[{identifier}]") + 1e-6
+
+    ranker = IRanker(Replay(weigh=weigh), think=think, layout=layout, max_new_tokens=6)  # type: ignore[arg-type]
+    ranking = ranker.rank(problem)
+    assert [tiny.encoder.encode(prompt) for prompt in asked] == [sample.prompt_ids for sample in trajectory]
+    assert [step.answer.kind for step in ranking.steps] == [sample.kind for sample in trajectory]
+
+
+def test_a_direct_prompt_in_training_is_the_rankers(tiny: TransformersBackend, make_problem: MakeProblem) -> None:
+    problem = make_problem(3)
+    asked: list[Prompt] = []
+
+    def write(prompt: Prompt) -> str:
+        asked.append(prompt)
+        return ""
+
+    for think in (True, False):
+        DRanker(ScriptedBackend(write), think=think).rank(problem)
+        ((sample,),) = rank_once(tiny, [problem], run_config(design="dranker", think=think))
+        assert sample.prompt_ids == tiny.encoder.encode(asked[-1])
+
+
+def test_episodes_of_different_length_run_side_by_side(tiny: TransformersBackend, problems: list[Problem]) -> None:
+    trajectories = episodes(tiny, problems, run_config(), random.Random(0))
+    assert [len(t) for t in trajectories] == [len(p.candidates) - 1 for p in problems]
+
+
+def test_expected_credit_knows_the_reward_of_every_answer(tiny: TransformersBackend, make_problem: MakeProblem) -> None:
+    problem = make_problem(6, gains={"d2": 2, "d4": 1})
+    pool = (1, 2, 4, 6)
+    ((sample, answer),) = removals(
+        tiny, [State(problem, pool)], run_config(ppo={"answer": "expected"}), random.Random(0)
+    )
+    assert sample.allowed is not None and sample.answer_rewards is not None
+    by_token = {tiny.encoder.encode_text(f"[{k}]")[0]: k for k in pool}
+    for token, reward in zip(sample.allowed[sample.branch], sample.answer_rewards, strict=True):
+        k = by_token[token]
+        assert (
+            reward
+            == score_removal(
+                f"<think>\n</think>\n<answer>[{k}]</answer>", Answer("valid", (k,)), problem, pool, kind="graded"
+            ).total
+        )
+    assert sorted(sample.answer_rewards) == [0.0, 0.5, 1.0, 1.0]
+    written = sample.allowed[sample.branch].index(sample.completion_ids[sample.branch])
+    assert sample.answer_rewards[written] == sample.reward
+    assert answer.ids[0] == by_token[sample.completion_ids[sample.branch]]
+
+
+@pytest.mark.parametrize("design", ["iranker", "dranker"])
+@pytest.mark.parametrize("think", [True, False])
+def test_the_same_seed_draws_the_same_experience(
+    design: str, think: bool, tiny: TransformersBackend, problems: list[Problem]
+) -> None:
+    config = run_config(design=design, think=think, ppo={"batch": 6})
+
+    def drawn(seed: int) -> list[Any]:
+        torch.manual_seed(seed)
+        return collect(tiny, problems, config, random.Random(seed))
+
+    assert drawn(3) == drawn(3)
+    assert drawn(3) != drawn(4)
+
+
+@pytest.mark.parametrize("settings", [{"think": False}, {"think": True}, {"design": "dranker"}])
+def test_a_training_prompt_that_is_too_long_is_refused(
+    settings: dict[str, Any], tiny: TransformersBackend, problems: list[Problem]
+) -> None:
+    config = run_config(ppo={"max_prompt_tokens": 20}, **settings)
+    with pytest.raises(ConfigError, match=r"more than ppo.max_prompt_tokens=20; raise it"):
+        collect(tiny, problems, config, random.Random(0))

@@ -1,0 +1,175 @@
+"""The supervised start: demonstrations are right answers, and a model learns to give them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from r1ranker.answers import parse_ranking, parse_removal, thought_of
+from r1ranker.backends.encoding import Encoder
+from r1ranker.backends.transformers_ import TransformersBackend
+from r1ranker.problem import Problem
+from r1ranker.prompts import NO_THOUGHT
+from r1ranker.rewards import score_ranking, score_removal
+from r1ranker.training.config import RunConfig, WarmstartConfig
+from r1ranker.training.demonstrations import Demonstration, demonstrate, random_pool
+from r1ranker.training.logs import read_log
+from r1ranker.training.warmstart import cosine, warmstart
+
+MakeProblem = Callable[..., Problem]
+PROBLEM = {"gains": {"d2": 2, "d5": 1}}
+N = 6
+
+
+def shares(*, think: float, ranking: float, append: float = 0.0) -> WarmstartConfig:
+    return WarmstartConfig(think_share=think, ranking_share=ranking, append_share=append)
+
+
+def completion_of(encoder: Encoder, example: Demonstration) -> str:
+    """What the model is taught to write, with the prefill that stands at the end of the prompt."""
+    prefill = NO_THOUGHT if encoder.decode(example.prompt_ids).endswith(NO_THOUGHT) else ""
+    return prefill + encoder.decode(example.target_ids)
+
+
+def pool_of(encoder: Encoder, example: Demonstration, problem: Problem) -> tuple[int, ...]:
+    text = encoder.decode(example.prompt_ids)
+    gone = [k for k in problem.identifiers if f"<answer>[{k}]</answer>" in text]
+    return tuple(k for k in problem.identifiers if f"\n[{k}] " in text and k not in gone)
+
+
+@pytest.mark.parametrize("append", [0.0, 1.0])
+@pytest.mark.parametrize("think", [0.0, 1.0])
+def test_removal_demonstrations_are_perfect_answers(
+    think: float, append: float, backend: TransformersBackend, make_problem: MakeProblem
+) -> None:
+    problem, encoder = make_problem(N, **PROBLEM), backend.encoder
+    for seed in range(25):
+        example = demonstrate(problem, encoder, shares(think=think, ranking=0, append=append), random.Random(seed))
+        pool, text = pool_of(encoder, example, problem), completion_of(encoder, example)
+        assert len(pool) >= 2
+        answer = parse_removal(text, pool)
+        assert answer.kind == "valid"
+        assert score_removal(text, answer, problem, pool, kind="graded").total == 1.0
+        assert bool(thought_of(text)) == bool(think)
+        if think:
+            assert f"[{answer.ids[0]}]" in thought_of(text)
+
+
+@pytest.mark.parametrize("think", [0.0, 1.0])
+def test_ranking_demonstrations_are_perfect_answers(
+    think: float, backend: TransformersBackend, make_problem: MakeProblem
+) -> None:
+    problem, encoder = make_problem(N, **PROBLEM), backend.encoder
+    for seed in range(25):
+        example = demonstrate(problem, encoder, shares(think=think, ranking=1), random.Random(seed))
+        pool, text = pool_of(encoder, example, problem), completion_of(encoder, example)
+        answer = parse_ranking(text, pool)
+        assert answer.kind == "valid"
+        assert score_ranking(text, answer, problem, pool, kind="graded").total == pytest.approx(1.0)
+        assert bool(thought_of(text)) == bool(think)
+
+
+@pytest.mark.parametrize("think", [0.0, 1.0])
+@pytest.mark.parametrize("ranking", [0.0, 1.0])
+def test_soft_targets_spread_over_equally_right_answers(
+    ranking: float, think: float, tiny: TransformersBackend, make_problem: MakeProblem
+) -> None:
+    problem, encoder = make_problem(N, **PROBLEM), tiny.encoder
+    identifier = {encoder.encode_text(f"[{k}]")[0]: k for k in problem.identifiers}
+    spread = 0
+    for seed in range(25):
+        example = demonstrate(problem, encoder, shares(think=think, ranking=ranking), random.Random(seed))
+        for position, weights in example.alternatives.items():
+            assert sum(weights.values()) == pytest.approx(1)
+            assert len(set(weights.values())) == 1
+            assert example.target_ids[position] in weights
+            gains = {problem.gain(identifier[token]) for token in weights}
+            assert len(gains) == 1
+            spread += len(weights) > 1
+    assert spread > 5 or (think and not ranking)
+
+
+def test_after_a_thought_the_answer_has_no_alternative(tiny: TransformersBackend, make_problem: MakeProblem) -> None:
+    problem = make_problem(N)
+    for seed in range(20):
+        example = demonstrate(problem, tiny.encoder, shares(think=1, ranking=0), random.Random(seed))
+        assert example.alternatives == {}
+
+
+def test_pools_have_every_size_and_hold_a_relevant_candidate(make_problem: MakeProblem) -> None:
+    problem, rng = make_problem(N, **PROBLEM), random.Random(0)
+    pools = [random_pool(problem, rng) for _ in range(400)]
+    sizes = [len(pool) for pool in pools]
+    assert set(sizes) == {2, 3, 4, 5, 6}
+    assert sizes.count(2) > sizes.count(6)
+    assert all({2, 5} & set(pool) for pool in pools)
+    assert all(len(random_pool(make_problem(3, gains={}), rng)) >= 2 for _ in range(10))
+    assert random_pool(make_problem(1), rng) == (1,)
+
+
+def test_the_schedule_rises_then_falls_to_its_floor() -> None:
+    factors = [cosine(step, 20, 5) for step in range(21)]
+    assert factors[:5] == sorted(factors[:5])
+    assert factors[5] == pytest.approx(1)
+    assert factors[5:] == sorted(factors[5:], reverse=True)
+    assert factors[20] == pytest.approx(0.05)
+    assert min(factors) > 0
+
+
+@pytest.mark.parametrize("language", [0.0, 0.5])
+def test_a_model_from_nothing_learns_and_loads(
+    language: float, tmp_path: Path, make_problem: MakeProblem
+) -> None:
+    problems = [make_problem(4, positive=1 + i % 4, qid=f"q{i}") for i in range(8)]
+    config = RunConfig.model_validate(
+        {
+            "out": tmp_path,
+            "device": "cpu",
+            "warmstart": {
+                "scratch": {"vocab": 330, "hidden": 32, "layers": 1, "heads": 2, "context": 512},
+                "steps": 25,
+                "batch": 8,
+                "lr": 1e-2,
+                "warmup": 3,
+                "log_every": 1,
+                "language": language,
+            },
+        }
+    )
+    directory = warmstart(config, problems)
+    losses = [row["loss"] for row in read_log(tmp_path)]
+    assert len(losses) == 25
+    assert losses[0] > 5
+    assert sum(losses[-3:]) / 3 < losses[0] / 2
+    backend = TransformersBackend.load(str(directory))
+    for text in ("<think>", "</think>", "<answer>", "</answer>", "[1]", "[20]"):
+        assert len(backend.encoder.encode_text(text)) == 1
+        assert backend.encoder.decode(backend.encoder.encode_text(text)) == text
+
+
+def test_a_given_model_is_trained_further(tiny_dir: Path, tmp_path: Path, make_problem: MakeProblem) -> None:
+    config = RunConfig.model_validate(
+        {
+            "model": str(tiny_dir),
+            "out": tmp_path,
+            "device": "cpu",
+            "warmstart": {"steps": 12, "batch": 8, "lr": 5e-3, "warmup": 2, "log_every": 1},
+        }
+    )
+    directory = warmstart(config, [make_problem(4, qid=f"q{i}") for i in range(4)])
+    losses = [row["loss"] for row in read_log(tmp_path)]
+    assert sum(losses[-3:]) < sum(losses[:3])
+    assert TransformersBackend.load(str(directory)).network.config.hidden_size == 32
+
+
+def test_the_same_seed_gives_the_same_model(tiny_dir: Path, tmp_path: Path, make_problem: MakeProblem) -> None:
+    logs = []
+    for name in ("one", "two"):
+        settings = {"steps": 3, "batch": 4, "log_every": 1}
+        config = RunConfig.model_validate({"model": str(tiny_dir), "out": tmp_path / name, "warmstart": settings})
+        warmstart(config, [make_problem(4, qid=f"q{i}") for i in range(4)])
+        logs.append([row["loss"] for row in read_log(tmp_path / name)])
+    assert logs[0] == logs[1]
