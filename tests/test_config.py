@@ -65,8 +65,9 @@ def test_a_later_override_wins() -> None:
     [
         ("ppo.stepz=3", r"command line: unknown key 'ppo.stepz'; did you mean 'ppo.steps'\?"),
         ("data.0.sorce=mini", r"unknown key 'data.0.sorce'; did you mean 'data.source'\?"),
-        ("steps=3", r"unknown key 'steps'; did you mean 'steps'|unknown key 'steps'; did you mean '(ppo|warmstart).steps'"),
+        ("steps=3", r"unknown key 'steps'; did you mean '(ppo|warmstart).steps'\?"),
         ("warmstart.scratch.hiden=3", r"did you mean 'warmstart.scratch.hidden'\?"),
+        ("lam=1", r"unknown key 'lam'; did you mean 'ppo.lam'\?"),
         ("zzzzzz=1", r"unknown key 'zzzzzz'; known keys: .*ppo.steps"),
         ("ppo.steps=many", r"ppo.steps: Input should be a valid integer"),
         ("ppo.steps=0", r"ppo.steps: .*greater than or equal to 1"),

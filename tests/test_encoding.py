@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from r1ranker.backends.encoding import Encoder, batches, build_trie
 from r1ranker.backends.transformers_ import TransformersBackend, identifier_probabilities
@@ -54,11 +59,7 @@ PATHS = st.lists(st.lists(st.integers(0, 3), min_size=3, max_size=3).map(tuple),
 
 
 @given(PATHS, st.randoms(use_true_random=False))
-def test_probabilities_of_any_trie_sum_to_one(paths: list[tuple[int, ...]], rng: object) -> None:
-    import math
-    import random
-
-    assert isinstance(rng, random.Random)
+def test_probabilities_of_any_trie_sum_to_one(paths: list[tuple[int, ...]], rng: random.Random) -> None:
     trie = build_trie(dict(enumerate(paths, 1)))
     logprobs = {}
     for node, children in trie.branches.items():
@@ -78,9 +79,7 @@ def test_a_prompt_is_text_then_transcript_then_prefill(
     assert decoded == f"{prompt.text}\n{prompt.transcript}{NO_THOUGHT}"
 
 
-def test_the_chat_template_is_used_where_there_is_one(tiny_dir: object, make_problem: Callable[..., Problem]) -> None:
-    from transformers import AutoTokenizer
-
+def test_the_chat_template_is_used_where_there_is_one(tiny_dir: Path, make_problem: Callable[..., Problem]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(str(tiny_dir))
     tokenizer.chat_template = TEMPLATE
     encoder = Encoder(tokenizer)
@@ -89,10 +88,8 @@ def test_the_chat_template_is_used_where_there_is_one(tiny_dir: object, make_pro
 
 
 def test_the_beginning_token_stands_first_where_there_is_one(
-    tiny_dir: object, make_problem: Callable[..., Problem]
+    tiny_dir: Path, make_problem: Callable[..., Problem]
 ) -> None:
-    from transformers import AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(str(tiny_dir), bos_token="<|end|>")
     ids = Encoder(tokenizer).encode(build_prompt(make_problem(2), (1, 2), "iranker"))
     assert ids[0] == tokenizer.bos_token_id
@@ -112,5 +109,5 @@ def test_batches_hold_every_index_once_within_the_limit(lengths: list[int], limi
 @given(st.lists(st.integers(1, 50), min_size=2, max_size=30), st.integers(1, 120))
 def test_a_batch_is_closed_only_when_the_next_row_does_not_fit(lengths: list[int], limit: int) -> None:
     groups = list(batches(lengths, limit))
-    for group, after in zip(groups, groups[1:], strict=False):
+    for group, after in pairwise(groups):
         assert lengths[after[0]] * (len(group) + 1) > limit

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -43,9 +44,7 @@ def test_append_keeps_its_text_while_the_transcript_grows(make_problem: MakeProb
         transcript += transcript_entry(f"{NO_THOUGHT}[{removed}]</answer>", removed, valid=True)
     assert len(texts) == 1
     assert listed(texts.pop()) == [1, 2, 3, 4, 5, 6]
-    assert all(
-        late.startswith(early) and late != early for early, late in zip(transcripts, transcripts[1:], strict=False)
-    )
+    assert all(late.startswith(early) and late != early for early, late in pairwise(transcripts))
 
 
 def test_identifiers_name_the_same_candidate_at_every_step(make_problem: MakeProblem) -> None:

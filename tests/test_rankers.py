@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -55,7 +57,7 @@ class Watched:
 def check_whole(ranking: Ranking, problem: Problem) -> None:
     assert sorted(ranking.docids) == sorted(c.docid for c in problem.candidates)
     assert len(ranking.scores) == len(ranking.docids)
-    assert all(a > b for a, b in zip(ranking.scores, ranking.scores[1:], strict=False))
+    assert all(a > b for a, b in pairwise(ranking.scores))
     assert ranking.qid == problem.qid
 
 
@@ -105,8 +107,6 @@ def test_usage_adds_up_over_steps(make_problem: MakeProblem) -> None:
 
 
 def test_seconds_are_shared_by_a_batch_not_counted_twice(make_problem: MakeProblem) -> None:
-    import time
-
     class Slow(Watched):
         def choose(self, prompts: Sequence[Prompt], pools: Sequence[Sequence[int]]) -> list[Choice]:
             time.sleep(0.02)

@@ -120,9 +120,7 @@ def test_the_schedule_rises_then_falls_to_its_floor() -> None:
 
 
 @pytest.mark.parametrize("language", [0.0, 0.5])
-def test_a_model_from_nothing_learns_and_loads(
-    language: float, tmp_path: Path, make_problem: MakeProblem
-) -> None:
+def test_a_model_from_nothing_learns_and_loads(language: float, tmp_path: Path, make_problem: MakeProblem) -> None:
     problems = [make_problem(4, positive=1 + i % 4, qid=f"q{i}") for i in range(8)]
     config = RunConfig.model_validate(
         {

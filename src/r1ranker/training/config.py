@@ -60,7 +60,7 @@ class WarmstartConfig(_Strict):
     think_share: float = Field(0.5, ge=0, le=1)
     ranking_share: float = Field(0.5, ge=0, le=1)
     append_share: float = Field(0.25, ge=0, le=1)
-    language: float = Field(0.0, ge=0, description="weight of next-token prediction on the prompts; for new models")
+    pointwise: float = Field(0.0, ge=0, description="weight of judging each candidate at its end; for new models")
     log_every: int = 10
 
 
@@ -175,9 +175,10 @@ def _explain(error: Any) -> str:
     if error["type"] != "extra_forbidden":
         return f"{key}: {error['msg']}"
     known = sorted(_known_keys(RunConfig))
-    near = difflib.get_close_matches(key, known, n=1) or difflib.get_close_matches(
-        path[-1], [k.rsplit(".", 1)[-1] for k in known], n=1
-    )
+    by_last = {k.rsplit(".", 1)[-1]: k for k in known}
+    near = difflib.get_close_matches(key, known, n=1) or [
+        by_last[name] for name in difflib.get_close_matches(path[-1], by_last, n=1)
+    ]
     hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}"
     return f"unknown key {key!r}{hint}"
 

@@ -6,6 +6,7 @@ example says so: `alternatives` spreads the target over them, instead of teachin
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,11 +21,15 @@ THOUGHT_WORDS = 4
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """Token ids of prompt and target. alternatives: for a position in the target, weight by token."""
+    """Token ids of prompt and target. alternatives: for a position in the target, weight by token.
+
+    ends: positions in the prompt at which a candidate's line ends, with its gain as a share of the best.
+    """
 
     prompt_ids: list[int]
     target_ids: list[int]
     alternatives: Mapping[int, Mapping[int, float]] = field(default_factory=dict)
+    ends: tuple[tuple[int, float], ...] = ()
 
 
 def demonstrate(problem: Problem, encoder: Encoder, config: WarmstartConfig, rng: random.Random) -> Demonstration:
@@ -32,9 +37,28 @@ def demonstrate(problem: Problem, encoder: Encoder, config: WarmstartConfig, rng
     pool = random_pool(problem, rng)
     think = rng.random() < config.think_share
     if rng.random() < config.ranking_share:
-        return _ranking(problem, pool, think, encoder, rng)
-    layout: Layout = "append" if rng.random() < config.append_share else "relist"
-    return _removal(problem, pool, think, layout, encoder, rng)
+        example = _ranking(problem, pool, think, encoder, rng)
+    else:
+        layout: Layout = "append" if rng.random() < config.append_share else "relist"
+        example = _removal(problem, pool, think, layout, encoder, rng)
+    return dataclasses.replace(example, ends=candidate_ends(problem, example.prompt_ids, encoder))
+
+
+def candidate_ends(problem: Problem, prompt_ids: list[int], encoder: Encoder) -> tuple[tuple[int, float], ...]:
+    """Where each candidate's line ends in a prompt; none where identifiers or the line end are several tokens."""
+    (line_end, *more) = encoder.encode_text("\n")
+    starts = {path[0]: k for k, path in encoder.trie(problem.identifiers).paths.items() if len(path) == 1}
+    if more or len(starts) < len(problem.candidates):
+        return ()
+    best = max(problem.gain(k) for k in problem.identifiers) or 1
+    ends: list[tuple[int, float]] = []
+    current = 0
+    for position, token in enumerate(prompt_ids):
+        current = starts.get(token, current)
+        if current and token == line_end:
+            ends.append((position, problem.gain(current) / best))
+            current = 0
+    return tuple(ends)
 
 
 def random_pool(problem: Problem, rng: random.Random) -> tuple[int, ...]:

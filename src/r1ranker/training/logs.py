@@ -13,7 +13,7 @@ LOG_NAME = "log.jsonl"
 
 
 class RunLog:
-    """`<out>/log.jsonl` and `<out>/tensorboard/`. Lines from `first_step` on are dropped, so a resumed run logs once."""
+    """`<out>/log.jsonl` and `<out>/tensorboard/`. Lines from `first_step` on are dropped: a resumed run logs once."""
 
     def __init__(self, out: Path, first_step: int = 0) -> None:
         out.mkdir(parents=True, exist_ok=True)

@@ -52,6 +52,8 @@ def new_network(tokenizer: Any, scratch: ScratchConfig, seed: int) -> Qwen2ForCa
             # A high base keeps most rotary dimensions still over a prompt, so that heads can match words by content.
             rope_parameters={"rope_type": "default", "rope_theta": 1e6},
             tie_word_embeddings=True,
+            # The usual 0.02 suits wide networks; in a narrow one it leaves attention flat for thousands of steps.
+            initializer_range=scratch.hidden**-0.5,
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,

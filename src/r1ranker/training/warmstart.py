@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from r1ranker.backends.encoding import Encoder, batches
@@ -36,7 +36,10 @@ def warmstart(config: RunConfig, problems: Sequence[Problem]) -> Path:
     settings = config.warmstart
     network, tokenizer = _start(config, problems)
     encoder = Encoder(tokenizer)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.01)
+    # Thrown away afterwards: it only makes the hidden state at a candidate's end carry how good the candidate is.
+    judge = nn.Linear(network.config.get_text_config().hidden_size, 1).to(network.device)
+    parameters = [*network.parameters(), *judge.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.01)
     network.train()
     with RunLog(config.out) as log, track(settings.steps, "warm start") as advance:
         for step in range(settings.steps):
@@ -45,7 +48,7 @@ def warmstart(config: RunConfig, problems: Sequence[Problem]) -> Path:
             examples = [demonstrate(rng.choice(problems), encoder, settings, rng) for _ in range(settings.batch)]
             for group in optimizer.param_groups:
                 group["lr"] = settings.lr * cosine(step, settings.steps, settings.warmup)
-            loss, tokens = _update(network, examples, optimizer, tokenizer.pad_token_id, settings.language)
+            loss, tokens = _update(network, judge, examples, optimizer, tokenizer.pad_token_id, settings.pointwise)
             if step % settings.log_every == 0 or step == settings.steps - 1:
                 seconds = time.perf_counter() - began
                 log.write(step, {"loss": loss, "tokens_per_s": tokens / seconds, "lr": optimizer.param_groups[0]["lr"]})
@@ -83,16 +86,16 @@ def _text(problem: Problem) -> str:
 
 
 def _update(
-    network: Any, examples: list[Demonstration], optimizer: Any, pad_id: int, language: float
+    network: Any, judge: nn.Module, examples: list[Demonstration], optimizer: Any, pad_id: int, pointwise: float
 ) -> tuple[float, int]:
     """One optimizer step over the examples; (mean loss per target token, tokens read)."""
     lengths = [len(e.prompt_ids) + len(e.target_ids) for e in examples]
     targets = sum(len(e.target_ids) for e in examples)
-    read = sum(lengths) - targets
+    candidates = max(1, sum(len(e.ends) for e in examples))
     total = 0.0
     for group in batches(lengths, MICRO_TOKENS):
-        answer, prompt = _losses(network, [examples[i] for i in group], pad_id, language > 0)
-        (answer / targets + language * prompt / read).backward()
+        answer, judged = _losses(network, judge, [examples[i] for i in group], pad_id)
+        (answer / targets + pointwise * judged / candidates).backward()
         total += float(answer.detach()) / targets
     torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
     optimizer.step()
@@ -100,34 +103,32 @@ def _update(
     return total, sum(lengths)
 
 
-def _losses(network: Any, examples: list[Demonstration], pad_id: int, language: bool) -> tuple[Tensor, Tensor]:
-    """Summed cross-entropy of the target tokens (soft where there are alternatives), and of the prompts' tokens."""
+def _losses(network: Any, judge: nn.Module, examples: list[Demonstration], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy of the target tokens (soft where there are alternatives), and of the candidates' gains."""
     P = max(len(e.prompt_ids) for e in examples)
     T = max(len(e.target_ids) for e in examples)
     input_ids = torch.full((len(examples), P + T), pad_id, dtype=torch.long)
     mask = torch.zeros_like(input_ids)
-    entries: list[tuple[int, int, int, float]] = []
+    targets: list[tuple[int, int, int, float]] = []
+    ends: list[tuple[int, int, float]] = []
     for row, example in enumerate(examples):
         ids = example.prompt_ids + example.target_ids
         begin = P - len(example.prompt_ids)
         input_ids[row, begin : begin + len(ids)] = torch.tensor(ids)
         mask[row, begin : begin + len(ids)] = 1
         for t, token in enumerate(example.target_ids):
-            weights = example.alternatives.get(t, {token: 1.0})
-            entries += [(row, t, token_, weight) for token_, weight in weights.items()]
-    input_ids, mask = input_ids.to(network.device), mask.to(network.device)
-    logits = network(
-        input_ids=input_ids,
-        attention_mask=mask,
-        position_ids=positions(mask),
-        logits_to_keep=0 if language else T + 1,
-        use_cache=False,
-    ).logits
-    logp_B_T_V = torch.log_softmax(logits[:, -T - 1 : -1].float(), dim=-1)
-    rows, ts, tokens, shares = (torch.tensor(column, device=mask.device) for column in zip(*entries, strict=True))
-    answer = -(logp_B_T_V[rows, ts, tokens] * shares).sum()
-    if not language:
+            spread = example.alternatives.get(t, {token: 1.0})
+            targets += [(row, t, token_, weight) for token_, weight in spread.items()]
+        ends += [(row, begin + position, gain) for position, gain in example.ends]
+    mask = mask.to(network.device)
+    hidden_B_L_H = network.base_model(
+        input_ids=input_ids.to(network.device), attention_mask=mask, position_ids=positions(mask), use_cache=False
+    ).last_hidden_state
+    logits_B_T_V = network.get_output_embeddings()(hidden_B_L_H[:, -T - 1 : -1])
+    rows, ts, tokens, weights = (torch.tensor(column, device=mask.device) for column in zip(*targets, strict=True))
+    answer = -(torch.log_softmax(logits_B_T_V.float(), dim=-1)[rows, ts, tokens] * weights).sum()
+    if not ends:
         return answer, torch.zeros((), device=mask.device)
-    wanted = input_ids[:, 1:P].masked_fill(mask[:, : P - 1] == 0, -100)
-    prompt = F.cross_entropy(logits[:, : P - 1].float().transpose(1, 2), wanted, ignore_index=-100, reduction="sum")
-    return answer, prompt
+    rows, places, gains = (torch.tensor(column, device=mask.device) for column in zip(*ends, strict=True))
+    judged = judge(hidden_B_L_H[rows, places].float()).squeeze(-1)
+    return answer, F.binary_cross_entropy_with_logits(judged, gains, reduction="sum")

@@ -1,0 +1,31 @@
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: quickstart test lint nano clean
+
+quickstart: $(INSTALLED)  ## train and compare everything on the embedded model and data
+	$(BIN)/r1ranker quickstart
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -q
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/mypy
+
+nano: $(INSTALLED)  ## rebuild the embedded model
+	$(BIN)/r1ranker warmstart src/r1ranker/configs/nano.yaml
+	rm -rf src/r1ranker/nano
+	cp -r runs/nano/model src/r1ranker/nano
+
+# torch first and pinned: an open range may pull gigabytes of CUDA.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv runs
