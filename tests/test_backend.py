@@ -14,7 +14,7 @@ import torch
 
 from r1ranker.backends import loading
 from r1ranker.backends.base import STOP
-from r1ranker.backends.transformers_ import TransformersBackend
+from r1ranker.backends.transformers_ import TransformersBackend, left_pad, positions
 from r1ranker.errors import BackendError
 from r1ranker.problem import Problem
 from r1ranker.prompts import Prompt, build_prompt
@@ -86,6 +86,14 @@ def test_choosing_in_a_batch_is_choosing_one_by_one(backend: TransformersBackend
         (alone,) = backend.choose([prompt], [pool])
         assert choice.probabilities == pytest.approx(alone.probabilities, abs=1e-4)
         assert choice.prompt_tokens == alone.prompt_tokens
+
+
+def test_positions_start_at_the_first_real_token() -> None:
+    """Models with rotary positions cannot tell; models with absolute ones can."""
+    ids, mask = left_pad([[5, 6, 7], [8]], pad_id=0, device=torch.device("cpu"))
+    assert ids.tolist() == [[5, 6, 7], [0, 0, 8]]
+    assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+    assert positions(mask).tolist() == [[0, 1, 2], [0, 0, 0]]
 
 
 def test_small_batches_give_the_same_answers_in_the_same_order(

@@ -99,6 +99,19 @@ def test_after_a_thought_the_answer_has_no_alternative(tiny: TransformersBackend
         assert example.alternatives == {}
 
 
+@pytest.mark.parametrize("append", [0.0, 1.0])
+def test_candidates_are_judged_where_their_lines_end_and_nowhere_else(
+    append: float, tiny: TransformersBackend, make_problem: MakeProblem
+) -> None:
+    problem, encoder = make_problem(N, **PROBLEM), tiny.encoder
+    for seed in range(10):
+        example = demonstrate(problem, encoder, shares(think=0, ranking=0, append=append), random.Random(seed))
+        shown = problem.identifiers if append else pool_of(encoder, example, problem)
+        assert [gain for _, gain in example.ends] == [problem.gain(k) / 2 for k in shown]
+        for k, (position, _) in zip(shown, example.ends, strict=True):
+            assert encoder.decode(example.prompt_ids[: position + 1]).endswith(f"[{k}] {problem.candidate(k).text}\n")
+
+
 def test_pools_have_every_size_and_hold_a_relevant_candidate(make_problem: MakeProblem) -> None:
     problem, rng = make_problem(N, **PROBLEM), random.Random(0)
     pools = [random_pool(problem, rng) for _ in range(400)]
@@ -119,8 +132,8 @@ def test_the_schedule_rises_then_falls_to_its_floor() -> None:
     assert min(factors) > 0
 
 
-@pytest.mark.parametrize("language", [0.0, 0.5])
-def test_a_model_from_nothing_learns_and_loads(language: float, tmp_path: Path, make_problem: MakeProblem) -> None:
+@pytest.mark.parametrize("pointwise", [0.0, 0.5])
+def test_a_model_from_nothing_learns_and_loads(pointwise: float, tmp_path: Path, make_problem: MakeProblem) -> None:
     problems = [make_problem(4, positive=1 + i % 4, qid=f"q{i}") for i in range(8)]
     config = RunConfig.model_validate(
         {
@@ -133,7 +146,7 @@ def test_a_model_from_nothing_learns_and_loads(language: float, tmp_path: Path, 
                 "lr": 1e-2,
                 "warmup": 3,
                 "log_every": 1,
-                "language": language,
+                "pointwise": pointwise,
             },
         }
     )
@@ -166,7 +179,7 @@ def test_a_given_model_is_trained_further(tiny_dir: Path, tmp_path: Path, make_p
 def test_the_same_seed_gives_the_same_model(tiny_dir: Path, tmp_path: Path, make_problem: MakeProblem) -> None:
     logs = []
     for name in ("one", "two"):
-        settings = {"steps": 3, "batch": 4, "log_every": 1}
+        settings = {"steps": 3, "batch": 4, "lr": 1e-2, "log_every": 1, "pointwise": 1.0}
         config = RunConfig.model_validate({"model": str(tiny_dir), "out": tmp_path / name, "warmstart": settings})
         warmstart(config, [make_problem(4, qid=f"q{i}") for i in range(4)])
         logs.append([row["loss"] for row in read_log(tmp_path / name)])

@@ -54,7 +54,8 @@ def candidate_ends(problem: Problem, prompt_ids: list[int], encoder: Encoder) ->
     ends: list[tuple[int, float]] = []
     current = 0
     for position, token in enumerate(prompt_ids):
-        current = starts.get(token, current)
+        if position and prompt_ids[position - 1] == line_end:  # elsewhere, in the transcript, it is an answer
+            current = starts.get(token, 0)
         if current and token == line_end:
             ends.append((position, problem.gain(current) / best))
             current = 0

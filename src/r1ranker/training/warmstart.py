@@ -37,6 +37,7 @@ def warmstart(config: RunConfig, problems: Sequence[Problem]) -> Path:
     network, tokenizer = _start(config, problems)
     encoder = Encoder(tokenizer)
     # Thrown away afterwards: it only makes the hidden state at a candidate's end carry how good the candidate is.
+    torch.manual_seed(config.seed)
     judge = nn.Linear(network.config.get_text_config().hidden_size, 1).to(network.device)
     parameters = [*network.parameters(), *judge.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.01)
