@@ -214,13 +214,11 @@ def test_errors_are_one_message_with_the_remedy(own: Path, own_config: Path, tin
     assert "holds no per_query.json" in fail("compare", tmp_path)
 
 
-@pytest.mark.xfail(strict=True, reason="evaluation.runs.read_run lets FileNotFoundError through")
 def test_a_run_file_that_does_not_exist_is_named(own_config: Path, tmp_path: Path) -> None:
     text = fail("evaluate", own_config, "--run", f"file={tmp_path / 'gone.trec'}", "--out", tmp_path / "e")
     assert "gone.trec" in text
 
 
-@pytest.mark.xfail(strict=True, reason="cli._errors prints the message as rich markup")
 def test_a_message_with_brackets_is_shown_whole(own: Path) -> None:
     text = fail("rank", own / "test.jsonl", "--model", "./models/[bold]x[/bold]")
     assert "./models/[bold]x[/bold]" in text

@@ -89,7 +89,7 @@ def test_a_good_file_has_no_messages(tmp_path: Path) -> None:
         (changed(qid="q1"), "qid 'q1' of task 'passage-2' already stands on line 1; give each"),
         (changed(scenario="shop"), "scenario 'shop' is not one of recommendation, routing, passage"),
         (changed(candidates=[]), "has no candidates"),
-        (changed(query=None), "has neither a query nor a history"),
+        (changed(query=None), "has no query; give the model a context"),
         (changed(gains={"a": -1}), "gains must be >= 0"),
         (changed(candidates=[{"docid": "a", "text": "x"}] * 2), "docid 'a' occurs more than once"),
     ],

@@ -84,7 +84,8 @@ def test_a_chosen_removal_is_the_tokens_of_its_identifier_and_earns_its_reward(
     states = [State(problem, pool) for pool in [(1, 2, 3), (1, 10, 11, 12), (2, 7)]] * 4
     config = run_config(ppo={"reward": reward})
     seen = set()
-    for state, (sample, answer) in zip(states, removals(backend, states, config, random.Random(0)), strict=True):
+    for state, step in zip(states, removals(backend, states, config, random.Random(0)), strict=True):
+        sample, answer = step.sample, step.answer
         prompt = build_prompt(problem, state.pool, "iranker", think=False)
         assert sample.prompt_ids == backend.encoder.encode(prompt)
         assert answer.kind == sample.kind == "valid"
@@ -103,7 +104,7 @@ def test_identifiers_are_drawn_by_the_policys_probabilities(
 ) -> None:
     problem = make_problem(4)
     states = [State(problem, problem.identifiers)] * 800
-    drawn = Counter(answer.ids[0] for _, answer in removals(tiny, states, run_config(), random.Random(0)))
+    drawn = Counter(step.answer.ids[0] for step in removals(tiny, states, run_config(), random.Random(0)))
     prompt = build_prompt(problem, problem.identifiers, "iranker", think=False)
     (choice,) = tiny.choose([prompt], [problem.identifiers])
     for k, p in choice.probabilities.items():
@@ -114,7 +115,8 @@ def test_a_thought_is_parsed_and_rewarded_as_in_ranking(tiny: TransformersBacken
     problem = make_problem(3)
     torch.manual_seed(0)
     config = run_config(think=True)
-    for sample, answer in removals(tiny, [State(problem, (1, 2, 3))] * 8, config, random.Random(0)):
+    for step in removals(tiny, [State(problem, (1, 2, 3))] * 8, config, random.Random(0)):
+        sample, answer = step.sample, step.answer
         text = tiny.encoder.decode(sample.completion_ids)
         truncated = len(sample.completion_ids) == 6 and not text.endswith("</answer>")
         assert answer == parse_removal(text, (1, 2, 3), truncated)
@@ -190,9 +192,8 @@ def test_episodes_of_different_length_run_side_by_side(tiny: TransformersBackend
 def test_expected_credit_knows_the_reward_of_every_answer(tiny: TransformersBackend, make_problem: MakeProblem) -> None:
     problem = make_problem(6, gains={"d2": 2, "d4": 1})
     pool = (1, 2, 4, 6)
-    ((sample, answer),) = removals(
-        tiny, [State(problem, pool)], run_config(ppo={"answer": "expected"}), random.Random(0)
-    )
+    (step,) = removals(tiny, [State(problem, pool)], run_config(ppo={"answer": "expected"}), random.Random(0))
+    sample, answer = step.sample, step.answer
     assert sample.allowed is not None and sample.answer_rewards is not None
     by_token = {tiny.encoder.encode_text(f"[{k}]")[0]: k for k in pool}
     for token, reward in zip(sample.allowed[sample.branch], sample.answer_rewards, strict=True):

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from r1ranker.errors import ConfigError, R1RankerError
 from r1ranker.problem import Splits
@@ -40,7 +41,7 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except R1RankerError as error:
-        stderr.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        stderr.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
 
 
@@ -71,11 +72,8 @@ def quickstart(
     console.print(results_table(result.rows, result.comparisons))
     console.print(f"IRanker over the same model without RL: {result.gain:+.1%} average relative MRR")
     console.print(f"results {out / 'results.json'}   page {out / 'report.html'}   seconds {result.seconds:.0f}")
-    _write_json(
-        json_,
-        {"rows": result.rows, "gain": result.gain, "seconds": result.seconds, "out": out}
-        | {"rows": [dataclasses.asdict(row) for row in result.rows]},
-    )
+    rows = [dataclasses.asdict(row) for row in result.rows]
+    _write_json(json_, {"rows": rows, "gain": result.gain, "seconds": result.seconds, "out": out})
 
 
 @app.command()

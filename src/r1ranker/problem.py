@@ -66,8 +66,9 @@ class Problem:
             raise DataError(f"{where}: scenario {self.scenario!r} is not one of {', '.join(SCENARIOS)}")
         if not self.candidates:
             raise DataError(f"{where}: has no candidates; a pool needs at least one")
-        if not (self.query or self.history):
-            raise DataError(f"{where}: has neither a query nor a history; give the model a context")
+        if not (self.query or (self.history and self.scenario == "recommendation")):
+            also = " or a history" if self.scenario == "recommendation" else ""
+            raise DataError(f"{where}: has no query{also}; give the model a context")
         docids = [candidate.docid for candidate in self.candidates]
         if len(set(docids)) != len(docids):
             twice = sorted({d for d in docids if docids.count(d) > 1})

@@ -11,7 +11,7 @@ takes its place.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Protocol
@@ -19,11 +19,12 @@ from typing import Protocol
 from r1ranker.answers import completed_order, parse_ranking, parse_removal, removal_of, thought_of
 from r1ranker.backends.base import Backend, Choice, Completion
 from r1ranker.elimination import Elimination, ranking_from, start
+from r1ranker.errors import ConfigError
 from r1ranker.problem import Answer, Problem, Ranking, Step, Usage
 from r1ranker.progress import track
 from r1ranker.prompts import Design, Layout, Prompt, build_prompt, transcript_entry
 
-EMPTY_THOUGHT_TOKENS = 64
+EMPTY_THOUGHT_TOKENS = 16
 """Room for a ranking without a thought: this many tokens plus TOKENS_PER_CANDIDATE for each candidate."""
 TOKENS_PER_CANDIDATE = 6
 
@@ -65,10 +66,7 @@ class DRanker:
 
     def _rank_batch(self, problems: Sequence[Problem]) -> list[Ranking]:
         prompts = [build_prompt(p, p.identifiers, "dranker", think=self.think) for p in problems]
-        limit = self.max_new_tokens
-        if not self.think:
-            longest = max(len(p.candidates) for p in problems)
-            limit = min(limit, EMPTY_THOUGHT_TOKENS + TOKENS_PER_CANDIDATE * longest)
+        limit = ranking_tokens(problems, self.think, self.max_new_tokens)
         began = time.perf_counter()
         completions = self.backend.generate(prompts, max_new_tokens=limit)
         seconds = (time.perf_counter() - began) / len(problems)
@@ -83,6 +81,14 @@ class DRanker:
         step = Step(problem.identifiers, answer, thought=thought_of(text), completion=text)
         usage = Usage(1, completion.prompt_tokens, completion.generated_tokens, seconds)
         return ranking_from(problem, completed_order(answer, problem.identifiers), (step,), usage)
+
+
+def ranking_tokens(problems: Sequence[Problem], think: bool, max_new_tokens: int) -> int:
+    """How many tokens one completion of a DRanker may have; without a thought, what the longest list needs."""
+    if think:
+        return max_new_tokens
+    longest = max(len(problem.candidates) for problem in problems)
+    return min(max_new_tokens, EMPTY_THOUGHT_TOKENS + TOKENS_PER_CANDIDATE * longest)
 
 
 @dataclass
@@ -127,6 +133,10 @@ class IRanker:
     top_k: int = 1
     max_new_tokens: int = 1024
     batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        if self.top_k < 1:
+            raise ConfigError(f"top_k must be at least 1, not {self.top_k}; 1 gives the whole order")
 
     def rank(self, problem: Problem) -> Ranking:
         """The ranking of one problem."""
@@ -180,19 +190,16 @@ class IRanker:
     def _chosen_steps(self, episodes: list[_Episode], prompts: list[Prompt]) -> list[tuple[Step, Usage]]:
         choices = self.backend.choose(prompts, [e.state.pool for e in episodes])
         return [
-            (chosen_step(e.state.pool, prompt, choice), Usage(1, choice.prompt_tokens, choice.generated_tokens))
+            (
+                chosen_step(e.state.pool, prompt, choice, max(e.state.pool, key=choice.probabilities.__getitem__)),
+                Usage(1, choice.prompt_tokens, choice.generated_tokens),
+            )
             for e, prompt, choice in zip(episodes, prompts, choices, strict=True)
         ]
 
 
-def chosen_step(
-    pool: tuple[int, ...],
-    prompt: Prompt,
-    choice: Choice,
-    pick: Callable[[Choice], int] | None = None,
-) -> Step:
-    """The step of an answer chosen without a thought: the most probable identifier, or what `pick` says."""
-    removed = pick(choice) if pick else max(choice.probabilities, key=lambda k: choice.probabilities[k])
+def chosen_step(pool: tuple[int, ...], prompt: Prompt, choice: Choice, removed: int) -> Step:
+    """The step in which the identifier `removed` was chosen without a thought."""
     completion = f"{prompt.prefill}[{removed}]</answer>"
     return Step(pool, Answer("valid", (removed,)), (removed,), "", completion, dict(choice.probabilities))
 

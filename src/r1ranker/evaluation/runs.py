@@ -37,7 +37,11 @@ def read_run(path: Path) -> list[Ranking]:
     the least amount that lets them strictly decrease. DataError names the line that cannot be used.
     """
     scored: dict[str, dict[str, float]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read the run file {path}: {error}") from error
+    for number, line in enumerate(lines, start=1):
         if line.strip():
             qid, docid, score = _parsed(line, f"{path}, line {number}")
             if docid in scored.setdefault(qid, {}):

@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.errors import ConfigError
 
 if TYPE_CHECKING:
+    from r1ranker.training.config import RunConfig
     from r1ranker.training.ppo import Learner
 
 CHECKPOINT = "checkpoint.pt"
 
 
-def save_model(directory: Path, backend: TransformersBackend) -> None:
+def save_model(directory: Path, network: Any, tokenizer: Any) -> None:
     """An ordinary transformers model directory, replaced as a whole."""
     fresh = directory.with_name(directory.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
-    backend.network.save_pretrained(fresh)
-    backend.encoder.tokenizer.save_pretrained(fresh)
+    network.save_pretrained(fresh)
+    tokenizer.save_pretrained(fresh)
     shutil.rmtree(directory, ignore_errors=True)
     fresh.rename(directory)
 
 
-def save_checkpoint(out: Path, learner: Learner) -> None:
+def discard(out: Path) -> None:
+    """Forget the checkpoint of an earlier run in the same folder, so that nothing resumes from it."""
+    (out / CHECKPOINT).unlink(missing_ok=True)
+
+
+def save_checkpoint(out: Path, learner: Learner, config: RunConfig) -> None:
     """All that changes in training. Randomness is drawn from (seed, step) and needs no state."""
     fresh = out / f"{CHECKPOINT}.new"
     torch.save(
@@ -38,19 +44,28 @@ def save_checkpoint(out: Path, learner: Learner) -> None:
             "step": learner.step,
             "tokens": learner.tokens,
             "best": learner.best,
+            "config": _identity(config),
         },
         fresh,
     )
     fresh.rename(out / CHECKPOINT)
 
 
-def restore(out: Path, learner: Learner) -> None:
-    """Bring a fresh learner to where the checkpoint in `out` stands."""
+def restore(out: Path, learner: Learner, config: RunConfig) -> None:
+    """Bring a fresh learner to where the checkpoint in `out` stands; only how long the run is may have changed."""
     path = out / CHECKPOINT
     if not path.is_file():
         raise ConfigError(f"nothing to resume: {path} does not exist; start without --resume")
     state = torch.load(path, map_location=learner.policy.device, weights_only=True)
+    if state["config"] != _identity(config):
+        raise ConfigError(f"{path} is of a run with other settings ({out / 'config.yaml'}); start without --resume")
     learner.policy.load_state_dict(state["policy"])
     learner.critic.load_state_dict(state["critic"])
     learner.optimizer.load_state_dict(state["optimizer"])
     learner.step, learner.tokens, learner.best = state["step"], state["tokens"], state["best"]
+
+
+def _identity(config: RunConfig) -> str:
+    """The settings that a resumed run must share with the run it goes on from."""
+    settings = config.model_dump(mode="json", exclude={"out": True, "ppo": {"steps", "token_budget"}})
+    return json.dumps(settings, sort_keys=True)

@@ -76,7 +76,8 @@ class PPOConfig(_Strict):
     largest_pool: int | None = Field(None, ge=2)
     reward: Literal["paper", "graded"] = "graded"
     answer: Literal["sampled", "expected"] = Field(
-        "sampled", description="credit the sampled answer, or all answers of the pool by their probability (think off)"
+        "sampled",
+        description="credit the sampled answer by GAE, or all answers of the pool by their own reward (think off)",
     )
     actor_lr: float = 1e-6
     critic_lr: float = 2e-6
@@ -90,7 +91,6 @@ class PPOConfig(_Strict):
     kl: float = 0.001
     entropy: float = 0.001
     max_grad_norm: float = 1.0
-    temperature: float = 1.0
     max_prompt_tokens: int = 1400
     max_new_tokens: int = 1024
     micro_tokens: int = Field(16384, description="padded tokens in one forward and backward pass")

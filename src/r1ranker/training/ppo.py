@@ -27,7 +27,7 @@ from r1ranker.progress import track
 from r1ranker.provenance import write_provenance
 from r1ranker.training.advantages import explained_variance, gae, whiten
 from r1ranker.training.batch import Batch, Sample, Scores, pack, score
-from r1ranker.training.checkpoint import restore, save_checkpoint, save_model
+from r1ranker.training.checkpoint import discard, restore, save_checkpoint, save_model
 from r1ranker.training.config import PPOConfig, RunConfig
 from r1ranker.training.critic import Critic
 from r1ranker.training.logs import RunLog
@@ -79,7 +79,9 @@ def train(config: RunConfig, splits: Splits, *, resume: bool = False) -> Path:
         raise DataError("no training problem has two candidates and a relevant one; there is nothing to reward")
     learner = new_learner(config)
     if resume:
-        restore(config.out, learner)
+        restore(config.out, learner, config)
+    else:
+        discard(config.out)
     write_provenance(config.out, config.model_dump(mode="json"))
     dev = validation_problems(splits.get("dev", []), config.ppo.validate_problems)
     with (
@@ -98,7 +100,7 @@ def train(config: RunConfig, splits: Splits, *, resume: bool = False) -> Path:
             else:
                 log.write(learner.step, stats)
             if learner.step % config.ppo.checkpoint_every == 0 or last:
-                save_checkpoint(config.out, learner)
+                save_checkpoint(config.out, learner, config)
             advance(1)
     return config.out / "model"
 
@@ -314,4 +316,4 @@ def _validate(
     mean = scores.get("dev_mrr", float(learner.step))
     if mean > learner.best:
         learner.best = mean
-        save_model(config.out / "model", learner.backend)
+        save_model(config.out / "model", learner.policy, learner.backend.encoder.tokenizer)

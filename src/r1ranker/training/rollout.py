@@ -16,12 +16,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from r1ranker.answers import parse_ranking, parse_removal, removal_of
+from r1ranker.backends.base import Choice
 from r1ranker.backends.encoding import IdentifierTrie
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.elimination import Elimination, sampled_pool, start
 from r1ranker.errors import ConfigError
 from r1ranker.problem import Answer, Problem
 from r1ranker.prompts import Prompt, build_prompt, transcript_entry
+from r1ranker.rankers import chosen_step, ranking_tokens
 from r1ranker.rewards import Reward, score_ranking, score_removal
 from r1ranker.training.batch import Sample
 from r1ranker.training.config import RunConfig
@@ -36,6 +38,15 @@ class State:
     problem: Problem
     pool: tuple[int, ...]
     transcript: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """One sampled removal: what is trained on, what it said, and the whole completion as text."""
+
+    sample: Sample
+    answer: Answer
+    completion: str
 
 
 @dataclass
@@ -58,7 +69,7 @@ def collect(
         own.append(rng.choice(problems))
     remaining = ppo.batch - sum(len(p.candidates) - 1 for p in own)
     states = [sampled_state(rng.choice(problems), config, rng) for _ in range(remaining)]
-    singles = [[sample] for sample, _ in removals(backend, states, config, rng)]
+    singles = [[removal.sample] for removal in removals(backend, states, config, rng)]
     return singles + (episodes(backend, own, config, rng) if own else [])
 
 
@@ -79,47 +90,43 @@ def episodes(
     everything = list(running)
     while running := [e for e in running if not e.elimination.done()]:
         states = [State(e.problem, e.elimination.pool, e.transcript) for e in running]
-        for episode, (sample, answer) in zip(running, removals(backend, states, config, rng), strict=True):
-            removed = removal_of(answer, episode.elimination.pool)
-            completion = backend.encoder.decode(sample.completion_ids)
-            prefill = build_prompt(episode.problem, (), "iranker", think=config.think).prefill
-            closing = "" if config.think else "</answer>"
-            entry = transcript_entry(f"{prefill}{completion}{closing}", removed, answer.kind == "valid")
+        for episode, step in zip(running, removals(backend, states, config, rng), strict=True):
+            removed = removal_of(step.answer, episode.elimination.pool)
             episode.elimination = episode.elimination.remove(removed)
-            episode.transcript += entry
-            episode.samples.append(sample)
+            episode.transcript += transcript_entry(step.completion, removed, step.answer.kind == "valid")
+            episode.samples.append(step.sample)
     return [episode.samples for episode in everything]
 
 
 def removals(
     backend: TransformersBackend, states: Sequence[State], config: RunConfig, rng: random.Random
-) -> list[tuple[Sample, Answer]]:
+) -> list[Removal]:
     """One sampled and rewarded removal per state."""
     prompts = [
         build_prompt(s.problem, s.pool, "iranker", layout=config.layout, think=config.think, transcript=s.transcript)
         for s in states
     ]
     if not config.think:
-        return [_chosen(backend, s, p, choice, config, rng) for s, p, choice in _choices(backend, states, prompts)]
-    out: list[tuple[Sample, Answer]] = []
-    generated = backend.generate_ids(
-        prompts, max_new_tokens=config.ppo.max_new_tokens, temperature=config.ppo.temperature
-    )
+        choices = backend.choose(prompts, [state.pool for state in states])
+        chosen = zip(states, prompts, choices, strict=True)
+        return [_chosen(backend, state, prompt, choice, config, rng) for state, prompt, choice in chosen]
+    out: list[Removal] = []
+    generated = backend.generate_ids(prompts, max_new_tokens=config.ppo.max_new_tokens, temperature=1.0)
     for state, gen in zip(states, generated, strict=True):
         _check_prompt(len(gen.prompt_ids), config)
         text = backend.encoder.decode(gen.completion_ids)
         answer = parse_removal(text, state.pool, gen.truncated)
         reward = score_removal(text, answer, state.problem, state.pool, kind=config.ppo.reward)
-        out.append((_sample(gen.prompt_ids, gen.completion_ids, None, reward, answer, state.problem), answer))
+        sample = _sample(gen.prompt_ids, gen.completion_ids, None, reward, answer, state.problem)
+        out.append(Removal(sample, answer, text))
     return out
 
 
 def rank_once(backend: TransformersBackend, problems: Sequence[Problem], config: RunConfig) -> list[Trajectory]:
     """One sampled and rewarded whole ranking per problem (DRanker)."""
     prompts = [build_prompt(p, p.identifiers, "dranker", think=config.think) for p in problems]
-    generated = backend.generate_ids(
-        prompts, max_new_tokens=config.ppo.max_new_tokens, temperature=config.ppo.temperature
-    )
+    limit = ranking_tokens(problems, config.think, config.ppo.max_new_tokens)
+    generated = backend.generate_ids(prompts, max_new_tokens=limit, temperature=1.0)
     out: list[Trajectory] = []
     for problem, prompt, gen in zip(problems, prompts, generated, strict=True):
         _check_prompt(len(gen.prompt_ids), config)
@@ -130,46 +137,39 @@ def rank_once(backend: TransformersBackend, problems: Sequence[Problem], config:
     return out
 
 
-def _choices(
-    backend: TransformersBackend, states: Sequence[State], prompts: Sequence[Prompt]
-) -> list[tuple[State, Prompt, dict[int, float]]]:
-    choices = backend.choose(prompts, [s.pool for s in states])
-    return [(s, p, dict(c.probabilities)) for s, p, c in zip(states, prompts, choices, strict=True)]
-
-
 def _chosen(
     backend: TransformersBackend,
     state: State,
     prompt: Prompt,
-    probabilities: dict[int, float],
+    choice: Choice,
     config: RunConfig,
     rng: random.Random,
-) -> tuple[Sample, Answer]:
+) -> Removal:
     """An identifier drawn by the policy's probabilities, as the tokens that name it."""
-    identifiers = list(probabilities)
-    drawn = rng.choices(identifiers, weights=[probabilities[k] for k in identifiers])[0]
+    identifiers, weights = zip(*choice.probabilities.items(), strict=True)
+    drawn: int = rng.choices(identifiers, weights=weights)[0]
     trie = backend.encoder.trie(state.pool)
-    answer = Answer("valid", (drawn,))
-    text = f"{prompt.prefill}[{drawn}]</answer>"
-    reward = score_removal(text, answer, state.problem, state.pool, kind=config.ppo.reward)
+    step = chosen_step(state.pool, prompt, choice, drawn)
+    reward = score_removal(step.completion, step.answer, state.problem, state.pool, kind=config.ppo.reward)
     prompt_ids = backend.encoder.encode(prompt)
     _check_prompt(len(prompt_ids), config)
-    sample = _sample(prompt_ids, list(trie.paths[drawn]), trie.allowed(drawn), reward, answer, state.problem)
+    sample = _sample(prompt_ids, list(trie.paths[drawn]), trie.allowed(drawn), reward, step.answer, state.problem)
     if config.ppo.answer == "expected" and len(trie.branches) == 1:
-        sample = dataclasses.replace(sample, answer_rewards=_answer_rewards(trie, state, prompt, config))
-    return sample, answer
+        sample = dataclasses.replace(sample, answer_rewards=_answer_rewards(trie, state, prompt, choice, config))
+    return Removal(sample, step.answer, step.completion)
 
 
-def _answer_rewards(trie: IdentifierTrie, state: State, prompt: Prompt, config: RunConfig) -> tuple[float, ...]:
+def _answer_rewards(
+    trie: IdentifierTrie, state: State, prompt: Prompt, choice: Choice, config: RunConfig
+) -> tuple[float, ...]:
     """The reward of each identifier of the pool, in the order of the tokens at which they part."""
     ((node, tokens),) = trie.branches.items()
     by_token = {path[len(node)]: identifier for identifier, path in trie.paths.items()}
-    rewards = []
-    for token in tokens:
-        text = f"{prompt.prefill}[{by_token[token]}]</answer>"
-        answer = Answer("valid", (by_token[token],))
-        rewards.append(score_removal(text, answer, state.problem, state.pool, kind=config.ppo.reward).total)
-    return tuple(rewards)
+    steps = [chosen_step(state.pool, prompt, choice, by_token[token]) for token in tokens]
+    return tuple(
+        score_removal(step.completion, step.answer, state.problem, state.pool, kind=config.ppo.reward).total
+        for step in steps
+    )
 
 
 def _sample(

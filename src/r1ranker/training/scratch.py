@@ -50,7 +50,7 @@ def new_network(tokenizer: Any, scratch: ScratchConfig, seed: int) -> Qwen2ForCa
             num_key_value_heads=scratch.heads,
             max_position_embeddings=scratch.context,
             # A high base keeps most rotary dimensions still over a prompt, so that heads can match words by content.
-            rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+            rope_parameters={"rope_type": "default", "rope_theta": 1e5},
             tie_word_embeddings=True,
             # The usual 0.02 suits wide networks; in a narrow one it leaves attention flat for thousands of steps.
             initializer_range=scratch.hidden**-0.5,

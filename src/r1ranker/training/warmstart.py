@@ -19,20 +19,25 @@ from torch.nn import functional as F
 from r1ranker.backends.encoding import Encoder, batches
 from r1ranker.backends.loading import load, pick_device, set_threads
 from r1ranker.backends.transformers_ import positions
+from r1ranker.errors import DataError
 from r1ranker.problem import Problem
 from r1ranker.progress import track
 from r1ranker.prompts import build_prompt
+from r1ranker.training.checkpoint import save_model
 from r1ranker.training.config import RunConfig
 from r1ranker.training.demonstrations import Demonstration, demonstrate
 from r1ranker.training.logs import RunLog
 from r1ranker.training.scratch import new_network, train_tokenizer
 
+SAVE_EVERY = 500
 MICRO_TOKENS = 2048
 TOKENIZER_PROMPTS = 6000
 
 
 def warmstart(config: RunConfig, problems: Sequence[Problem]) -> Path:
     """Train and save; returns the model directory, `<out>/model`."""
+    if not problems:
+        raise DataError("the data hold no training problem to learn from")
     settings = config.warmstart
     network, tokenizer = _start(config, problems)
     encoder = Encoder(tokenizer)
@@ -53,12 +58,10 @@ def warmstart(config: RunConfig, problems: Sequence[Problem]) -> Path:
             if step % settings.log_every == 0 or step == settings.steps - 1:
                 seconds = time.perf_counter() - began
                 log.write(step, {"loss": loss, "tokens_per_s": tokens / seconds, "lr": optimizer.param_groups[0]["lr"]})
+            if (step + 1) % SAVE_EVERY == 0 or step == settings.steps - 1:
+                save_model(config.out / "model", network, tokenizer)
             advance(1)
-    directory = config.out / "model"
-    network.eval()
-    network.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
+    return config.out / "model"
 
 
 def cosine(step: int, steps: int, warmup: int, floor: float = 0.05) -> float:
@@ -98,7 +101,7 @@ def _update(
         answer, judged = _losses(network, judge, [examples[i] for i in group], pad_id)
         (answer / targets + pointwise * judged / candidates).backward()
         total += float(answer.detach()) / targets
-    torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return total, sum(lengths)
