@@ -107,8 +107,8 @@ def test_candidates_are_judged_where_their_lines_end_and_nowhere_else(
     for seed in range(10):
         example = demonstrate(problem, encoder, shares(think=0, ranking=0, append=append), random.Random(seed))
         shown = problem.identifiers if append else pool_of(encoder, example, problem)
-        assert [gain for _, gain in example.ends] == [problem.gain(k) / 2 for k in shown]
-        for k, (position, _) in zip(shown, example.ends, strict=True):
+        assert [gain for _, _, gain in example.ends] == [problem.gain(k) / 2 for k in shown]
+        for k, (position, _, _) in zip(shown, example.ends, strict=True):
             assert encoder.decode(example.prompt_ids[: position + 1]).endswith(f"[{k}] {problem.candidate(k).text}\n")
 
 

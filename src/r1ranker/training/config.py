@@ -111,6 +111,7 @@ class RunConfig(_Strict):
     out: Path = Path("runs/run")
     device: str = "auto"
     dtype: str = "auto"
+    threads: int | None = Field(None, ge=1, description="CPU threads; by default one for a small model")
     warmstart: WarmstartConfig = WarmstartConfig()
     ppo: PPOConfig = PPOConfig()
 

@@ -23,13 +23,14 @@ THOUGHT_WORDS = 4
 class Demonstration:
     """Token ids of prompt and target. alternatives: for a position in the target, weight by token.
 
-    ends: positions in the prompt at which a candidate's line ends, with its gain as a share of the best.
+    ends: where a candidate's line ends in the prompt: (position, the token of its identifier, its gain as a
+        share of the best).
     """
 
     prompt_ids: list[int]
     target_ids: list[int]
     alternatives: Mapping[int, Mapping[int, float]] = field(default_factory=dict)
-    ends: tuple[tuple[int, float], ...] = ()
+    ends: tuple[tuple[int, int, float], ...] = ()
 
 
 def demonstrate(problem: Problem, encoder: Encoder, config: WarmstartConfig, rng: random.Random) -> Demonstration:
@@ -44,20 +45,20 @@ def demonstrate(problem: Problem, encoder: Encoder, config: WarmstartConfig, rng
     return dataclasses.replace(example, ends=candidate_ends(problem, example.prompt_ids, encoder))
 
 
-def candidate_ends(problem: Problem, prompt_ids: list[int], encoder: Encoder) -> tuple[tuple[int, float], ...]:
+def candidate_ends(problem: Problem, prompt_ids: list[int], encoder: Encoder) -> tuple[tuple[int, int, float], ...]:
     """Where each candidate's line ends in a prompt; none where identifiers or the line end are several tokens."""
     (line_end, *more) = encoder.encode_text("\n")
     starts = {path[0]: k for k, path in encoder.trie(problem.identifiers).paths.items() if len(path) == 1}
     if more or len(starts) < len(problem.candidates):
         return ()
     best = max(problem.gain(k) for k in problem.identifiers) or 1
-    ends: list[tuple[int, float]] = []
-    current = 0
+    ends: list[tuple[int, int, float]] = []
+    current, name = 0, 0
     for position, token in enumerate(prompt_ids):
         if position and prompt_ids[position - 1] == line_end:  # elsewhere, in the transcript, it is an answer
-            current = starts.get(token, 0)
+            current, name = starts.get(token, 0), token
         if current and token == line_end:
-            ends.append((position, problem.gain(current) / best))
+            ends.append((position, name, problem.gain(current) / best))
             current = 0
     return tuple(ends)
 

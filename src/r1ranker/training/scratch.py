@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import nn
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from r1ranker.training.config import ScratchConfig
 
 END, PAD = "<|end|>", "<|pad|>"
+MATCH, COPY = 0.3, 0.5
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
@@ -40,7 +42,7 @@ def train_tokenizer(texts: Iterable[str], scratch: ScratchConfig) -> PreTrainedT
 def new_network(tokenizer: Any, scratch: ScratchConfig, seed: int) -> Qwen2ForCausalLM:
     """A Qwen2 network with random weights and tied embeddings."""
     torch.manual_seed(seed)
-    return Qwen2ForCausalLM(
+    network = Qwen2ForCausalLM(
         Qwen2Config(
             vocab_size=len(tokenizer),
             hidden_size=scratch.hidden,
@@ -59,3 +61,20 @@ def new_network(tokenizer: Any, scratch: ScratchConfig, seed: int) -> Qwen2ForCa
             pad_token_id=tokenizer.pad_token_id,
         )
     )
+    for layer in network.model.layers:
+        _look_for_the_same(layer.self_attn)
+    return network
+
+
+@torch.no_grad()
+def _look_for_the_same(attention: Any) -> None:
+    """Begin with attention that finds like tokens and passes on what it finds (Trockman & Kolter 2023).
+
+    Matching words of query and candidate, and copying identifiers, then need not be discovered.
+    """
+    keys = nn.init.orthogonal_(torch.empty_like(attention.k_proj.weight)) * MATCH**0.5
+    attention.k_proj.weight.copy_(keys)
+    attention.q_proj.weight.copy_(keys)
+    values = nn.init.orthogonal_(torch.empty_like(attention.v_proj.weight))
+    attention.v_proj.weight.copy_(values)
+    attention.o_proj.weight.copy_(COPY * values.T)
