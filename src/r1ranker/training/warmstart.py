@@ -131,7 +131,7 @@ def _update(
 
 
 def _losses(network: Any, judge: nn.Module, examples: list[Demonstration], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Summed cross-entropy of the target tokens (soft where there are alternatives), and of each candidate's gain and name."""
+    """Summed cross-entropies: of the target tokens (soft where there are alternatives), of candidates at their ends."""
     P = max(len(e.prompt_ids) for e in examples)
     T = max(len(e.target_ids) for e in examples)
     input_ids = torch.full((len(examples), P + T), pad_id, dtype=torch.long)
