@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from r1ranker.errors import BackendError
+
+transformers_logging.disable_progress_bar()  # a bar for each load and save would drown those of the work itself
 
 NANO = "nano"
 SMALL_MODEL = 20_000_000
