@@ -69,7 +69,7 @@ def quickstart(
 
     with _errors():
         result = run_quickstart(out, seed=seed, tokens=tokens)
-    console.print(results_table(result.rows, result.comparisons))
+    console.print(results_table(result.rows, result.comparisons, intervals=console.width >= 150))
     console.print(f"IRanker over the same model without RL: {result.gain:+.1%} average relative MRR")
     console.print(f"results {out / 'results.json'}   page {out / 'report.html'}   seconds {result.seconds:.0f}")
     rows = [dataclasses.asdict(row) for row in result.rows]
@@ -193,7 +193,7 @@ def evaluate(
             given=runs,
             workers=workers,
         )
-    console.print(results_table(result.rows, result.comparisons))
+    console.print(results_table(result.rows, result.comparisons, intervals=console.width >= 150))
     console.print(f"results {out / 'results.json'}   page {out / 'report.html'}")
     _write_json(json_, [dataclasses.asdict(row) for row in result.rows])
 

@@ -7,6 +7,7 @@ fast as one after the other on two threads, and neither disturbs the other (docs
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib.resources import files
@@ -16,13 +17,14 @@ from pathlib import Path
 from r1ranker.data import load_splits
 from r1ranker.errors import ConfigError
 from r1ranker.evaluation.results import Comparison, Row, relative_gain
-from r1ranker.evaluation.systems import evaluate_systems, model_system
+from r1ranker.evaluation.systems import ModelSystem, evaluate_systems, model_system, rank_with
+from r1ranker.problem import Problem, Ranking
 from r1ranker.progress import track
 from r1ranker.prompts import Design
 from r1ranker.training.config import RunConfig, load_config
 from r1ranker.training.logs import read_log
 
-DESIGNS: tuple[Design, ...] = ("iranker", "dranker")
+DESIGNS: tuple[Design, ...] = ("dranker", "iranker")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +41,17 @@ def run_quickstart(out: Path, *, seed: int = 0, tokens: int | None = None) -> Qu
     """Train, evaluate, report. Everything is written below `out`; `results.json` and `report.html` on top."""
     began = time.perf_counter()
     runs = {design: quickstart_config(design, out, seed, tokens) for design in DESIGNS}
-    train_side_by_side(runs)
     base = runs["iranker"]
-    models = [
+    problems = load_splits(base.data)["test"]
+    untrained = [
         model_system("base-direct", "dranker", base.model, base),
         model_system("base-iterative", "iranker", base.model, base),
-        model_system("dranker", "dranker", str(runs["dranker"].out / "model"), base),
-        model_system("iranker", "iranker", str(runs["iranker"].out / "model"), base),
     ]
+    trained = [model_system(design, design, str(config.out / "model"), base) for design, config in runs.items()]
     result = evaluate_systems(
-        ["random", "prior", "bm25", *models],
-        load_splits(base.data)["test"],
+        ["random", "prior", "bm25", *trained],
+        problems,
+        given=train_side_by_side(runs, untrained, problems),
         out=out,
         title="R1-Ranker quickstart",
         curves={design: read_log(config.out) for design, config in runs.items()},
@@ -68,16 +70,23 @@ def quickstart_config(design: Design, out: Path, seed: int, tokens: int | None) 
     return load_config(Path(str(files("r1ranker") / "configs" / "quickstart.yaml")), overrides)
 
 
-def train_side_by_side(runs: dict[Design, RunConfig]) -> None:
-    """Train each run in a process of its own, with one progress bar for all."""
+def train_side_by_side(
+    runs: dict[Design, RunConfig], untrained: Sequence[ModelSystem], problems: Sequence[Problem]
+) -> dict[str, list[Ranking]]:
+    """Train each run in a process of its own, with one progress bar for all.
+
+    The process that is done first ranks with the untrained systems meanwhile; returns their rankings by name.
+    """
     budgets = {design: config.ppo.token_budget for design, config in runs.items()}
     if None in budgets.values():
         raise ConfigError("quickstart compares designs at equal training tokens: set ppo.token_budget")
     with ProcessPoolExecutor(len(runs), mp_context=get_context("spawn")) as pool:
         training = [pool.submit(_train, config) for config in runs.values()]
+        ranking = {system.name: pool.submit(rank_with, system, problems) for system in untrained}
         _watch(training, runs)
         for future in training:
             future.result()
+        return {name: ranked.result() for name, ranked in ranking.items()}
 
 
 def _train(config: RunConfig) -> Path:

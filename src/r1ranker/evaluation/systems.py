@@ -135,7 +135,7 @@ def evaluate_systems(
     `given` holds rankings that exist already (run files), by name. `baseline` names the system that all
     others are tested against.
     """
-    rankings = rank_all(systems, problems, workers=workers) | dict(given or {})
+    rankings = dict(given or {}) | rank_all(systems, problems, workers=workers)
     values: dict[str, TaskValues] = {name: score(of_system, problems) for name, of_system in rankings.items()}
     rows = [row for name, of_system in values.items() for row in rows_of(name, split, of_system)]
     tests = comparison(baseline, values)

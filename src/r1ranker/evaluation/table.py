@@ -7,9 +7,11 @@ A cell is the mean, half the width of its 95 % interval, and stars of the paired
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rich.box import HEAVY_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -20,6 +22,7 @@ SYSTEMS = ("random", "prior", "bm25", "oracle", "base-direct", "base-iterative",
 """Known systems in the order of columns; others follow as they come."""
 CEILING = "oracle"
 SHOWN = ("MRR", "nDCG@10")
+_INTERVAL = re.compile(r" ±[0-9.]+ ?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +43,28 @@ class Line:
 
 
 def results_table(
-    rows: Sequence[Row], comparisons: Sequence[Comparison] = (), measures: Sequence[str] = SHOWN
+    rows: Sequence[Row],
+    comparisons: Sequence[Comparison] = (),
+    measures: Sequence[str] = SHOWN,
+    *,
+    intervals: bool = True,
 ) -> Table:
-    """A rich table; the best system of each line is bold."""
-    table = Table(caption=caption(comparisons), title_justify="left", caption_justify="left")
-    table.add_column("task")
-    table.add_column("measure")
+    """A rich table; the best system of each line is bold. Without intervals it fits a terminal of 80 columns."""
+    box, padding = (HEAVY_HEAD, (0, 1)) if intervals else (None, (0, 1, 0, 0))
+    table = Table(caption=caption(comparisons), caption_justify="left", box=box, padding=padding)
+    table.add_column("task", no_wrap=True)
+    table.add_column("measure", no_wrap=True)
     for system in systems_of(rows):
-        table.add_column(Text(system), justify="right", no_wrap=True)
+        table.add_column(Text(system.replace("-", " ")), justify="right", no_wrap=intervals)
     previous = ""
     for line in lines_of(rows, comparisons, measures):
         if previous and line.task != previous:
             table.add_section()
-        cells = [Text(cell.text, style="bold" if cell.best else "") for cell in line.cells]
+        texts = [
+            cell.text if intervals else _INTERVAL.sub("", cell.text).replace("↓**", "↓").replace("↓*", "↓")
+            for cell in line.cells
+        ]
+        cells = [Text(text, style="bold" if c.best else "") for text, c in zip(texts, line.cells, strict=True)]
         table.add_row(Text("" if line.task == previous else line.task), line.measure, *cells)
         previous = line.task
     return table
