@@ -4,8 +4,8 @@ INSTALLED := .venv/installed
 
 .PHONY: quickstart test lint nano clean
 
-quickstart: $(INSTALLED)  ## train and compare everything on the embedded model and data
-	$(BIN)/r1ranker quickstart
+quickstart: $(INSTALLED)  ## train and compare everything on the embedded model and data; ARGS="--seed 1"
+	$(BIN)/r1ranker quickstart $(ARGS)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -q
