@@ -68,7 +68,7 @@ def test_the_last_item_is_the_positive_and_the_items_before_it_the_context() -> 
     splits = recommendation_problems(made, TITLES, task="t", history=20)
     for problem in splits["dev"] + splits["test"]:
         items = made[problem.group[1:]]
-        assert problem.qid == f"{problem.group}:last"
+        assert problem.qid == f"{problem.task}:{problem.group}:last"
         assert problem.gains == {items[-1]: 1}
         assert problem.history == tuple(TITLES[item] for item in items[-21:-1])
     assert len({p.group for p in splits["test"]}) == len(splits["test"])
@@ -81,7 +81,7 @@ def test_training_users_give_several_targets_with_the_last_among_them() -> None:
     assert set(by_user.values()) == {3}
     assert sum(problem.qid.endswith(":last") for problem in splits["train"]) == len(by_user)
     for problem in splits["train"]:
-        items, place = made[problem.group[1:]], problem.qid.split(":")[1]
+        items, place = made[problem.group[1:]], problem.qid.rsplit(":", 1)[1]
         target = len(items) - 1 if place == "last" else int(place)
         assert problem.gains == {items[target]: 1}
         assert problem.history == tuple(TITLES[item] for item in items[:target])

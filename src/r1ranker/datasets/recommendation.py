@@ -87,7 +87,7 @@ class _Windows:
         pool = [items[target], *self.sampler.draw(rng, consumed, self.pool_size - 1)]
         rng.shuffle(pool)
         return Problem(
-            qid=qid,
+            qid=f"{self.task}:{qid}",  # one user may stand in two sources of a run
             task=self.task,
             scenario="recommendation",
             history=tuple(self.titles[item] for item in items[max(0, target - self.history) : target]),
