@@ -290,3 +290,14 @@ def test_impossible_device_and_dtype_are_refused(tiny_dir: Path, option: dict[st
 def test_nano_names_a_directory_of_the_package() -> None:
     assert Path(loading.resolve("nano")).parts[-2:] == ("r1ranker", "nano")
     assert loading.resolve("org/model") == "org/model"
+
+
+def test_threads_asked_for_win_over_one_thread_for_small_models(tiny_dir: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        loading.load(str(tiny_dir), "cpu", threads=2)
+        assert torch.get_num_threads() == 2
+        loading.load(str(tiny_dir), "cpu")
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

@@ -13,6 +13,7 @@ Candidate text cannot forge an answer or a turn: tags, bracketed numbers and con
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -109,3 +110,10 @@ def transcript_entry(completion: str, removed: int, valid: bool) -> str:
     """
     kept = completion.strip() if valid else f"{NO_THOUGHT}[{removed}]</answer>"
     return f"{kept}\n"
+
+
+def sampled_transcript(problem: Problem, pool: Sequence[int], rng: random.Random) -> str:
+    """A past for a sampled state: all that is not in the pool, removed in random order without thoughts."""
+    gone = [k for k in problem.identifiers if k not in pool]
+    rng.shuffle(gone)
+    return "".join(transcript_entry("", k, valid=False) for k in gone)

@@ -34,7 +34,7 @@ def pick_device(device: str = "auto") -> torch.device:
     return torch.device(device)
 
 
-def load(model: str, device: str = "auto", dtype: str = "auto") -> tuple[Any, Any]:
+def load(model: str, device: str = "auto", dtype: str = "auto", threads: int | None = None) -> tuple[Any, Any]:
     """(model, tokenizer), the model in eval mode on `device`; float32 on CPU, bfloat16 on a GPU by default."""
     where = pick_device(device)
     torch_dtype = _dtype(dtype, where)
@@ -48,13 +48,15 @@ def load(model: str, device: str = "auto", dtype: str = "auto") -> tuple[Any, An
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     network.to(where).eval()
-    set_threads(network, where)
+    set_threads(network, where, threads)
     return network, tokenizer
 
 
-def set_threads(network: Any, device: torch.device) -> None:
-    """One CPU thread for a small model: its matrices are too small to share out."""
-    if device.type == "cpu" and sum(p.numel() for p in network.parameters()) < SMALL_MODEL:
+def set_threads(network: Any, device: torch.device, threads: int | None = None) -> None:
+    """`threads` where given; else one CPU thread for a small model: its matrices are too small to share out."""
+    if threads:
+        torch.set_num_threads(threads)
+    elif device.type == "cpu" and sum(p.numel() for p in network.parameters()) < SMALL_MODEL:
         torch.set_num_threads(1)
 
 

@@ -139,7 +139,10 @@ def evaluate_systems(
     values: dict[str, TaskValues] = {name: score(of_system, problems) for name, of_system in rankings.items()}
     rows = [row for name, of_system in values.items() for row in rows_of(name, split, of_system)]
     tests = comparison(baseline, values)
-    origin = provenance() | {"settings": dict(settings or {}), "systems": [_describe(s) for s in systems]}
+    origin = provenance() | {
+        "settings": dict(settings or {}),
+        "systems": [_describe(s) for s in (*(given or ()), *systems)],
+    }
     out.mkdir(parents=True, exist_ok=True)
     write_results(out / "results.json", rows, {"per_query": values, "comparisons": tests, "provenance": origin})
     write_csv(out / "results.csv", rows)

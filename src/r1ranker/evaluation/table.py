@@ -7,7 +7,6 @@ A cell is the mean, half the width of its 95 % interval, and stars of the paired
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +21,6 @@ SYSTEMS = ("random", "prior", "bm25", "oracle", "base-direct", "base-iterative",
 """Known systems in the order of columns; others follow as they come."""
 CEILING = "oracle"
 SHOWN = ("MRR", "nDCG@10")
-_INTERVAL = re.compile(r" ±[0-9.]+ ?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +55,10 @@ def results_table(
     for system in systems_of(rows):
         table.add_column(Text(system.replace("-", " ")), justify="right", no_wrap=intervals)
     previous = ""
-    for line in lines_of(rows, comparisons, measures):
+    for line in lines_of(rows, comparisons, measures, intervals=intervals):
         if previous and line.task != previous:
             table.add_section()
-        texts = [
-            cell.text if intervals else _INTERVAL.sub("", cell.text).replace("↓**", "↓").replace("↓*", "↓")
-            for cell in line.cells
-        ]
-        cells = [Text(text, style="bold" if c.best else "") for text, c in zip(texts, line.cells, strict=True)]
+        cells = [Text(cell.text, style="bold" if cell.best else "") for cell in line.cells]
         table.add_row(Text("" if line.task == previous else line.task), line.measure, *cells)
         previous = line.task
     return table
@@ -90,7 +84,13 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     return table
 
 
-def lines_of(rows: Sequence[Row], comparisons: Sequence[Comparison], measures: Sequence[str] = SHOWN) -> list[Line]:
+def lines_of(
+    rows: Sequence[Row],
+    comparisons: Sequence[Comparison],
+    measures: Sequence[str] = SHOWN,
+    *,
+    intervals: bool = True,
+) -> list[Line]:
     """Lines of tasks in order of appearance; the average last, where it is of more than one task."""
     splits = sorted({row.split for row in rows})
     if len(splits) > 1:
@@ -104,7 +104,7 @@ def lines_of(rows: Sequence[Row], comparisons: Sequence[Comparison], measures: S
             found = {system: known.get((task, measure, system)) for system in systems}
             best = max((row.value for row in found.values() if row and row.system != CEILING), default=None)
             cells = [
-                Cell(_cell(row, tests.get((task, measure, system))), row.value == best and system != CEILING)
+                Cell(_cell(row, tests.get((task, measure, system)), intervals), row.value == best and system != CEILING)
                 if row
                 else Cell()
                 for system, row in found.items()
@@ -140,9 +140,11 @@ def caption(comparisons: Sequence[Comparison]) -> str:
     return f"{legend}; * p < 0.05, ** p < 0.01 against {comparisons[0].baseline} (paired randomisation, Holm), ↓ worse"
 
 
-def _cell(row: Row, test: Comparison | None) -> str:
-    text = f"{row.value:.3f} ±{(row.ci_high - row.ci_low) / 2:.3f}"
-    return f"{text} {stars(test)}".rstrip()
+def _cell(row: Row, test: Comparison | None, intervals: bool) -> str:
+    mark = stars(test)
+    if not intervals:
+        return f"{row.value:.3f}{'↓' if mark.startswith('↓') else mark}"
+    return f"{row.value:.3f} ±{(row.ci_high - row.ci_low) / 2:.3f} {mark}".rstrip()
 
 
 def _escaped(text: str) -> str:

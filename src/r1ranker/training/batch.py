@@ -58,17 +58,23 @@ class Batch:
     allowed_B_T_A: Tensor | None
 
 
+def align(pairs: Sequence[tuple[list[int], list[int]]], pad_id: int) -> tuple[Tensor, Tensor, int]:
+    """(input_ids, attention_mask, P) of (read, written) pairs: in every row the written tokens begin at column P."""
+    P = max(len(read) for read, _ in pairs)
+    T = max(len(written) for _, written in pairs)
+    input_ids = torch.full((len(pairs), P + T), pad_id, dtype=torch.long)
+    mask = torch.zeros_like(input_ids)
+    for row, (read, written) in enumerate(pairs):
+        columns = slice(P - len(read), P + len(written))
+        input_ids[row, columns] = torch.tensor(read + written)
+        mask[row, columns] = 1
+    return input_ids, mask, P
+
+
 def pack(samples: Sequence[Sample], pad_id: int, device: torch.device) -> Batch:
     """One batch. Samples with and without `allowed` do not mix (a run either thinks or does not)."""
-    P = max(len(s.prompt_ids) for s in samples)
-    T = max(len(s.completion_ids) for s in samples)
-    input_ids = torch.full((len(samples), P + T), pad_id, dtype=torch.long)
-    attention = torch.zeros_like(input_ids)
-    for i, sample in enumerate(samples):
-        ids = sample.prompt_ids + sample.completion_ids
-        begin = P - len(sample.prompt_ids)
-        input_ids[i, begin : begin + len(ids)] = torch.tensor(ids)
-        attention[i, begin : begin + len(ids)] = 1
+    input_ids, attention, P = align([(s.prompt_ids, s.completion_ids) for s in samples], pad_id)
+    T = input_ids.shape[1] - P
     allowed = None if samples[0].allowed is None else _allowed_tensor(samples, T).to(device)
     input_ids, attention = input_ids.to(device), attention.to(device)
     return Batch(input_ids, attention, input_ids[:, P:], attention[:, P:].float(), allowed)

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from r1ranker.backends.encoding import Encoder
+from r1ranker.elimination import sampled_pool
 from r1ranker.problem import Problem
-from r1ranker.prompts import Layout, build_prompt, neutralise, transcript_entry
+from r1ranker.prompts import Layout, build_prompt, neutralise, sampled_transcript
 from r1ranker.training.config import WarmstartConfig
 
 THOUGHT_WORDS = 4
@@ -67,20 +68,15 @@ def random_pool(problem: Problem, rng: random.Random) -> tuple[int, ...]:
     """A pool of random size from 2 to n; small ones are likelier, since they teach most per token."""
     n = len(problem.candidates)
     size = min(n, 2 + int((n - 1) * rng.random() ** 3))
-    relevant = [k for k in problem.identifiers if problem.is_relevant(k)]
-    kept = {rng.choice(relevant)} if relevant else set()
-    others = [k for k in problem.identifiers if k not in kept]
-    return tuple(sorted(kept | set(rng.sample(others, size - len(kept)))))
+    if any(map(problem.is_relevant, problem.identifiers)):
+        return sampled_pool(problem, size, rng)
+    return tuple(sorted(rng.sample(problem.identifiers, size)))
 
 
 def _removal(
     problem: Problem, pool: tuple[int, ...], think: bool, layout: Layout, encoder: Encoder, rng: random.Random
 ) -> Demonstration:
-    transcript = ""
-    if layout == "append":
-        gone = [k for k in problem.identifiers if k not in pool]
-        rng.shuffle(gone)
-        transcript = "".join(transcript_entry("", k, valid=False) for k in gone)
+    transcript = sampled_transcript(problem, pool, rng) if layout == "append" else ""
     worst = _worst(problem, pool)
     removed = rng.choice(worst)
     prompt = build_prompt(problem, pool, "iranker", layout=layout, think=think, transcript=transcript)

@@ -107,7 +107,7 @@ def train(config: RunConfig, splits: Splits, *, resume: bool = False) -> Path:
 
 def new_learner(config: RunConfig) -> Learner:
     """Policy, frozen reference, critic and optimizer at step 0."""
-    network, tokenizer = load(config.model, config.device, config.dtype)
+    network, tokenizer = load(config.model, config.device, config.dtype, config.threads)
     torch.manual_seed(config.seed)
     critic = Critic(network, config.ppo.critic)
     reference = copy.deepcopy(network).requires_grad_(False)

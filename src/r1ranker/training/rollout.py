@@ -22,7 +22,7 @@ from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.elimination import Elimination, sampled_pool, start
 from r1ranker.errors import ConfigError
 from r1ranker.problem import Answer, Problem
-from r1ranker.prompts import Prompt, build_prompt, transcript_entry
+from r1ranker.prompts import Prompt, build_prompt, sampled_transcript, transcript_entry
 from r1ranker.rankers import chosen_step, ranking_tokens
 from r1ranker.rewards import Reward, score_ranking, score_removal
 from r1ranker.training.batch import Sample
@@ -77,9 +77,7 @@ def sampled_state(problem: Problem, config: RunConfig, rng: random.Random) -> St
     """A pool of random size that holds a relevant candidate; in `append`, the rest left in random order."""
     largest = min(len(problem.candidates), config.ppo.largest_pool or len(problem.candidates))
     pool = sampled_pool(problem, rng.randint(2, largest), rng)
-    gone = [k for k in problem.identifiers if k not in pool]
-    rng.shuffle(gone)
-    return State(problem, pool, "".join(transcript_entry("", k, valid=False) for k in gone))
+    return State(problem, pool, sampled_transcript(problem, pool, rng))
 
 
 def episodes(

@@ -23,6 +23,7 @@ from r1ranker.errors import DataError
 from r1ranker.problem import Problem
 from r1ranker.progress import track
 from r1ranker.prompts import build_prompt
+from r1ranker.training.batch import align
 from r1ranker.training.checkpoint import save_model
 from r1ranker.training.config import RunConfig, WarmstartConfig
 from r1ranker.training.demonstrations import Demonstration, demonstrate
@@ -46,8 +47,6 @@ def warmstart(config: RunConfig, problems: Sequence[Problem]) -> Path:
     torch.manual_seed(config.seed)
     judge = nn.Linear(network.config.get_text_config().hidden_size, 1).to(network.device)
     optimizers = _optimizers(network, judge, settings)
-    if config.threads:
-        torch.set_num_threads(config.threads)
     network.train()
     with RunLog(config.out) as log, track(settings.steps, "warm start") as advance:
         for step in range(settings.steps):
@@ -77,13 +76,13 @@ def cosine(step: int, steps: int, warmup: int, floor: float = 0.05) -> float:
 def _start(config: RunConfig, problems: Sequence[Problem]) -> tuple[Any, Any]:
     scratch = config.warmstart.scratch
     if scratch is None:
-        return load(config.model, config.device, config.dtype)
+        return load(config.model, config.device, config.dtype, config.threads)
     rng = random.Random(config.seed)
     chosen = rng.sample(list(problems), min(len(problems), TOKENIZER_PROMPTS))
     tokenizer = train_tokenizer((_text(problem) for problem in chosen), scratch)
     network = new_network(tokenizer, scratch, config.seed)
     device = pick_device(config.device)
-    set_threads(network, device)
+    set_threads(network, device, config.threads)
     return network.to(device), tokenizer
 
 
@@ -132,17 +131,12 @@ def _update(
 
 def _losses(network: Any, judge: nn.Module, examples: list[Demonstration], pad_id: int) -> tuple[Tensor, Tensor]:
     """Summed cross-entropies: of the target tokens (soft where there are alternatives), of candidates at their ends."""
-    P = max(len(e.prompt_ids) for e in examples)
-    T = max(len(e.target_ids) for e in examples)
-    input_ids = torch.full((len(examples), P + T), pad_id, dtype=torch.long)
-    mask = torch.zeros_like(input_ids)
+    input_ids, mask, P = align([(e.prompt_ids, e.target_ids) for e in examples], pad_id)
+    T = input_ids.shape[1] - P
     targets: list[tuple[int, int, int, float]] = []
     ends: list[tuple[int, int, int, float]] = []
     for row, example in enumerate(examples):
-        ids = example.prompt_ids + example.target_ids
         begin = P - len(example.prompt_ids)
-        input_ids[row, begin : begin + len(ids)] = torch.tensor(ids)
-        mask[row, begin : begin + len(ids)] = 1
         for t, token in enumerate(example.target_ids):
             spread = example.alternatives.get(t, {token: 1.0})
             targets += [(row, t, token_, weight) for token_, weight in spread.items()]
