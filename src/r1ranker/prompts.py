@@ -51,11 +51,13 @@ class Prompt:
 
     text: the user's message. transcript: the assistant's earlier steps (layout `append`), else empty.
     prefill: how this step's completion begins: empty when thinking, `NO_THOUGHT` when not.
+    stays: `text` will be the same at the next step, so a backend may keep what it computed for it.
     """
 
     text: str
     transcript: str = ""
     prefill: str = ""
+    stays: bool = False
 
 
 def neutralise(text: str) -> str:
@@ -99,6 +101,7 @@ def build_prompt(
         text=text,
         transcript=transcript if layout == "append" else "",
         prefill="" if think else NO_THOUGHT,
+        stays=layout == "append" and design == "iranker",
     )
 
 

@@ -25,6 +25,11 @@ class IdentifierTrie:
     paths: dict[int, Path]
     branches: dict[Path, Path]
 
+    @property
+    def openings(self) -> tuple[Path, ...]:
+        """What has to be read to know every branching: each one but the root, with the paths that lead there."""
+        return tuple(sorted({node[:end] for node in self.branches for end in range(1, len(node) + 1)}))
+
     def allowed(self, identifier: int) -> tuple[Path, ...]:
         """For each token of the identifier, the tokens that could stand there."""
         path = self.paths[identifier]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from r1ranker.backends.base import STOP, Choice, Completion
 from r1ranker.backends.encoding import Encoder, IdentifierTrie, Path, batches
 from r1ranker.backends.loading import load
+from r1ranker.backends.prefix import PrefixCache, Row, can_reuse
 from r1ranker.errors import BackendError
 from r1ranker.prompts import Prompt
 
@@ -24,6 +26,8 @@ class Generated:
     prompt_ids: list[int]
     completion_ids: list[int]
     truncated: bool
+    computed: int
+    """Tokens of the prompt that were not known from an earlier call."""
 
 
 class TransformersBackend:
@@ -35,6 +39,7 @@ class TransformersBackend:
         self.name = name
         self.max_tokens = max_tokens or (2048 if network.device.type == "cpu" else 65536)
         self._stop_ids = self._single_stop_ids(tokenizer)
+        self._prefixes = PrefixCache(network, self.pad_id, self.max_tokens) if can_reuse(network) else None
 
     @classmethod
     def load(cls, model: str, *, device: str = "auto", dtype: str = "auto") -> TransformersBackend:
@@ -50,7 +55,7 @@ class TransformersBackend:
             Completion(
                 text=self.encoder.decode(out.completion_ids),
                 truncated=out.truncated,
-                prompt_tokens=len(out.prompt_ids),
+                prompt_tokens=out.computed,
                 generated_tokens=len(out.completion_ids),
             )
             for out in self.generate_ids(prompts, max_new_tokens=max_new_tokens, temperature=temperature)
@@ -60,23 +65,53 @@ class TransformersBackend:
         """As `generate`, as token ids."""
         encoded = [self.encoder.encode(prompt) for prompt in prompts]
         self._check_lengths(encoded, max_new_tokens)
-        results: list[Generated | None] = [None] * len(prompts)
+        settings = self._settings(max_new_tokens, temperature)
+        if self._prefixes and prompts and all(prompt.stays for prompt in prompts):
+            written, computed = self._prefixes.generate(_rows(prompts, encoded), settings)
+            return [self._generated(*row) for row in zip(encoded, written, computed, strict=True)]
+        results: dict[int, Generated] = {}
         for group in batches([len(ids) + max_new_tokens for ids in encoded], self.max_tokens):
-            rows = self._generate_batch([encoded[i] for i in group], max_new_tokens, temperature)
-            for i, completion_ids in zip(group, rows, strict=True):
-                stopped = self._stopped(completion_ids)
-                results[i] = Generated(encoded[i], completion_ids, truncated=not stopped)
-        return [out for out in results if out is not None]
+            written = self._generate_batch([encoded[i] for i in group], settings)
+            for i, token_ids in zip(group, written, strict=True):
+                results[i] = self._generated(encoded[i], token_ids, len(encoded[i]))
+        return [results[i] for i in range(len(prompts))]
 
     def choose(self, prompts: Sequence[Prompt], pools: Sequence[Sequence[int]]) -> list[Choice]:
-        """See `Backend.choose`; one forward pass per branching of the identifiers' token trie."""
+        """See `Backend.choose`. Where an identifier is several tokens, each branching of their trie is asked."""
         encoded = [self.encoder.encode(prompt) for prompt in prompts]
         tries = [self.encoder.trie(pool) for pool in pools]
-        logprobs, rows = self._branch_logprobs(encoded, tries)
+        if self._prefixes and prompts and all(prompt.stays for prompt in prompts):
+            logprobs, read = self._kept_branch_logprobs(prompts, encoded, tries)
+        else:
+            logprobs, read = self._branch_logprobs(encoded, tries)
         return [
-            Choice(identifier_probabilities(trie, logprobs[i]), rows[i], len(next(iter(trie.paths.values()))))
+            Choice(identifier_probabilities(trie, logprobs[i]), read[i], len(next(iter(trie.paths.values()))))
             for i, trie in enumerate(tries)
         ]
+
+    def forget(self) -> None:
+        """Drop what was kept of earlier prompts; needed after the weights have changed."""
+        if self._prefixes:
+            self._prefixes.forget()
+
+    def _kept_branch_logprobs(
+        self, prompts: Sequence[Prompt], encoded: list[list[int]], tries: list[IdentifierTrie]
+    ) -> tuple[list[dict[Path, dict[int, float]]], list[int]]:
+        """As `_branch_logprobs`, in one pass over what is new: branchings are read side by side."""
+        branches = [
+            tuple(sorted({node[:i] for node in trie.branches for i in range(1, len(node) + 1)})) for trie in tries
+        ]
+        rows = _rows(prompts, encoded, branches)
+        self._check_lengths(encoded, 1 + max(len(paths) for paths in branches))
+        assert self._prefixes is not None
+        logits, computed = self._prefixes.next_logits(rows)
+        logprobs: list[dict[Path, dict[int, float]]] = [{} for _ in tries]
+        for b, trie in enumerate(tries):
+            place = {(): 0} | {path: n for n, path in enumerate(branches[b], start=1)}
+            for node, children in trie.branches.items():
+                values = torch.log_softmax(logits[b, place[node], list(children)], dim=-1).tolist()
+                logprobs[b][node] = dict(zip(children, values, strict=True))
+        return logprobs, computed
 
     def _branch_logprobs(
         self, encoded: list[list[int]], tries: list[IdentifierTrie]
@@ -111,9 +146,8 @@ class TransformersBackend:
         """The padding token; never attended to."""
         return int(self.encoder.tokenizer.pad_token_id)
 
-    @torch.inference_mode()
-    def _generate_batch(self, rows: list[list[int]], max_new_tokens: int, temperature: float) -> list[list[int]]:
-        input_ids, mask = left_pad(rows, self.pad_id, self.network.device)
+    def _settings(self, max_new_tokens: int, temperature: float) -> dict[str, Any]:
+        """What `generate` of the network is told."""
         # Sampling settings are all explicit: a model's own generation defaults (top-k, repetition
         # penalty) would make log-probabilities in training differ from what was sampled.
         sampling: dict[str, Any] = {
@@ -125,17 +159,24 @@ class TransformersBackend:
         if temperature == 0:
             sampling = {"do_sample": False, "top_k": None, "top_p": None, "temperature": None}
         stop = {} if STOP in self._stop_ids else {"stop_strings": [STOP], "tokenizer": self.encoder.tokenizer}
-        out = self.network.generate(
-            input_ids=input_ids,
-            attention_mask=mask,
-            max_new_tokens=max_new_tokens,
-            pad_token_id=self.pad_id,
-            eos_token_id=sorted(self._stop_ids.values()),
-            repetition_penalty=1.0,
+        return {
+            "max_new_tokens": max_new_tokens,
+            "pad_token_id": self.pad_id,
+            "eos_token_id": sorted(self._stop_ids.values()),
+            "repetition_penalty": 1.0,
             **sampling,
             **stop,
-        )
-        return [self._cut(row) for row in out[:, input_ids.shape[1] :].tolist()]
+        }
+
+    @torch.inference_mode()
+    def _generate_batch(self, rows: list[list[int]], settings: dict[str, Any]) -> list[list[int]]:
+        input_ids, mask = left_pad(rows, self.pad_id, self.network.device)
+        out = self.network.generate(input_ids=input_ids, attention_mask=mask, **settings)
+        return [list(row) for row in out[:, input_ids.shape[1] :].tolist()]
+
+    def _generated(self, prompt_ids: list[int], written: list[int], computed: int) -> Generated:
+        completion_ids = self._cut(written)
+        return Generated(prompt_ids, completion_ids, truncated=not self._stopped(completion_ids), computed=computed)
 
     def _cut(self, token_ids: list[int]) -> list[int]:
         """Up to and with what ended the row; what follows is padding.
@@ -172,6 +213,18 @@ class TransformersBackend:
                 f"of {self.name}; use a smaller pool, shorter candidate texts or history, fewer new tokens, "
                 "or a model with a longer context"
             )
+
+
+def _rows(
+    prompts: Sequence[Prompt], encoded: Sequence[list[int]], branches: Sequence[tuple[Path, ...]] | None = None
+) -> list[Row]:
+    """Rows of the prefix cache, found again by the prompt's text; equal texts are told apart by their order."""
+    seen: Counter[str] = Counter()
+    rows = []
+    for i, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True)):
+        rows.append(Row(f"{seen[prompt.text]}:{prompt.text}", ids, branches[i] if branches else ()))
+        seen[prompt.text] += 1
+    return rows
 
 
 def identifier_probabilities(trie: IdentifierTrie, logprobs: dict[Path, dict[int, float]]) -> dict[int, float]:

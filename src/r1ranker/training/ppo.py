@@ -144,6 +144,7 @@ def ppo_step(learner: Learner, problems: Sequence[Problem], config: RunConfig) -
     trajectories = collect(learner.backend, problems, config, rng)
     experience = with_advantages(learner, trajectories, config.ppo)
     stats = _update(learner, experience, config.ppo, rng)
+    learner.backend.forget()
     samples = [e.sample for e in experience]
     learner.tokens += sum(s.tokens for s in samples)
     stats |= _sample_stats(samples)

@@ -1,0 +1,242 @@
+"""Keys and values that outlive a call, so that a prompt which only grew is not computed again.
+
+In: the token ids of prompts whose text stays the same over an episode (layout `append`). Out: logits, and
+how many tokens had to be computed for them. Next in the data flow: `transformers_`.
+
+The cache is one batch of rows. All rows end at its last column; what a row does not see (padding, and
+tokens it took back) are holes in `mask`, so any model whose layers attend to everything can use it.
+
+Names carry their dimensions: B rows, L columns, S new tokens, N branchings behind them, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from r1ranker.backends.encoding import Path, batches
+
+WASTE = 2.0
+"""Columns are packed anew when there are this many times as many as the longest row needs."""
+
+
+def can_reuse(network: Any) -> bool:
+    """Whether every layer of the network attends to all that came before: no window, no recurrent state."""
+    layers = DynamicCache(config=network.config).layers
+    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One episode: `key` finds what is known of it, `ids` is the whole prompt, `branches` are continuations
+    (paths of tokens, every beginning of a path among them) whose next token is asked for as well."""
+
+    key: str
+    ids: list[int]
+    branches: tuple[Path, ...] = ()
+
+
+class PrefixCache:
+    """Rows that stay known from one call to the next; rows that a call does not name are forgotten."""
+
+    def __init__(self, network: Any, pad_id: int, max_tokens: int) -> None:
+        self.network, self.pad_id, self.max_tokens = network, pad_id, max_tokens
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop everything: after an update of the weights, what is known is no longer true."""
+        self.keys: list[str] = []
+        self.cache = DynamicCache(config=self.network.config)
+        self.ids_B_L = torch.zeros((0, 0), dtype=torch.long)
+        self.mask_B_L = torch.zeros((0, 0), dtype=torch.bool)
+
+    @torch.inference_mode()
+    def next_logits(self, rows: Sequence[Row]) -> tuple[Tensor, list[int]]:
+        """(logits (B, 1 + N, V) after each prompt and each of its branches, tokens computed for each row)."""
+        computed = self._prepare(rows)
+        fresh = [row.ids[known:] for row, known in zip(rows, self._shared(rows), strict=True)]
+        N = max(len(row.branches) for row in rows)
+        ids_B_S, mask_B_S = _left_padded(fresh, self.pad_id)
+        tree_B_N, mask_B_N, seen_B_N_N, depth_B_N = _tree([row.branches for row in rows], N, self.pad_id)
+        start_B = self.mask_B_L.sum(-1, keepdim=True)
+        positions_B_S = (start_B + mask_B_S.cumsum(-1) - 1).clamp(min=0)
+        positions_B_N = start_B + mask_B_S.sum(-1, keepdim=True) + depth_B_N
+        out = self.network(
+            input_ids=self._there(torch.cat([ids_B_S, tree_B_N], 1)),
+            position_ids=self._there(torch.cat([positions_B_S, positions_B_N], 1)),
+            attention_mask=self._there(self._attention(mask_B_S, mask_B_N, seen_B_N_N)),
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=N + 1,
+        )
+        if N:
+            self.cache.crop(-N)
+        self._append(ids_B_S, mask_B_S)
+        return out.logits.float(), [
+            c + len(f) + len(row.branches) for c, f, row in zip(computed, fresh, rows, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def generate(self, rows: Sequence[Row], settings: dict[str, Any]) -> tuple[list[list[int]], list[int]]:
+        """(tokens written after each prompt, with whatever padding follows; tokens computed for each prompt)."""
+        computed = self._prepare(rows)
+        fresh = [row.ids[known:] for row, known in zip(rows, self._shared(rows), strict=True)]
+        ids_B_S, mask_B_S = _left_padded(fresh, self.pad_id)
+        ids_B_L, mask_B_L = torch.cat([self.ids_B_L, ids_B_S], 1), torch.cat([self.mask_B_L, mask_B_S], 1)
+        out = self.network.generate(
+            input_ids=self._there(ids_B_L),
+            attention_mask=self._there(mask_B_L.long()),
+            past_key_values=self.cache,
+            use_cache=True,
+            **settings,
+        )
+        written_B_T = out[:, ids_B_L.shape[1] :].cpu()
+        self._append(ids_B_S, mask_B_S)
+        # The last token was never read. What was written is known as written, padding and all: a prompt that
+        # goes on differently takes back what differs.
+        read = self.cache.get_seq_length() - self.ids_B_L.shape[1]
+        self._append(written_B_T[:, :read], torch.ones_like(written_B_T[:, :read], dtype=torch.bool))
+        return written_B_T.tolist(), [c + len(f) for c, f in zip(computed, fresh, strict=True)]
+
+    def _prepare(self, rows: Sequence[Row]) -> list[int]:
+        """Bring the rows into the cache, in order, with all but the last token of the new ones computed."""
+        known = {key: index for index, key in enumerate(self.keys)}
+        kept = [index for row in rows if (index := known.pop(row.key, None)) is not None]
+        places = {self.keys[index]: place for place, index in enumerate(kept)}
+        new = [row for row in rows if places.setdefault(row.key, -1) < 0]
+        if kept != list(range(len(self.keys))):
+            self._select(kept)
+        if not new:
+            return [0] * len(rows)
+        for group in batches([len(row.ids) for row in new], self.max_tokens):
+            self._prefill([new[i] for i in group])
+        order = {key: place for place, key in enumerate(self.keys)}
+        wanted = [order[row.key] for row in rows]
+        if wanted != list(range(len(rows))):
+            self._select(wanted)
+        fresh = {row.key for row in new}
+        return [len(row.ids) - 1 if row.key in fresh else 0 for row in rows]
+
+    def _prefill(self, rows: Sequence[Row]) -> None:
+        """Compute new rows but for their last token, and put them below the known ones."""
+        ids_B_S, mask_B_S = _left_padded([row.ids[:-1] for row in rows], self.pad_id)
+        cache = DynamicCache(config=self.network.config)
+        self.network(
+            input_ids=self._there(ids_B_S),
+            attention_mask=self._there(mask_B_S.long()),
+            position_ids=self._there((mask_B_S.cumsum(-1) - 1).clamp(min=0)),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        L = max(self.mask_B_L.shape[1], mask_B_S.shape[1])
+        if not self.keys:
+            self.cache = cache
+        else:
+            for mine, theirs in zip(self.cache.layers, cache.layers, strict=True):
+                mine.keys = torch.cat([_pad_columns(mine.keys, L), _pad_columns(theirs.keys, L)])
+                mine.values = torch.cat([_pad_columns(mine.values, L), _pad_columns(theirs.values, L)])
+        self.ids_B_L = torch.cat([_pad_left(self.ids_B_L, L), _pad_left(ids_B_S, L)])
+        self.mask_B_L = torch.cat([_pad_left(self.mask_B_L, L), _pad_left(mask_B_S, L)])
+        self.keys += [row.key for row in rows]
+
+    def _select(self, indices: list[int]) -> None:
+        if not indices:
+            self.forget()
+            return
+        self.cache.batch_select_indices(torch.tensor(indices, device=self.network.device))
+        self.ids_B_L, self.mask_B_L = self.ids_B_L[indices], self.mask_B_L[indices]
+        self.keys = [self.keys[index] for index in indices]
+        self._pack()
+
+    def _pack(self) -> None:
+        """Close the holes when they have become most of the columns."""
+        L = self.mask_B_L.shape[1]
+        longest = int(self.mask_B_L.sum(-1).max())
+        if longest * WASTE >= L:
+            return
+        # A stable sort moves what is seen to the end and keeps its order.
+        columns_B_L = self.mask_B_L.int().argsort(dim=-1, stable=True)[:, L - longest :]
+        self.ids_B_L = self.ids_B_L.gather(1, columns_B_L)
+        self.mask_B_L = self.mask_B_L.gather(1, columns_B_L)
+        index = self._there(columns_B_L)[:, None, :, None]
+        for layer in self.cache.layers:
+            layer.keys = layer.keys.take_along_dim(index, dim=2)
+            layer.values = layer.values.take_along_dim(index, dim=2)
+
+    def _shared(self, rows: Sequence[Row]) -> list[int]:
+        """How much of each prompt is known; what was known beyond that is taken back.
+
+        The last token of a prompt is always computed, since the logits after it are wanted.
+        """
+        self._pack()
+        lengths = []
+        for index, row in enumerate(rows):
+            columns = self.mask_B_L[index].nonzero().squeeze(-1)
+            known = self.ids_B_L[index, columns].tolist()
+            same = next(_differences(known, row.ids[:-1]), min(len(known), len(row.ids) - 1))
+            self.mask_B_L[index, columns[same:]] = False
+            lengths.append(same)
+        return lengths
+
+    def _append(self, ids_B_S: Tensor, mask_B_S: Tensor) -> None:
+        self.ids_B_L = torch.cat([self.ids_B_L, ids_B_S], 1)
+        self.mask_B_L = torch.cat([self.mask_B_L, mask_B_S], 1)
+
+    def _attention(self, mask_B_S: Tensor, mask_B_N: Tensor, seen_B_N_N: Tensor) -> Tensor:
+        """Additive mask (B, 1, S + N, L + S + N): new tokens see what came before, branches see their own path."""
+        B, L = self.mask_B_L.shape
+        S, N = mask_B_S.shape[1], mask_B_N.shape[1]
+        seen = torch.zeros((B, S + N, L + S + N), dtype=torch.bool)
+        seen[:, :, :L] = self.mask_B_L[:, None]
+        seen[:, :S, L : L + S] = mask_B_S[:, None] & torch.ones((S, S), dtype=torch.bool).tril()
+        seen[:, S:, L : L + S] = mask_B_S[:, None]
+        seen[:, S:, L + S :] = seen_B_N_N
+        dtype = self.network.dtype
+        return torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+
+    def _there(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.network.device)
+
+
+def _differences(a: Sequence[int], b: Sequence[int]) -> Iterator[int]:
+    return (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
+
+
+def _left_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    longest = max(len(row) for row in rows)
+    ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(rows), longest), dtype=torch.bool)
+    for i, row in enumerate(rows):
+        ids[i, longest - len(row) :] = torch.tensor(row, dtype=torch.long)
+        mask[i, longest - len(row) :] = True
+    return ids, mask
+
+
+def _tree(branches: Sequence[tuple[Path, ...]], N: int, pad_id: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(ids, mask, who sees whom, depth) of branches read side by side behind their prompt."""
+    B = len(branches)
+    ids, depth = torch.full((B, N), pad_id, dtype=torch.long), torch.zeros((B, N), dtype=torch.long)
+    mask, seen = torch.zeros((B, N), dtype=torch.bool), torch.zeros((B, N, N), dtype=torch.bool)
+    for b, paths in enumerate(branches):
+        place = {path: n for n, path in enumerate(paths)}
+        for path, n in place.items():
+            ids[b, n], depth[b, n], mask[b, n] = path[-1], len(path) - 1, True
+            for end in range(1, len(path) + 1):
+                seen[b, n, place[path[:end]]] = True
+    return ids, mask, seen, depth
+
+
+def _pad_left(tensor_B_L: Tensor, L: int) -> Tensor:
+    return F.pad(tensor_B_L, (L - tensor_B_L.shape[1], 0))
+
+
+def _pad_columns(tensor_B_H_L_D: Tensor, L: int) -> Tensor:
+    return F.pad(tensor_B_H_L_D, (0, 0, L - tensor_B_H_L_D.shape[2], 0))
