@@ -134,16 +134,14 @@ def rank(
 
     Example: `r1ranker rank problems.jsonl --model runs/iranker/model --out run.trec`
     """
-    from r1ranker.backends.transformers_ import TransformersBackend
     from r1ranker.datasets.jsonl import read_jsonl
     from r1ranker.evaluation.runs import write_run
-    from r1ranker.rankers import make_ranker
+    from r1ranker.spec import RankerSpec
 
     with _errors():
         given = read_jsonl(problems)
-        backend = TransformersBackend.load(model, device=device)
-        ranker = make_ranker(design, backend, think=think, layout=layout, top_k=top_k, max_new_tokens=max_new_tokens)
-        rankings = ranker.rank_many(given, progress="rank")
+        spec = RankerSpec(design, model, think, layout, top_k, max_new_tokens=max_new_tokens, device=device)
+        rankings = spec.build().rank_many(given, progress="rank")
         out.parent.mkdir(parents=True, exist_ok=True)
         write_run(rankings, out, design)
     broken = sum(r.broken for r in rankings)

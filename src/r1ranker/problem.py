@@ -114,12 +114,17 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a ranking cost. Tokens that a backend did not have to compute again are not in it."""
+    """What a ranking cost. Tokens that a backend did not have to compute again are not in it.
+
+    retries: calls over a network made again. cost: money, in the currency of the price file.
+    """
 
     calls: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
     seconds: float = 0.0
+    retries: int = 0
+    cost: float = 0.0
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -127,6 +132,8 @@ class Usage:
             self.prompt_tokens + other.prompt_tokens,
             self.generated_tokens + other.generated_tokens,
             self.seconds + other.seconds,
+            self.retries + other.retries,
+            self.cost + other.cost,
         )
 
 
@@ -148,13 +155,17 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """The whole pool, best first. `scores` strictly decrease, so a run file keeps this order."""
+    """The whole pool, best first. `scores` strictly decrease, so a run file keeps this order.
+
+    error: why there is none, when a call failed for good; then `docids` is empty.
+    """
 
     qid: str
     docids: tuple[str, ...]
     scores: tuple[float, ...]
     steps: tuple[Step, ...] = ()
     usage: Usage = Usage()
+    error: str = ""
 
     @property
     def broken(self) -> int:

@@ -1,219 +1,196 @@
-"""The two designs. In: `Problem`s and a backend. Out: `Ranking`s.
+"""The rankers. In: `Problem`s and a backend. Out: `Ranking`s.
 
     ranker = IRanker(TransformersBackend.load("nano"), think=False)
     ranking = ranker.rank(problem)
 
-Both run prompts -> backend -> answers -> elimination; training and evaluation run the same code. Many
-problems are ranked in one batch of calls; a problem that is finished leaves it and the next one
-takes its place.
+`DRanker` and `IRanker` are the two designs. The others make one of them cheaper or steadier, or reach lists
+longer than a context: each ranks parts of the pool with the ranker it holds. All run the same `plans`,
+answered by `drive`; training and evaluation run the same code.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import islice
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-from r1ranker.answers import completed_order, parse_ranking, parse_removal, removal_of, thought_of
-from r1ranker.backends.base import Backend, Choice, Completion
-from r1ranker.elimination import Elimination, ranking_from, start
+from r1ranker import plans
+from r1ranker.backends.base import AsyncBackend, Backend
+from r1ranker.drive import Finished, drive
 from r1ranker.errors import ConfigError
-from r1ranker.problem import Answer, Problem, Ranking, Step, Usage
+from r1ranker.plans import Budget, Plan
+from r1ranker.problem import Problem, Ranking
 from r1ranker.progress import track
-from r1ranker.prompts import Design, Layout, Prompt, build_prompt, transcript_entry
-
-EMPTY_THOUGHT_TOKENS = 16
-"""Room for a ranking without a thought: this many tokens plus TOKENS_PER_CANDIDATE for each candidate."""
-TOKENS_PER_CANDIDATE = 6
+from r1ranker.prompts import Layout
 
 
-class Ranker(Protocol):
-    """What evaluation and serving need of a ranker."""
+class Ranker(ABC):
+    """A plan for a problem, and a backend to carry it out."""
 
-    def rank(self, problem: Problem) -> Ranking:
-        """The ranking of one problem."""
-        ...
+    backend: Backend | AsyncBackend
+    batch_size: int
 
-    def rank_many(self, problems: Sequence[Problem], *, progress: str = "") -> list[Ranking]:
-        """The rankings of many, in order; `progress` names a progress bar (none when empty)."""
-        ...
-
-
-@dataclass
-class DRanker:
-    """Direct: one completion holds the whole ranking. Candidates it does not name follow in pool order."""
-
-    backend: Backend
-    think: bool = True
-    max_new_tokens: int = 1024
-    batch_size: int = 64
+    @abstractmethod
+    def plan(self, problem: Problem) -> Plan:
+        """What is asked for one problem."""
 
     def rank(self, problem: Problem) -> Ranking:
         """The ranking of one problem."""
         return self.rank_many([problem])[0]
 
     def rank_many(self, problems: Sequence[Problem], *, progress: str = "") -> list[Ranking]:
-        """The rankings of many problems, in order."""
-        rankings: list[Ranking] = []
+        """The rankings of many, in order; `progress` names a progress bar (none when empty).
+
+        A model in this process that fails raises BackendError. A call to an endpoint that fails for good
+        leaves that query without docids, and its `error` says why.
+        """
+        rankings: dict[int, Ranking] = {}
         with track(len(problems), progress) as advance:
-            for first in range(0, len(problems), self.batch_size):
-                batch = problems[first : first + self.batch_size]
-                rankings += self._rank_batch(batch)
-                advance(len(batch))
-        return rankings
+            for place, ranking in self.rank_each(problems):
+                rankings[place] = ranking
+                advance(1)
+        return [rankings[place] for place in range(len(problems))]
 
-    def _rank_batch(self, problems: Sequence[Problem]) -> list[Ranking]:
-        prompts = [build_prompt(p, p.identifiers, "dranker", think=self.think) for p in problems]
-        limit = ranking_tokens(problems, self.think, self.max_new_tokens)
-        began = time.perf_counter()
-        completions = self.backend.generate(prompts, max_new_tokens=limit)
-        seconds = (time.perf_counter() - began) / len(problems)
-        return [
-            self._ranking(problem, prompt, completion, seconds)
-            for problem, prompt, completion in zip(problems, prompts, completions, strict=True)
-        ]
-
-    def _ranking(self, problem: Problem, prompt: Prompt, completion: Completion, seconds: float) -> Ranking:
-        text = prompt.prefill + completion.text
-        answer = parse_ranking(text, problem.identifiers, completion.truncated)
-        step = Step(problem.identifiers, answer, thought=thought_of(text), completion=text)
-        usage = Usage(1, completion.prompt_tokens, completion.generated_tokens, seconds)
-        return ranking_from(problem, completed_order(answer, problem.identifiers), (step,), usage)
-
-
-def ranking_tokens(problems: Sequence[Problem], think: bool, max_new_tokens: int) -> int:
-    """How many tokens one completion of a DRanker may have; without a thought, what the longest list needs."""
-    if think:
-        return max_new_tokens
-    longest = max(len(problem.candidates) for problem in problems)
-    return min(max_new_tokens, EMPTY_THOUGHT_TOKENS + TOKENS_PER_CANDIDATE * longest)
+    def rank_each(self, problems: Iterable[Problem]) -> Iterator[Finished]:
+        """(place of the problem, its ranking) as they are finished; problems are drawn as there is room."""
+        return drive(problems, self.plan, self.backend, self.batch_size)
 
 
 @dataclass
-class _Episode:
-    """One problem on its way through the loop."""
+class DRanker(Ranker):
+    """Direct: one completion holds the whole ranking. Candidates it does not name follow in pool order."""
 
-    problem: Problem
-    state: Elimination
-    steps: list[Step] = field(default_factory=list)
-    transcript: str = ""
-    usage: Usage = field(default_factory=Usage)
+    backend: Backend | AsyncBackend
+    think: bool = True
+    max_new_tokens: int = 1024
+    batch_size: int = 64
 
-    def leave(self, step: Step, usage: Usage) -> None:
-        """Take the step: its removed candidate leaves the pool."""
-        removed = step.removed[0]
-        self.steps.append(step)
-        self.usage += usage
-        self.state = self.state.remove(removed)
-        self.transcript += transcript_entry(step.completion, removed, step.answer.kind == "valid")
-
-    def ranking(self) -> Ranking:
-        """Survivors first (least likely to be removed next first), then the removed, last removed first."""
-        last = self.steps[-1].probabilities if self.steps else {}
-        survivors = sorted(self.state.pool, key=lambda k: last.get(k, 0.0))
-        return ranking_from(self.problem, self.state.order(survivors), tuple(self.steps), self.usage)
+    def plan(self, problem: Problem) -> Plan:
+        """See `plans.direct`."""
+        return plans.direct(problem, think=self.think, max_new_tokens=self.max_new_tokens)
 
 
 @dataclass
-class IRanker:
-    """Iterative: each call removes the worst candidate left, until `top_k` are left.
+class IRanker(Ranker):
+    """Iterative: each call removes the worst candidates left, until `top_k` are left.
 
     think: a free thought before each answer; off, the identifier is chosen by the model's
         probabilities over the pool (one forward pass, cannot be malformed).
-    layout: `relist` or `append`, see `prompts`.
+    layout: `relist` or `append`, see `prompts`; with `append` a prefix is computed once per query.
     top_k: stop when this many are left; they are ordered by the last known removal probabilities
         (think off) or in pool order. 1 gives the whole order.
+    drop: how many leave in one step (think off).
+    budget: calls, tokens or seconds a query may cost; the rest is ordered as with `top_k`.
     """
 
-    backend: Backend
+    backend: Backend | AsyncBackend
     think: bool = True
     layout: Layout = "relist"
     top_k: int = 1
+    drop: int = 1
+    budget: Budget | None = None
     max_new_tokens: int = 1024
     batch_size: int = 64
 
     def __post_init__(self) -> None:
         if self.top_k < 1:
             raise ConfigError(f"top_k must be at least 1, not {self.top_k}; 1 gives the whole order")
+        if self.drop < 1:
+            raise ConfigError(f"drop must be at least 1, not {self.drop}")
+        if self.drop > 1 and self.think:
+            raise ConfigError(f"drop={self.drop} needs think=False: a thought ends in one answer")
 
-    def rank(self, problem: Problem) -> Ranking:
-        """The ranking of one problem."""
-        return self.rank_many([problem])[0]
+    def plan(self, problem: Problem) -> Plan:
+        """See `plans.eliminate`."""
+        return plans.eliminate(
+            problem,
+            think=self.think,
+            layout=self.layout,
+            max_new_tokens=self.max_new_tokens,
+            top_k=self.top_k,
+            drop=self.drop,
+            budget=self.budget,
+        )
 
-    def rank_many(self, problems: Sequence[Problem], *, progress: str = "") -> list[Ranking]:
-        """The rankings of many problems, in order."""
-        rankings: dict[int, Ranking] = {}
-        waiting = iter(enumerate(problems))
-        active: list[tuple[int, _Episode]] = []
-        with track(len(problems), progress) as advance:
-            while True:
-                for index, problem in islice(waiting, self.batch_size - len(active)):
-                    active.append((index, _Episode(problem, start(problem.identifiers))))
-                if not active:
-                    return [rankings[index] for index in range(len(problems))]
-                running = [episode for _, episode in active if not episode.state.done(self.top_k)]
-                if running:
-                    self._step(running)
-                for index, episode in active:
-                    if episode.state.done(self.top_k):
-                        rankings[index] = episode.ranking()
-                        advance(1)
-                active = [(index, episode) for index, episode in active if index not in rankings]
 
-    def _step(self, episodes: list[_Episode]) -> None:
-        """One call for every episode."""
-        prompts = [
-            build_prompt(
-                e.problem, e.state.pool, "iranker", layout=self.layout, think=self.think, transcript=e.transcript
+class _Composed(Ranker):
+    """Ranks parts of the pool with `inner`, and asks the same backend."""
+
+    inner: Ranker
+
+    @property
+    def backend(self) -> Backend | AsyncBackend:  # type: ignore[override]
+        """That of the inner ranker."""
+        return self.inner.backend
+
+    @property
+    def batch_size(self) -> int:  # type: ignore[override]
+        """That of the inner ranker."""
+        return self.inner.batch_size
+
+
+@dataclass
+class Hybrid(_Composed):
+    """`first` ranks all, `inner` ranks the best (head) or worst (tail) `size` of that again."""
+
+    inner: Ranker
+    first: Ranker
+    size: int
+    part: Literal["head", "tail"] = "head"
+
+    def plan(self, problem: Problem) -> Plan:
+        """See `plans.part_again`."""
+        return plans.part_again(problem, self.first.plan, self.inner.plan, self.size, self.part)
+
+
+@dataclass
+class Windows(_Composed):
+    """For lists longer than a context: a window of `size` slides from the end to the head by `stride`."""
+
+    inner: Ranker
+    size: int = 20
+    stride: int = 10
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.stride <= self.size:
+            raise ConfigError(
+                f"a window of {self.size} cannot slide by {self.stride}; give a stride of 1 to {self.size}"
             )
-            for e in episodes
-        ]
-        began = time.perf_counter()
-        steps = self._thought_steps(episodes, prompts) if self.think else self._chosen_steps(episodes, prompts)
-        seconds = (time.perf_counter() - began) / len(episodes)
-        for episode, (step, usage) in zip(episodes, steps, strict=True):
-            episode.leave(step, usage + Usage(seconds=seconds))
 
-    def _thought_steps(self, episodes: list[_Episode], prompts: list[Prompt]) -> list[tuple[Step, Usage]]:
-        completions = self.backend.generate(prompts, max_new_tokens=self.max_new_tokens)
-        steps = []
-        for episode, prompt, completion in zip(episodes, prompts, completions, strict=True):
-            text = prompt.prefill + completion.text
-            answer = parse_removal(text, episode.state.pool, completion.truncated)
-            removed = removal_of(answer, episode.state.pool)
-            step = Step(episode.state.pool, answer, (removed,), thought_of(text), text)
-            steps.append((step, Usage(1, completion.prompt_tokens, completion.generated_tokens)))
-        return steps
-
-    def _chosen_steps(self, episodes: list[_Episode], prompts: list[Prompt]) -> list[tuple[Step, Usage]]:
-        choices = self.backend.choose(prompts, [e.state.pool for e in episodes])
-        return [
-            (
-                chosen_step(e.state.pool, prompt, choice, max(e.state.pool, key=choice.probabilities.__getitem__)),
-                Usage(1, choice.prompt_tokens, choice.generated_tokens),
-            )
-            for e, prompt, choice in zip(episodes, prompts, choices, strict=True)
-        ]
+    def plan(self, problem: Problem) -> Plan:
+        """See `plans.windows`."""
+        return plans.windows(problem, self.inner.plan, self.size, self.stride)
 
 
-def chosen_step(pool: tuple[int, ...], prompt: Prompt, choice: Choice, removed: int) -> Step:
-    """The step in which the identifier `removed` was chosen without a thought."""
-    completion = f"{prompt.prefill}[{removed}]</answer>"
-    return Step(pool, Answer("valid", (removed,)), (removed,), "", completion, dict(choice.probabilities))
+@dataclass
+class Tournament(_Composed):
+    """For lists longer than a context: groups of `size` are ranked, the better half of each goes on."""
+
+    inner: Ranker
+    size: int = 20
+
+    def __post_init__(self) -> None:
+        if self.size < 2:
+            raise ConfigError(f"a tournament needs groups of at least 2, not {self.size}")
+
+    def plan(self, problem: Problem) -> Plan:
+        """See `plans.tournament`."""
+        return plans.tournament(problem, self.inner.plan, self.size)
 
 
-def make_ranker(
-    design: Design,
-    backend: Backend,
-    *,
-    think: bool = True,
-    layout: Layout = "relist",
-    top_k: int = 1,
-    max_new_tokens: int = 1024,
-) -> Ranker:
-    """The ranker of a design; `layout` and `top_k` concern the iterative one only."""
-    if design == "dranker":
-        return DRanker(backend, think=think, max_new_tokens=max_new_tokens)
-    return IRanker(backend, think=think, layout=layout, top_k=top_k, max_new_tokens=max_new_tokens)
+@dataclass
+class Shuffled(_Composed):
+    """Against position bias: `repeats` random orders of the pool, merged by mean place."""
+
+    inner: Ranker
+    repeats: int = 3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.repeats < 1:
+            raise ConfigError(f"repeats must be at least 1, not {self.repeats}")
+
+    def plan(self, problem: Problem) -> Plan:
+        """See `plans.shuffled`."""
+        return plans.shuffled(problem, self.inner.plan, self.repeats, self.seed)

@@ -1,13 +1,15 @@
 """What a backend is. In: `Prompt`s. Out: completions, or probabilities over identifiers.
 
-A backend holds the model; nothing else in the package does. Two calls are all that rankers need.
+A backend holds the model; nothing else in the package does. Two calls are all that rankers need. A model in
+this process is a `Backend` and answers in batches; one behind a network is an `AsyncBackend`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from r1ranker.prompts import Prompt
 
@@ -16,13 +18,28 @@ STOP = "</answer>"
 
 
 @dataclass(frozen=True, slots=True)
+class Ask:
+    """One call: choose among the identifiers of `pool`, or (None) write up to `max_new_tokens`."""
+
+    prompt: Prompt
+    pool: tuple[int, ...] | None
+    max_new_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
-    """What the model added to the prompt. `truncated`: cut by the token limit, not by the model."""
+    """What the model added to the prompt. `truncated`: cut by the token limit, not by the model.
+
+    prompt_tokens: those that had to be computed. retries, cost: of a call over a network; cost in the
+        currency of the price file.
+    """
 
     text: str
     truncated: bool
     prompt_tokens: int
     generated_tokens: int
+    retries: int = 0
+    cost: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +49,8 @@ class Choice:
     probabilities: Mapping[int, float]
     prompt_tokens: int
     generated_tokens: int
+    retries: int = 0
+    cost: float = 0.0
 
 
 class Backend(Protocol):
@@ -47,4 +66,24 @@ class Backend(Protocol):
 
     def choose(self, prompts: Sequence[Prompt], pools: Sequence[Sequence[int]]) -> list[Choice]:
         """The model's probabilities over the identifiers of each pool, as the next thing it writes."""
+        ...
+
+
+class Session(Protocol):
+    """An open connection to an endpoint."""
+
+    async def answer(self, ask: Ask) -> Completion | Choice:
+        """Raises BackendError when the call failed for good; only that query is lost."""
+        ...
+
+
+@runtime_checkable
+class AsyncBackend(Protocol):
+    """A model behind a network: every query's calls go out as they come, `concurrency` queries at a time."""
+
+    name: str
+    concurrency: int
+
+    def session(self) -> AbstractAsyncContextManager[Session]:
+        """A connection for one run, opened in the event loop that uses it."""
         ...

@@ -17,7 +17,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.baselines import BASELINES
 from r1ranker.errors import ConfigError
 from r1ranker.evaluation.measures import by_task
@@ -34,23 +33,18 @@ from r1ranker.evaluation.results import (
 )
 from r1ranker.evaluation.runs import write_run
 from r1ranker.problem import Problem, Ranking
-from r1ranker.prompts import Design, Layout
+from r1ranker.prompts import Design
 from r1ranker.provenance import provenance
-from r1ranker.rankers import Ranker, make_ranker
+from r1ranker.spec import RankerSpec, parse_spec
 from r1ranker.training.config import RunConfig
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSystem:
-    """A model used as a ranker, under the name it has in results. `model`: hub name, directory or `nano`."""
+    """A model used as a ranker, under the name it has in results."""
 
     name: str
-    design: Design
-    model: str
-    think: bool = False
-    layout: Layout = "relist"
-    max_new_tokens: int = 1024
-    device: str = "auto"
+    spec: RankerSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,36 +62,35 @@ def rank_with(system: str | ModelSystem, problems: Sequence[Problem], *, progres
         if system not in BASELINES:
             raise ConfigError(f"unknown baseline {system!r}; there are {', '.join(BASELINES)}")
         return BASELINES[system](problems)
-    return ranker_of(system).rank_many(problems, progress=system.name if progress else "")
-
-
-def ranker_of(system: ModelSystem) -> Ranker:
-    """The ranker of a system, its model loaded."""
-    backend = TransformersBackend.load(system.model, device=system.device)
-    return make_ranker(
-        system.design, backend, think=system.think, layout=system.layout, max_new_tokens=system.max_new_tokens
-    )
+    return system.spec.build().rank_many(problems, progress=system.name if progress else "")
 
 
 def parse_system(text: str, config: RunConfig) -> ModelSystem:
-    """`NAME=DESIGN:MODEL` as a system; whether it thinks, its layout and its device are the config's."""
+    """`NAME=DESIGN:MODEL` and any settings of a `RankerSpec`, such as `fast=iranker:nano,layout=append,top_k=5`.
+
+    Whether it thinks, its layout and its device are the config's where the text does not say.
+    """
     name, equals, rest = text.partition("=")
-    design, colon, model = rest.partition(":")
+    (ranker, *pairs) = rest.split(",")
+    design, colon, model = ranker.partition(":")
     if not (name and equals and colon and model) or design not in ("dranker", "iranker"):
         raise ConfigError(f"system {text!r}: give NAME=DESIGN:MODEL with design dranker or iranker")
-    return model_system(name, "dranker" if design == "dranker" else "iranker", model, config)
+    base = model_system(name, "dranker" if design == "dranker" else "iranker", model, config)
+    return ModelSystem(name, parse_spec(base.spec, pairs))
 
 
 def model_system(name: str, design: Design, model: str, config: RunConfig) -> ModelSystem:
     """A system that ranks as the config says."""
     return ModelSystem(
-        name=name,
-        design=design,
-        model=model,
-        think=config.think,
-        layout=config.layout,
-        max_new_tokens=config.ppo.max_new_tokens,
-        device=config.device,
+        name,
+        RankerSpec(
+            design=design,
+            model=model,
+            think=config.think,
+            layout=config.layout,
+            max_new_tokens=config.ppo.max_new_tokens,
+            device=config.device,
+        ),
     )
 
 

@@ -21,9 +21,9 @@ from r1ranker.backends.encoding import IdentifierTrie
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.elimination import Elimination, sampled_pool, start
 from r1ranker.errors import ConfigError
+from r1ranker.plans import chosen_step, ranking_tokens
 from r1ranker.problem import Answer, Problem
 from r1ranker.prompts import Prompt, build_prompt, sampled_transcript, transcript_entry
-from r1ranker.rankers import chosen_step, ranking_tokens
 from r1ranker.rewards import Reward, score_ranking, score_removal
 from r1ranker.training.batch import Sample
 from r1ranker.training.config import RunConfig
@@ -147,7 +147,7 @@ def _chosen(
     identifiers, weights = zip(*choice.probabilities.items(), strict=True)
     drawn: int = rng.choices(identifiers, weights=weights)[0]
     trie = backend.encoder.trie(state.pool)
-    step = chosen_step(state.pool, prompt, choice, drawn)
+    step = chosen_step(state.pool, prompt, choice, (drawn,))
     reward = score_removal(step.completion, step.answer, state.problem, state.pool, kind=config.ppo.reward)
     prompt_ids = backend.encoder.encode(prompt)
     _check_prompt(len(prompt_ids), config)
@@ -163,7 +163,7 @@ def _answer_rewards(
     """The reward of each identifier of the pool, in the order of the tokens at which they part."""
     ((node, tokens),) = trie.branches.items()
     by_token = {path[len(node)]: identifier for identifier, path in trie.paths.items()}
-    steps = [chosen_step(state.pool, prompt, choice, by_token[token]) for token in tokens]
+    steps = [chosen_step(state.pool, prompt, choice, (by_token[token],)) for token in tokens]
     return tuple(
         score_removal(step.completion, step.answer, state.problem, state.pool, kind=config.ppo.reward).total
         for step in steps

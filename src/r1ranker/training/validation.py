@@ -8,7 +8,7 @@ from statistics import mean
 from r1ranker.backends.base import Backend
 from r1ranker.evaluation.measures import by_task, evaluate
 from r1ranker.problem import Problem
-from r1ranker.rankers import make_ranker
+from r1ranker.spec import RankerSpec
 from r1ranker.training.config import RunConfig
 
 
@@ -21,10 +21,8 @@ def dev_mrr(backend: Backend, dev: Sequence[Problem], config: RunConfig) -> dict
     """MRR by task (`dev_mrr/<task>`) and their mean (`dev_mrr`); empty without dev problems."""
     if not dev:
         return {}
-    ranker = make_ranker(
-        config.design, backend, think=config.think, layout=config.layout, max_new_tokens=config.ppo.max_new_tokens
-    )
-    rankings = ranker.rank_many(dev)
+    spec = RankerSpec(config.design, think=config.think, layout=config.layout, max_new_tokens=config.ppo.max_new_tokens)
+    rankings = spec.around(backend).rank_many(dev)
     scores: dict[str, float] = {}
     paired = list(zip(dev, rankings, strict=True))
     for task, problems in by_task(dev).items():

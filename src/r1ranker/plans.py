@@ -1,0 +1,215 @@
+"""What a ranker asks next and what it makes of the reply: pure, no model, no I/O.
+
+A plan is a generator for one problem: it yields an `Ask`, is sent the `Reply`, and returns a `Ranking`.
+Whoever drives it (see `drive`) decides whether asks are answered in batches or one by one, over there.
+Plans are made of plans: a window, a tournament or a repeat is a plan for a part of the pool.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from r1ranker.answers import completed_order, parse_ranking, parse_removal, removal_of, thought_of
+from r1ranker.backends.base import Ask, Choice, Completion
+from r1ranker.elimination import ranking_from, start
+from r1ranker.problem import Answer, Problem, Ranking, Step, Usage
+from r1ranker.prompts import Layout, Prompt, build_prompt, transcript_entry
+
+EMPTY_THOUGHT_TOKENS = 16
+"""Room for a ranking without a thought: this many tokens plus TOKENS_PER_CANDIDATE for each candidate."""
+TOKENS_PER_CANDIDATE = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back, and how long it took: the query's share of a batch, or the call's own time."""
+
+    said: Completion | Choice
+    seconds: float
+
+    @property
+    def usage(self) -> Usage:
+        """What the call cost."""
+        said = self.said
+        return Usage(1, said.prompt_tokens, said.generated_tokens, self.seconds, said.retries, said.cost)
+
+
+Plan = Generator[Ask, Reply, Ranking]
+Planner = Callable[[Problem], Plan]
+Part = Generator[Ask, Reply, tuple[tuple[int, ...], tuple[Step, ...], Usage]]
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What one query may cost; None is no limit. A step is taken only while all that is limited is not used up."""
+
+    calls: int | None = None
+    tokens: int | None = None
+    seconds: float | None = None
+
+    def allows(self, spent: Usage) -> bool:
+        """Whether there is something left of everything. Tokens are those read and those written."""
+        used = ((self.calls, spent.calls), (self.seconds, spent.seconds))
+        tokens = (self.tokens, spent.prompt_tokens + spent.generated_tokens)
+        return all(limit is None or amount < limit for limit, amount in (*used, tokens))
+
+
+def direct(problem: Problem, *, think: bool, max_new_tokens: int) -> Plan:
+    """One completion holds the whole ranking; candidates it does not name follow in pool order."""
+    prompt = build_prompt(problem, problem.identifiers, "dranker", think=think)
+    reply = yield Ask(prompt, None, ranking_tokens([problem], think, max_new_tokens))
+    text, truncated = _written(prompt, reply)
+    answer = parse_ranking(text, problem.identifiers, truncated)
+    step = Step(problem.identifiers, answer, thought=thought_of(text), completion=text)
+    return ranking_from(problem, completed_order(answer, problem.identifiers), (step,), reply.usage)
+
+
+def ranking_tokens(problems: Sequence[Problem], think: bool, max_new_tokens: int) -> int:
+    """How many tokens one completion of a DRanker may have; without a thought, what the longest list needs."""
+    if think:
+        return max_new_tokens
+    longest = max(len(problem.candidates) for problem in problems)
+    return min(max_new_tokens, EMPTY_THOUGHT_TOKENS + TOKENS_PER_CANDIDATE * longest)
+
+
+def eliminate(
+    problem: Problem,
+    *,
+    think: bool,
+    layout: Layout,
+    max_new_tokens: int,
+    top_k: int = 1,
+    drop: int = 1,
+    budget: Budget | None = None,
+) -> Plan:
+    """Each call removes the `drop` worst that are left, until `top_k` are left or the budget is used up.
+
+    Survivors are ordered by the last known probabilities, those least likely to be removed next first.
+    """
+    state, usage, transcript = start(problem.identifiers), Usage(), ""
+    steps: list[Step] = []
+    while not state.done(top_k) and (budget is None or budget.allows(usage)):
+        pool = state.pool
+        prompt = build_prompt(problem, pool, "iranker", layout=layout, think=think, transcript=transcript)
+        reply = yield Ask(prompt, None if think else pool, max_new_tokens)
+        step = _removal(pool, prompt, reply, min(drop, len(pool) - top_k))
+        for k in step.removed:
+            state = state.remove(k)
+        steps.append(step)
+        usage += reply.usage
+        transcript += transcript_entry(step.completion, step.removed[0], step.answer.kind == "valid")
+    last: Mapping[int, float] = steps[-1].probabilities if steps else {}
+    survivors = sorted(state.pool, key=lambda k: last.get(k, 0.0))
+    return ranking_from(problem, state.order(survivors), tuple(steps), usage)
+
+
+def _removal(pool: tuple[int, ...], prompt: Prompt, reply: Reply, count: int) -> Step:
+    if isinstance(reply.said, Choice):
+        likeliest = sorted(pool, key=lambda k: -reply.said.probabilities[k])  # type: ignore[union-attr]
+        return chosen_step(pool, prompt, reply.said, likeliest[:count])
+    text, truncated = _written(prompt, reply)
+    answer = parse_removal(text, pool, truncated)
+    return Step(pool, answer, (removal_of(answer, pool),), thought_of(text), text)
+
+
+def chosen_step(pool: tuple[int, ...], prompt: Prompt, choice: Choice, removed: Sequence[int]) -> Step:
+    """The step in which identifiers were chosen for removal without a thought, the worst first."""
+    completion = "\n".join(f"{prompt.prefill}[{k}]</answer>" for k in removed)
+    return Step(pool, Answer("valid", tuple(removed)), tuple(removed), "", completion, dict(choice.probabilities))
+
+
+def _written(prompt: Prompt, reply: Reply) -> tuple[str, bool]:
+    assert isinstance(reply.said, Completion), "an ask without a pool is answered by a completion"
+    return prompt.prefill + reply.said.text, reply.said.truncated
+
+
+def part_again(problem: Problem, first: Planner, then: Planner, size: int, part: Literal["head", "tail"]) -> Plan:
+    """Rank all with `first`, then the best (head) or the worst (tail) `size` of that again with `then`."""
+    order, steps, usage = yield from _part(problem, problem.identifiers, first)
+    size = min(size, len(order))
+    cut = size if part == "head" else len(order) - size
+    again, more, cost = yield from _part(problem, order[:cut] if part == "head" else order[cut:], then)
+    order = (*again, *order[cut:]) if part == "head" else (*order[:cut], *again)
+    return ranking_from(problem, order, (*steps, *more), usage + cost)
+
+
+def windows(problem: Problem, inner: Planner, size: int, stride: int) -> Plan:
+    """A window slides from the end of the list to its head, and what it holds is ranked (RankGPT, section 3.2)."""
+    order, steps, usage = list(problem.identifiers), list[Step](), Usage()
+    end = len(order)
+    while True:
+        low = max(0, end - size)
+        order[low:end], more, cost = yield from _part(problem, tuple(order[low:end]), inner)
+        steps += more
+        usage += cost
+        if low == 0:
+            return ranking_from(problem, order, steps, usage)
+        end -= stride
+
+
+def tournament(problem: Problem, inner: Planner, size: int) -> Plan:
+    """Groups of at most `size` are ranked and the better half of each goes on, until one group is left."""
+    pool, losers = problem.identifiers, list[int]()
+    steps, usage = list[Step](), Usage()
+    while True:
+        count = -(-len(pool) // size)
+        groups: list[tuple[int, ...]] = []
+        for group in (pool[i::count] for i in range(count)):
+            order, more, cost = yield from _part(problem, group, inner)
+            groups.append(order)
+            steps += more
+            usage += cost
+        if count == 1:
+            return ranking_from(problem, (*groups[0], *losers), steps, usage)
+        places = [(place, k) for group in groups for place, k in enumerate(group)]
+        places.sort(key=lambda entry: entry[0])
+        through = {k for group in groups for k in group[: -(-len(group) // 2)]}
+        pool = tuple(k for _, k in places if k in through)
+        losers = [k for _, k in places if k not in through] + losers
+
+
+def shuffled(problem: Problem, inner: Planner, repeats: int, seed: int) -> Plan:
+    """Rank the pool in `repeats` random orders and merge by mean place, which takes out what the place in it did."""
+    rng = random.Random(f"{seed}:{problem.qid}")
+    places = dict.fromkeys(problem.identifiers, 0)
+    steps, usage = list[Step](), Usage()
+    for _ in range(repeats):
+        pool = rng.sample(problem.identifiers, len(problem.identifiers))
+        order, more, cost = yield from _part(problem, tuple(pool), inner)
+        for place, k in enumerate(order):
+            places[k] += place
+        steps += more
+        usage += cost
+    return ranking_from(problem, sorted(places, key=lambda k: places[k]), steps, usage)
+
+
+def _part(problem: Problem, pool: Sequence[int], inner: Planner) -> Part:
+    """Rank a part of the pool as a problem of its own; what comes back names the whole problem's identifiers."""
+    candidates = tuple(problem.candidate(k) for k in pool)
+    docids = {candidate.docid for candidate in candidates}
+    ranking = yield from inner(
+        dataclasses.replace(
+            problem,
+            candidates=candidates,
+            gains={docid: gain for docid, gain in problem.gains.items() if docid in docids},
+            prior={docid: value for docid, value in problem.prior.items() if docid in docids},
+        )
+    )
+    named = {candidate.docid: k for k, candidate in zip(pool, candidates, strict=True)}
+    whole = dict(enumerate(pool, start=1))
+    steps = tuple(_renamed(step, whole) for step in ranking.steps)
+    return tuple(named[docid] for docid in ranking.docids), steps, ranking.usage
+
+
+def _renamed(step: Step, whole: Mapping[int, int]) -> Step:
+    return dataclasses.replace(
+        step,
+        pool=tuple(whole[k] for k in step.pool),
+        answer=dataclasses.replace(step.answer, ids=tuple(whole[k] for k in step.answer.ids)),
+        removed=tuple(whole[k] for k in step.removed),
+        probabilities={whole[k]: p for k, p in step.probabilities.items()},
+    )

@@ -1,0 +1,123 @@
+"""A ranker as plain values, so that a command line, a results file or another process can name it.
+
+    ranker = RankerSpec(model="runs/x/model", layout="append", top_k=5).build()
+
+In: settings. Out: a `Ranker` with its model loaded or its endpoint named.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from r1ranker.backends.base import AsyncBackend, Backend
+from r1ranker.errors import ConfigError
+from r1ranker.plans import Budget
+from r1ranker.prompts import Design, Layout
+from r1ranker.rankers import DRanker, Hybrid, IRanker, Ranker, Shuffled, Tournament, Windows
+
+
+@dataclass(frozen=True, slots=True)
+class RankerSpec:
+    """All that makes a ranker. Zero or None turns a setting off.
+
+    model: hub name, directory or `nano`; with `base_urls` the name the endpoint knows it by.
+    top_k, drop, max_calls, max_tokens, max_seconds: see `IRanker`; the last three are its budget per query.
+    head: the direct design ranks first, and the iterative one the best `head` of that again.
+    window, stride: slide over lists longer than the context. tournament: group size, instead of windows.
+    shuffles: rank in this many random orders and merge.
+    base_urls: OpenAI-compatible endpoints, such as http://localhost:8000/v1; none loads the model here.
+    prices: YAML or JSON file of prices by model, for `cost`. cache: folder that keeps every reply.
+    """
+
+    design: Design = "iranker"
+    model: str = "nano"
+    think: bool = False
+    layout: Layout = "relist"
+    top_k: int = 1
+    drop: int = 1
+    max_calls: int | None = None
+    max_tokens: int | None = None
+    max_seconds: float | None = None
+    head: int | None = None
+    window: int | None = None
+    stride: int | None = None
+    tournament: int | None = None
+    shuffles: int = 1
+    max_new_tokens: int = 1024
+    batch_size: int = 64
+    device: str = "auto"
+    base_urls: tuple[str, ...] = ()
+    concurrency: int = 32
+    prices: Path | None = None
+    cache: Path | None = None
+
+    def build(self) -> Ranker:
+        """The ranker, its model loaded. Raises BackendError or ConfigError with the remedy."""
+        return self.around(self.backend())
+
+    def backend(self) -> Backend | AsyncBackend:
+        """The model in this process, or the endpoints."""
+        from r1ranker.backends.transformers_ import TransformersBackend
+
+        return TransformersBackend.load(self.model, device=self.device)
+
+    def around(self, backend: Backend | AsyncBackend) -> Ranker:
+        """The ranker around a backend that exists."""
+        if self.window and self.tournament:
+            raise ConfigError("give either a window or a tournament, not both")
+        if self.stride and not self.window:
+            raise ConfigError(f"a stride of {self.stride} needs a window; give one, such as window=20")
+        if self.head and self.design == "dranker":
+            raise ConfigError("head needs the design iranker: the direct ranking is made first in any case")
+        ranker: Ranker = self._direct(backend) if self.design == "dranker" else self._iterative(backend)
+        if self.head:
+            ranker = Hybrid(ranker, first=self._direct(backend), size=self.head)
+        if self.window:
+            ranker = Windows(ranker, self.window, self.stride or max(1, self.window // 2))
+        if self.tournament:
+            ranker = Tournament(ranker, self.tournament)
+        return Shuffled(ranker, self.shuffles) if self.shuffles > 1 else ranker
+
+    def _direct(self, backend: Backend | AsyncBackend) -> DRanker:
+        return DRanker(backend, think=self.think, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size)
+
+    def _iterative(self, backend: Backend | AsyncBackend) -> IRanker:
+        limits = (self.max_calls, self.max_tokens, self.max_seconds)
+        return IRanker(
+            backend,
+            think=self.think,
+            layout=self.layout,
+            top_k=self.top_k,
+            drop=self.drop,
+            budget=Budget(*limits) if any(limit is not None for limit in limits) else None,
+            max_new_tokens=self.max_new_tokens,
+            batch_size=self.batch_size,
+        )
+
+
+def parse_spec(base: RankerSpec, pairs: Sequence[str]) -> RankerSpec:
+    """`base` with settings given as `key=value`, values in YAML. Raises ConfigError with the nearest name."""
+    names = [field.name for field in dataclasses.fields(RankerSpec)]
+    changes = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"{pair!r}: settings of a ranker are given as key=value, such as top_k=5")
+        if key not in names:
+            near = difflib.get_close_matches(key, names, n=1)
+            raise ConfigError(
+                f"a ranker has no setting {key!r}; " + (f"did you mean {near[0]!r}?" if near else str(names))
+            )
+        changes[key] = yaml.safe_load(value)
+    try:
+        return TypeAdapter(RankerSpec).validate_python(dataclasses.asdict(base) | changes)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
