@@ -44,7 +44,7 @@ class Problem:
         rankings); a docid that is absent is unjudged and counts as 0.
     relevant_at: the lowest gain that counts as relevant in binary measures (MRR, hit@k).
     prior: score by docid of the simple prior: popularity in the training data, average utility of an
-        LLM on training queries, or the first stage's score. Never shown to the model.
+        LLM on training queries, or the first stage's score. The model reads it only with `show_prior`.
     group: the unit by which splits are made (a user, a query); defaults to `qid`.
     """
 

@@ -35,6 +35,7 @@ class DataConfig(_Strict):
     path: Path | None = None
     seed: int = 0
     limit: int | None = None
+    show_prior: bool = Field(False, description="let the model read popularity, or the first stage's opinion")
     options: dict[str, Any] = Field(default_factory=dict)
 
 

@@ -142,9 +142,14 @@ def _losses(network: Any, judge: nn.Module, examples: list[Demonstration], pad_i
             targets += [(row, t, token_, weight) for token_, weight in spread.items()]
         ends += [(row, begin + position, name, gain) for position, name, gain in example.ends]
     mask = mask.to(network.device)
-    hidden_B_L_H = network.base_model(
-        input_ids=input_ids.to(network.device), attention_mask=mask, position_ids=positions(mask), use_cache=False
-    ).last_hidden_state
+    out = network.base_model(
+        input_ids=input_ids.to(network.device),
+        attention_mask=mask,
+        position_ids=positions(mask),
+        use_cache=False,
+        output_hidden_states=True,
+    )
+    hidden_B_L_H = out.last_hidden_state
     head = network.get_output_embeddings()
     logits_B_T_V = head(hidden_B_L_H[:, -T - 1 : -1])
     rows, ts, tokens, weights = (torch.tensor(column, device=mask.device) for column in zip(*targets, strict=True))
@@ -152,7 +157,8 @@ def _losses(network: Any, judge: nn.Module, examples: list[Demonstration], pad_i
     if not ends:
         return answer, torch.zeros((), device=mask.device)
     rows, places, names, gains = (torch.tensor(column, device=mask.device) for column in zip(*ends, strict=True))
-    at_ends = hidden_B_L_H[rows, places]
+    # Before the last layer: only what stands there can the last layer's attention bring to where the answer is given.
+    at_ends = network.base_model.norm(out.hidden_states[-2][rows, places])
     judged = F.binary_cross_entropy_with_logits(judge(at_ends.float()).squeeze(-1), gains, reduction="sum")
     # Whoever looks for the worst line has to read its identifier there, far behind where it was written.
     return answer, judged + F.cross_entropy(head(at_ends).float(), names, reduction="sum")
