@@ -17,7 +17,7 @@ from r1ranker.backends.encoding import Encoder, batches, build_trie
 from r1ranker.backends.transformers_ import TransformersBackend, identifier_probabilities
 from r1ranker.errors import BackendError
 from r1ranker.problem import Problem
-from r1ranker.prompts import NO_THOUGHT, build_prompt
+from r1ranker.prompts import build_prompt
 
 TEMPLATE = "{% for m in messages %}<U>{{ m.content }}</U>{% endfor %}{% if add_generation_prompt %}<A>{% endif %}"
 
@@ -72,19 +72,19 @@ def test_a_prompt_is_text_then_transcript_then_prefill(
     backend: TransformersBackend, make_problem: Callable[..., Problem]
 ) -> None:
     prompt = build_prompt(
-        make_problem(3), (1, 2), "iranker", layout="append", think=False, transcript="<answer>[3]</answer>\n"
+        make_problem(3), (1, 2), "iranker", layout="append", think=False, past=["<answer>[3]</answer>"]
     )
     assert prompt.transcript
     decoded = backend.encoder.decode(backend.encoder.encode(prompt))
-    assert decoded == f"{prompt.text}\n{prompt.transcript}{NO_THOUGHT}"
+    assert decoded == f"{prompt.text}\n{prompt.transcript}<answer>"
 
 
 def test_the_chat_template_is_used_where_there_is_one(tiny_dir: Path, make_problem: Callable[..., Problem]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(str(tiny_dir))
     tokenizer.chat_template = TEMPLATE
     encoder = Encoder(tokenizer)
-    prompt = build_prompt(make_problem(2), (1, 2), "iranker", layout="append", think=False, transcript="past\n")
-    assert encoder.decode(encoder.encode(prompt)) == f"<U>{prompt.text}</U><A>past\n{NO_THOUGHT}"
+    prompt = build_prompt(make_problem(2), (1, 2), "iranker", layout="append", think=False, past=["past\n"])
+    assert encoder.decode(encoder.encode(prompt)) == f"<U>{prompt.text}</U><A>past\n<answer>"
 
 
 def test_the_beginning_token_stands_first_where_there_is_one(

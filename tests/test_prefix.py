@@ -14,7 +14,7 @@ from r1ranker.backends.prefix import PrefixCache, Row, can_reuse
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.elimination import sampled_pool
 from r1ranker.problem import Problem, Ranking
-from r1ranker.prompts import build_prompt, sampled_transcript
+from r1ranker.prompts import build_prompt, sampled_past
 from r1ranker.rankers import IRanker
 
 MakeProblem = Callable[..., Problem]
@@ -60,7 +60,7 @@ def test_only_what_is_new_is_computed(tiny: TransformersBackend, make_problem: M
     ranking = rank(tiny, [problem], think=False)[0]
     first = build_prompt(problem, problem.identifiers, "iranker", layout="append", think=False)
     prefix = len(tiny.encoder.encode(first))
-    entry = len(tiny.encoder.encode_text(ranking.steps[0].completion + "\n"))
+    entry = len(tiny.encoder.encode_text("[1]</answer><answer>"))
     assert ranking.usage.prompt_tokens == prefix + 18 * entry
     assert rank(recomputing(tiny), [problem], think=False)[0].usage.prompt_tokens > 18 * prefix
 
@@ -75,8 +75,8 @@ def test_a_past_that_changed_is_taken_back(backend: TransformersBackend, make_pr
     problem, rng = make_problem(12), random.Random(3)
     for _ in range(12):
         pool = sampled_pool(problem, rng.randint(2, 11), rng)
-        past = sampled_transcript(problem, pool, rng)
-        prompt = build_prompt(problem, pool, "iranker", layout="append", think=False, transcript=past)
+        past = sampled_past(problem, pool, rng, think=False)
+        prompt = build_prompt(problem, pool, "iranker", layout="append", think=False, past=past)
         kept = backend.choose([prompt], [pool])[0]
         anew = recomputing(backend).choose([prompt], [pool])[0]
         assert kept.probabilities == pytest.approx(anew.probabilities, abs=1e-4)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from r1ranker.answers import parse_ranking, parse_removal
 from r1ranker.problem import SCENARIOS, Candidate, Problem
-from r1ranker.prompts import NO_THOUGHT, build_prompt, context_of, neutralise, pool_lines, transcript_entry
+from r1ranker.prompts import NO_THOUGHT, bare_past, build_prompt, context_of, neutralise, past_entry, pool_lines
 
 MakeProblem = Callable[..., Problem]
 
@@ -24,7 +24,7 @@ def listed(text: str) -> list[int]:
 
 def test_relist_shows_what_remains_under_the_identifiers_of_the_whole_pool(make_problem: MakeProblem) -> None:
     problem = make_problem(5)
-    prompt = build_prompt(problem, (2, 5), "iranker", layout="relist", transcript="ignored")
+    prompt = build_prompt(problem, (2, 5), "iranker", layout="relist", past=["ignored"])
     assert listed(prompt.text) == [2, 5]
     assert "[5] text bad number 5" in prompt.text
     assert "number 1" not in prompt.text
@@ -33,15 +33,15 @@ def test_relist_shows_what_remains_under_the_identifiers_of_the_whole_pool(make_
 
 def test_append_keeps_its_text_while_the_transcript_grows(make_problem: MakeProblem) -> None:
     problem = make_problem(6)
-    pool, transcript, rng = list(problem.identifiers), "", random.Random(0)
+    pool, gone, rng = list(problem.identifiers), list[int](), random.Random(0)
     texts, transcripts = set(), []
     while len(pool) > 1:
-        prompt = build_prompt(problem, pool, "iranker", layout="append", think=False, transcript=transcript)
+        prompt = build_prompt(problem, pool, "iranker", layout="append", think=False, past=bare_past(gone))
         texts.add(prompt.text)
         transcripts.append(prompt.transcript)
         removed = rng.choice(pool)
         pool.remove(removed)
-        transcript += transcript_entry(f"{NO_THOUGHT}[{removed}]</answer>", removed, valid=True)
+        gone.append(removed)
     assert len(texts) == 1
     assert listed(texts.pop()) == [1, 2, 3, 4, 5, 6]
     assert all(late.startswith(early) and late != early for early, late in pairwise(transcripts))
@@ -141,10 +141,10 @@ def test_query_history_objective_and_candidates_cannot_forge(scenario: str, desi
 
 
 def test_transcript_of_a_broken_answer_states_what_really_left() -> None:
-    entry = transcript_entry("I refuse, but [4]", removed=2, valid=False)
+    entry = past_entry("I refuse, but [4]", removed=2, valid=False)
     assert "4" not in entry
     assert parse_removal(entry, (1, 2)).ids == (2,)
-    kept = transcript_entry("  <think>it is 4</think><answer>[4]</answer> ", removed=4, valid=True)
+    kept = past_entry("  <think>it is 4</think><answer>[4]</answer> ", removed=4, valid=True)
     assert kept == "<think>it is 4</think><answer>[4]</answer>\n"
 
 

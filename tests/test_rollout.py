@@ -69,10 +69,7 @@ def test_a_sampled_state_in_append_tells_what_has_left(make_problem: MakeProblem
     problem = make_problem(6)
     for seed in range(20):
         state = sampled_state(problem, run_config(layout="append"), random.Random(seed))
-        gone = [
-            parse_removal(entry + "</answer>", problem.identifiers).ids[0]
-            for entry in state.transcript.split("</answer>\n")[:-1]
-        ]
+        gone = [parse_removal(entry, problem.identifiers).ids[0] for entry in state.past]
         assert sorted([*gone, *state.pool]) == list(problem.identifiers)
 
 

@@ -17,7 +17,7 @@ from r1ranker.answers import completed_order, parse_ranking, parse_removal, remo
 from r1ranker.backends.base import Ask, Choice, Completion
 from r1ranker.elimination import ranking_from, start
 from r1ranker.problem import Answer, Problem, Ranking, Step, Usage
-from r1ranker.prompts import Layout, Prompt, build_prompt, transcript_entry
+from r1ranker.prompts import NO_THOUGHT, Layout, Prompt, bare_past, build_prompt, next_prompt, past_entry
 
 EMPTY_THOUGHT_TOKENS = 16
 """Room for a ranking without a thought: this many tokens plus TOKENS_PER_CANDIDATE for each candidate."""
@@ -90,18 +90,22 @@ def eliminate(
 
     Survivors are ordered by the last known probabilities, those least likely to be removed next first.
     """
-    state, usage, transcript = start(problem.identifiers), Usage(), ""
-    steps: list[Step] = []
+    state, usage = start(problem.identifiers), Usage()
+    steps, past = list[Step](), list[str]()
+    prompt: Prompt | None = None
     while not state.done(top_k) and (budget is None or budget.allows(usage)):
         pool = state.pool
-        prompt = build_prompt(problem, pool, "iranker", layout=layout, think=think, transcript=transcript)
+        if prompt is not None and prompt.stays:
+            prompt = next_prompt(prompt, past if think else bare_past(state.removed), think=think)
+        else:
+            prompt = build_prompt(problem, pool, "iranker", layout=layout, think=think)
         reply = yield Ask(prompt, None if think else pool, max_new_tokens)
         step = _removal(pool, prompt, reply, min(drop, len(pool) - top_k))
         for k in step.removed:
             state = state.remove(k)
         steps.append(step)
         usage += reply.usage
-        transcript += transcript_entry(step.completion, step.removed[0], step.answer.kind == "valid")
+        past.append(past_entry(step.completion, step.removed[0], step.answer.kind == "valid"))
     last: Mapping[int, float] = steps[-1].probabilities if steps else {}
     survivors = sorted(state.pool, key=lambda k: last.get(k, 0.0))
     return ranking_from(problem, state.order(survivors), tuple(steps), usage)
@@ -110,15 +114,15 @@ def eliminate(
 def _removal(pool: tuple[int, ...], prompt: Prompt, reply: Reply, count: int) -> Step:
     if isinstance(reply.said, Choice):
         likeliest = sorted(pool, key=lambda k: -reply.said.probabilities[k])  # type: ignore[union-attr]
-        return chosen_step(pool, prompt, reply.said, likeliest[:count])
+        return chosen_step(pool, reply.said, likeliest[:count])
     text, truncated = _written(prompt, reply)
     answer = parse_removal(text, pool, truncated)
     return Step(pool, answer, (removal_of(answer, pool),), thought_of(text), text)
 
 
-def chosen_step(pool: tuple[int, ...], prompt: Prompt, choice: Choice, removed: Sequence[int]) -> Step:
+def chosen_step(pool: tuple[int, ...], choice: Choice, removed: Sequence[int]) -> Step:
     """The step in which identifiers were chosen for removal without a thought, the worst first."""
-    completion = "\n".join(f"{prompt.prefill}[{k}]</answer>" for k in removed)
+    completion = "\n".join(f"{NO_THOUGHT}[{k}]</answer>" for k in removed)
     return Step(pool, Answer("valid", tuple(removed)), tuple(removed), "", completion, dict(choice.probabilities))
 
 

@@ -6,13 +6,14 @@ One template per scenario, shared by both designs; only the last sentence differ
 
 - `relist` lists what remains, anew at each step (the paper's).
 - `append` always lists the whole pool; what the assistant wrote in earlier steps stands behind it in
-  `transcript`. The prefix never changes during an episode, so it need be computed only once.
+  `past`. The prefix never changes during an episode, so it need be computed only once.
 
 Candidate text cannot forge an answer or a turn: tags, bracketed numbers and control tokens are neutralised.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import re
 from collections.abc import Sequence
@@ -27,6 +28,8 @@ Design = Literal["dranker", "iranker"]
 
 NO_THOUGHT = "<think>\n</think>\n<answer>"
 """How the completion begins when thinking is off: an empty thought, then straight to the answer."""
+ANOTHER = "<answer>"
+"""How it goes on in layout `append`: one empty thought is enough, so a step adds three short words."""
 
 _TAG = re.compile(r"<\s*(/?)\s*(think|answer)\s*>", re.IGNORECASE)
 _BRACKETED_NUMBER = re.compile(r"\[\s*(\d+)\s*\]")
@@ -47,17 +50,23 @@ _TASK = {
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What one call sends. A completion, as parsed and rewarded, is `prefill` plus what the model adds.
+    """What one call sends. A completion is `prefill` plus what the model adds.
 
-    text: the user's message. transcript: the assistant's earlier steps (layout `append`), else empty.
-    prefill: how this step's completion begins: empty when thinking, `NO_THOUGHT` when not.
+    text: the user's message. past: the assistant's earlier steps (layout `append`), else empty.
+    prefill: how this step's completion begins: empty when thinking, `NO_THOUGHT` when not, and only the tag
+        of another answer where the past has no thoughts either.
     stays: `text` will be the same at the next step, so a backend may keep what it computed for it.
     """
 
     text: str
-    transcript: str = ""
+    past: tuple[str, ...] = ()
     prefill: str = ""
     stays: bool = False
+
+    @property
+    def transcript(self) -> str:
+        """The past as one text."""
+        return "".join(self.past)
 
 
 def neutralise(text: str) -> str:
@@ -89,24 +98,26 @@ def build_prompt(
     *,
     layout: Layout = "relist",
     think: bool = True,
-    transcript: str = "",
+    past: Sequence[str] = (),
 ) -> Prompt:
     """The prompt of one step: `pool` holds the identifiers that are left.
 
-    `transcript` is what `transcript_entry` made of the earlier steps; only the layout `append` shows it.
+    `past` is what `past_entry` or `bare_past` made of the earlier steps; only the layout `append` shows it.
     """
     shown = problem.identifiers if layout == "append" else pool
     text = f"{context_of(problem)}{pool_lines(problem, shown)}\n{_TASK[design]}"
-    return Prompt(
-        text=text,
-        transcript=transcript if layout == "append" else "",
-        prefill="" if think else NO_THOUGHT,
-        stays=layout == "append" and design == "iranker",
-    )
+    return next_prompt(Prompt(text, stays=layout == "append" and design == "iranker"), past, think=think)
 
 
-def transcript_entry(completion: str, removed: int, valid: bool) -> str:
-    """What the layout `append` keeps of a finished step.
+def next_prompt(prompt: Prompt, past: Sequence[str], *, think: bool = True) -> Prompt:
+    """The prompt of a later step of the same episode; in layout `append` it differs by its past alone."""
+    shown = tuple(past) if prompt.stays else ()
+    prefill = "" if think else ANOTHER if shown else NO_THOUGHT
+    return dataclasses.replace(prompt, past=shown, prefill=prefill)
+
+
+def past_entry(completion: str, removed: int, valid: bool) -> str:
+    """What the layout `append` keeps of a finished step that had a thought.
 
     The completion as it stands when its answer was valid; otherwise what really left the pool, so that
     the model always reads the true state.
@@ -115,8 +126,13 @@ def transcript_entry(completion: str, removed: int, valid: bool) -> str:
     return f"{kept}\n"
 
 
-def sampled_transcript(problem: Problem, pool: Sequence[int], rng: random.Random) -> str:
+def bare_past(removed: Sequence[int]) -> tuple[str, ...]:
+    """What the layout `append` keeps of steps without a thought: an empty one, then answer after answer."""
+    return tuple(f"{ANOTHER if i else NO_THOUGHT}[{k}]</answer>" for i, k in enumerate(removed))
+
+
+def sampled_past(problem: Problem, pool: Sequence[int], rng: random.Random, *, think: bool) -> tuple[str, ...]:
     """A past for a sampled state: all that is not in the pool, removed in random order without thoughts."""
     gone = [k for k in problem.identifiers if k not in pool]
     rng.shuffle(gone)
-    return "".join(transcript_entry("", k, valid=False) for k in gone)
+    return tuple(past_entry("", k, valid=False) for k in gone) if think else bare_past(gone)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 from r1ranker.errors import BackendError
@@ -54,16 +56,25 @@ class Encoder:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self._identifier_paths: dict[int, Path] = {}
+        # An episode asks for the same text and the same few answers again and again.
+        self._head_ids = lru_cache(maxsize=1024)(self._encode_head)
+        self._piece_ids = lru_cache(maxsize=4096)(self.encode_text)
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt, through the chat template when the tokenizer has one."""
+        """Token ids of a prompt, through the chat template when the tokenizer has one.
+
+        Text, past and prefill are encoded piece by piece, so that a prompt which went on begins as it did.
+        """
+        pieces = (self._piece_ids(piece) for piece in (*prompt.past, prompt.prefill) if piece)
+        return list(chain(self._head_ids(prompt.text), *pieces))
+
+    def _encode_head(self, text: str) -> list[int]:
         if self.tokenizer.chat_template:
-            head = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt.text}], tokenize=False, add_generation_prompt=True
+            turn = [{"role": "user", "content": text}]
+            return self.encode_text(
+                self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
             )
-        else:
-            head = f"{self.tokenizer.bos_token or ''}{prompt.text}\n"
-        return self.encode_text(f"{head}{prompt.transcript}{prompt.prefill}")
+        return self.encode_text(f"{self.tokenizer.bos_token or ''}{text}\n")
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of plain text, nothing added."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from r1ranker.backends.encoding import Encoder
 from r1ranker.elimination import sampled_pool
 from r1ranker.problem import Problem
-from r1ranker.prompts import Layout, build_prompt, neutralise, sampled_transcript
+from r1ranker.prompts import Layout, build_prompt, neutralise, sampled_past
 from r1ranker.training.config import WarmstartConfig
 
 THOUGHT_WORDS = 4
@@ -56,7 +56,7 @@ def candidate_ends(problem: Problem, prompt_ids: list[int], encoder: Encoder) ->
     ends: list[tuple[int, int, float]] = []
     current, name = 0, 0
     for position, token in enumerate(prompt_ids):
-        if position and prompt_ids[position - 1] == line_end:  # elsewhere, in the transcript, it is an answer
+        if position and prompt_ids[position - 1] == line_end:  # elsewhere, in the past, it is an answer
             current, name = starts.get(token, 0), token
         if current and token == line_end:
             ends.append((position, name, problem.gain(current) / best))
@@ -76,10 +76,10 @@ def random_pool(problem: Problem, rng: random.Random) -> tuple[int, ...]:
 def _removal(
     problem: Problem, pool: tuple[int, ...], think: bool, layout: Layout, encoder: Encoder, rng: random.Random
 ) -> Demonstration:
-    transcript = sampled_transcript(problem, pool, rng) if layout == "append" else ""
+    past = sampled_past(problem, pool, rng, think=think) if layout == "append" else ()
     worst = _worst(problem, pool)
     removed = rng.choice(worst)
-    prompt = build_prompt(problem, pool, "iranker", layout=layout, think=think, transcript=transcript)
+    prompt = build_prompt(problem, pool, "iranker", layout=layout, think=think, past=past)
     thought = f"<think>\n{_named(problem, removed)} fits least\n</think>\n<answer>" if think else ""
     return _demonstration(encoder, encoder.encode(prompt), thought, [removed], [worst])
 

@@ -23,7 +23,7 @@ from r1ranker.elimination import Elimination, sampled_pool, start
 from r1ranker.errors import ConfigError
 from r1ranker.plans import chosen_step, ranking_tokens
 from r1ranker.problem import Answer, Problem
-from r1ranker.prompts import Prompt, build_prompt, sampled_transcript, transcript_entry
+from r1ranker.prompts import Prompt, bare_past, build_prompt, past_entry, sampled_past
 from r1ranker.rewards import Reward, score_ranking, score_removal
 from r1ranker.training.batch import Sample
 from r1ranker.training.config import RunConfig
@@ -37,7 +37,7 @@ class State:
 
     problem: Problem
     pool: tuple[int, ...]
-    transcript: str = ""
+    past: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Removal:
 class _Episode:
     problem: Problem
     elimination: Elimination
-    transcript: str = ""
+    past: tuple[str, ...] = ()
     samples: Trajectory = field(default_factory=list)
 
 
@@ -77,7 +77,7 @@ def sampled_state(problem: Problem, config: RunConfig, rng: random.Random) -> St
     """A pool of random size that holds a relevant candidate; in `append`, the rest left in random order."""
     largest = min(len(problem.candidates), config.ppo.largest_pool or len(problem.candidates))
     pool = sampled_pool(problem, rng.randint(2, largest), rng)
-    return State(problem, pool, sampled_transcript(problem, pool, rng))
+    return State(problem, pool, sampled_past(problem, pool, rng, think=config.think))
 
 
 def episodes(
@@ -87,11 +87,15 @@ def episodes(
     running = [_Episode(problem, start(problem.identifiers)) for problem in problems]
     everything = list(running)
     while running := [e for e in running if not e.elimination.done()]:
-        states = [State(e.problem, e.elimination.pool, e.transcript) for e in running]
+        states = [State(e.problem, e.elimination.pool, e.past) for e in running]
         for episode, step in zip(running, removals(backend, states, config, rng), strict=True):
             removed = removal_of(step.answer, episode.elimination.pool)
             episode.elimination = episode.elimination.remove(removed)
-            episode.transcript += transcript_entry(step.completion, removed, step.answer.kind == "valid")
+            episode.past = (
+                (*episode.past, past_entry(step.completion, removed, step.answer.kind == "valid"))
+                if config.think
+                else bare_past(episode.elimination.removed)
+            )
             episode.samples.append(step.sample)
     return [episode.samples for episode in everything]
 
@@ -101,7 +105,7 @@ def removals(
 ) -> list[Removal]:
     """One sampled and rewarded removal per state."""
     prompts = [
-        build_prompt(s.problem, s.pool, "iranker", layout=config.layout, think=config.think, transcript=s.transcript)
+        build_prompt(s.problem, s.pool, "iranker", layout=config.layout, think=config.think, past=s.past)
         for s in states
     ]
     if not config.think:
@@ -147,7 +151,7 @@ def _chosen(
     identifiers, weights = zip(*choice.probabilities.items(), strict=True)
     drawn: int = rng.choices(identifiers, weights=weights)[0]
     trie = backend.encoder.trie(state.pool)
-    step = chosen_step(state.pool, prompt, choice, (drawn,))
+    step = chosen_step(state.pool, choice, (drawn,))
     reward = score_removal(step.completion, step.answer, state.problem, state.pool, kind=config.ppo.reward)
     prompt_ids = backend.encoder.encode(prompt)
     _check_prompt(len(prompt_ids), config)
@@ -163,7 +167,7 @@ def _answer_rewards(
     """The reward of each identifier of the pool, in the order of the tokens at which they part."""
     ((node, tokens),) = trie.branches.items()
     by_token = {path[len(node)]: identifier for identifier, path in trie.paths.items()}
-    steps = [chosen_step(state.pool, prompt, choice, (by_token[token],)) for token in tokens]
+    steps = [chosen_step(state.pool, choice, (by_token[token],)) for token in tokens]
     return tuple(
         score_removal(step.completion, step.answer, state.problem, state.pool, kind=config.ppo.reward).total
         for step in steps

@@ -1,0 +1,219 @@
+"""What a ranking costs: elimination as the paper evaluates it against ours, and every cheaper way.
+
+    python benchmarks/ranking.py                      # time and tokens, random weights, n = 20 and 100
+    python benchmarks/ranking.py --quality MODEL      # quality against cost on the embedded test split
+
+The paper's loop writes the remaining candidates anew at each step and generates from the whole prompt, all
+queries in lock step (its evaluation, section 4). Random weights cost what trained ones cost; orders are
+compared where both read the same prompts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from r1ranker.answers import parse_removal, removal_of
+from r1ranker.backends.transformers_ import TransformersBackend
+from r1ranker.data import load_splits
+from r1ranker.datasets import mini_recommendation
+from r1ranker.evaluation.measures import evaluate
+from r1ranker.plans import Budget
+from r1ranker.problem import Candidate, Problem
+from r1ranker.prompts import build_prompt
+from r1ranker.rankers import DRanker, Hybrid, IRanker, Ranker, Shuffled, Tournament, Windows
+from r1ranker.training.config import DataConfig, ScratchConfig
+from r1ranker.training.scratch import new_network, train_tokenizer
+
+THOUGHT_TOKENS = 24
+ANSWER_TOKENS = 8
+
+
+def pool_of(n: int, number: int) -> Problem:
+    """A recommendation among n titles of the embedded catalogue."""
+    items = mini_recommendation.catalogue("movie", 0)
+    rng = random.Random(number)
+    shown, history = rng.sample(items, n), rng.sample(items, 7)
+    candidates = tuple(Candidate(item.docid, item.text) for item in shown)
+    return Problem(f"q{number}", "rec", "recommendation", candidates, history=tuple(i.title for i in history))
+
+
+def random_model(n: int) -> TransformersBackend:
+    """A small network with random weights; identifiers up to n are one token each."""
+    shape = ScratchConfig(hidden=128, layers=3, heads=4, context=65536, identifiers=n)
+    texts = [build_prompt(p, p.identifiers, "iranker", think=False).text for p in (pool_of(n, i) for i in range(200))]
+    tokenizer = train_tokenizer(texts, shape)
+    return TransformersBackend(new_network(tokenizer, shape, 0).eval(), tokenizer, name="random")
+
+
+def paper_loop(backend: TransformersBackend, problems: list[Problem], think: bool) -> tuple[list[list[int]], int]:
+    """(orders, prompt tokens computed): re-listed prompts, a whole generation for each, all in lock step."""
+    pools = [list(problem.identifiers) for problem in problems]
+    gone: list[list[int]] = [[] for _ in problems]
+    computed = 0
+    for _ in range(len(pools[0]) - 1):
+        prompts = [build_prompt(p, pool, "iranker", think=think) for p, pool in zip(problems, pools, strict=True)]
+        limit = THOUGHT_TOKENS if think else ANSWER_TOKENS
+        for i, completion in enumerate(backend.generate(prompts, max_new_tokens=limit)):
+            answer = parse_removal(prompts[i].prefill + completion.text, pools[i], completion.truncated)
+            removed = removal_of(answer, tuple(pools[i]))
+            pools[i].remove(removed)
+            gone[i].append(removed)
+            computed += completion.prompt_tokens
+    return [pool + removed[::-1] for pool, removed in zip(pools, gone, strict=True)], computed
+
+
+def measured(work: Callable[[], Any]) -> tuple[Any, float]:
+    """(result, seconds)."""
+    began = time.perf_counter()
+    return work(), time.perf_counter() - began
+
+
+def time_and_tokens(n: int, queries: int) -> list[dict[str, Any]]:
+    """Rows for one pool size; all on one model, one after the other."""
+    backend = random_model(n)
+    problems = [pool_of(n, i) for i in range(queries)]
+    recomputing = TransformersBackend(backend.network, backend.encoder.tokenizer)
+    recomputing._prefixes = None
+    rows = []
+
+    def add(
+        name: str, think: bool, seconds: float, computed: float, orders: list[tuple[str, ...]] | None = None
+    ) -> None:
+        rows.append(
+            {"n": n, "think": think, "system": name, "seconds": seconds / queries, "prompt_tokens": computed / queries}
+        )
+        if orders is not None:
+            rows[-1]["orders"] = orders
+
+    for think in (False, True):
+        (_, computed), seconds = measured(lambda think=think: paper_loop(backend, problems, think))
+        add("paper's loop", think, seconds, computed)
+        limit = THOUGHT_TOKENS if think else ANSWER_TOKENS * n
+        rankers: dict[str, Ranker] = {
+            "relist": IRanker(backend, think, "relist", max_new_tokens=limit),
+            "append, recomputed": IRanker(recomputing, think, "append", max_new_tokens=limit),
+            "append": IRanker(backend, think, "append", max_new_tokens=limit),
+            "direct": DRanker(backend, think, max_new_tokens=limit),
+        }
+        if n > 20:  # recomputing a hundred growing prompts is what nobody should wait for twice
+            del rankers["append, recomputed"]
+        for name, ranker in rankers.items():
+            rankings, seconds = measured(lambda ranker=ranker: ranker.rank_many(problems))
+            add(name, think, seconds, sum(r.usage.prompt_tokens for r in rankings), [r.docids for r in rankings])
+    return rows
+
+
+def report(rows: list[dict[str, Any]], console: Console) -> None:
+    """A line for each row, with how many times less than the paper's loop it costs."""
+    table = Table("n", "think", "system", "s/query", "prompt tokens/query", "fewer tokens", "faster", title="cost")
+    for row in rows:
+        base = next(r for r in rows if (r["n"], r["think"], r["system"]) == (row["n"], row["think"], "paper's loop"))
+        table.add_row(
+            str(row["n"]),
+            "on" if row["think"] else "off",
+            row["system"],
+            f"{row['seconds']:.4f}",
+            f"{row['prompt_tokens']:.0f}",
+            f"{base['prompt_tokens'] / row['prompt_tokens']:.1f}x",
+            f"{base['seconds'] / row['seconds']:.1f}x",
+        )
+    console.print(table)
+    for think in (False, True):
+        kept, anew = (
+            next((r["orders"] for r in rows if r["system"] == name and r["think"] == think and "orders" in r), None)
+            for name in ("append", "append, recomputed")
+        )
+        if kept and anew:
+            same = mean(a == b for a, b in zip(kept, anew, strict=True))
+            console.print(
+                f"append, kept against recomputed, thoughts {'on' if think else 'off'}: {same:.0%} equal orders"
+            )
+
+
+def ways(backend: TransformersBackend) -> dict[str, Ranker]:
+    """Every knob once, around one model."""
+
+    def it(**knobs: Any) -> IRanker:
+        return IRanker(backend, think=False, **knobs)
+
+    direct = DRanker(backend, think=False)
+    return {
+        "direct": direct,
+        "relist": it(),
+        "append": it(layout="append"),
+        "drop 2": it(drop=2),
+        "drop 4": it(drop=4),
+        "top-k 5": it(top_k=5),
+        "top-k 10": it(top_k=10),
+        "budget 8 calls": it(budget=Budget(calls=8)),
+        "budget 1500 tokens": it(budget=Budget(tokens=1500)),
+        "direct, then head 5": Hybrid(it(), direct, 5),
+        "direct, then tail 10": Hybrid(it(), direct, 10, "tail"),
+        "windows 10/5": Windows(it(), 10, 5),
+        "tournament 5": Tournament(it(), 5),
+        "3 shuffles": Shuffled(it(), 3),
+    }
+
+
+def quality(model: str, data: DataConfig, per_task: int) -> list[dict[str, Any]]:
+    """Mean MRR and nDCG@10 over tasks, and the cost per query, for every way."""
+    backend = TransformersBackend.load(model)
+    everything = load_splits([data])["test"]
+    tasks = dict.fromkeys(problem.task for problem in everything)
+    problems = [p for task in tasks for p in [q for q in everything if q.task == task][:per_task]]
+    rows = []
+    for name, ranker in ways(backend).items():
+        rankings, seconds = measured(lambda ranker=ranker: ranker.rank_many(problems, progress=name))
+        values = evaluate(rankings, problems)
+        costs = [ranking.usage for ranking in rankings]
+        rows.append(
+            {
+                "system": name,
+                "MRR": mean(values["MRR"].values()),
+                "nDCG@10": mean(values["nDCG@10"].values()),
+                "calls": mean(cost.calls for cost in costs),
+                "tokens": mean(cost.prompt_tokens + cost.generated_tokens for cost in costs),
+                "ms": 1000 * seconds / len(problems),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    """Parse, run, print, and write JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--queries", type=int, default=16, help="queries for n = 20; an eighth of that for n = 100")
+    parser.add_argument("--quality", metavar="MODEL", help="quality against cost with this model")
+    parser.add_argument("--source", default="mini")
+    parser.add_argument("--path", type=Path)
+    parser.add_argument("--per-task", type=int, default=60)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    console = Console()
+    if arguments.quality:
+        rows = quality(arguments.quality, DataConfig(source=arguments.source, path=arguments.path), arguments.per_task)
+        table = Table(*rows[0], title=f"quality against cost, {arguments.source} test split")
+        for row in rows:
+            table.add_row(*(value if isinstance(value, str) else f"{value:.3f}" for value in row.values()))
+        console.print(table)
+    else:
+        rows = time_and_tokens(20, arguments.queries) + time_and_tokens(100, max(1, arguments.queries // 8))
+        report(rows, console)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

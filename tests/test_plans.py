@@ -1,0 +1,219 @@
+"""Cheaper, steadier and longer rankings: whatever is composed, the pool stays whole and the cost is counted."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable, Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from r1ranker.backends.base import Choice
+from r1ranker.backends.scripted import ScriptedBackend
+from r1ranker.backends.transformers_ import TransformersBackend
+from r1ranker.errors import ConfigError
+from r1ranker.plans import Budget
+from r1ranker.problem import Candidate, Problem, Ranking
+from r1ranker.prompts import Prompt
+from r1ranker.rankers import DRanker, Hybrid, IRanker, Ranker, Shuffled, Tournament, Windows
+from r1ranker.spec import RankerSpec, parse_spec
+
+MakeProblem = Callable[..., Problem]
+
+
+def texts(prompt: Prompt) -> dict[int, str]:
+    lines = [line for line in prompt.text.split("\n") if line.startswith("[")]
+    return {int(line[1 : line.index("]")]): line for line in lines}
+
+
+def by_number(prompt: Prompt, k: int) -> float:
+    """The larger the number in the candidate's own text, the likelier it is removed, whatever its identifier."""
+    return float(2.0 ** int(texts(prompt)[k].rsplit(" ", 1)[1]))
+
+
+def write_order(prompt: Prompt) -> str:
+    shown = texts(prompt)
+    return " > ".join(f"[{k}]" for k in sorted(shown, key=lambda k: int(shown[k].rsplit(" ", 1)[1]))) + "</answer>"
+
+
+BACKEND = ScriptedBackend(write_order, by_number)
+
+
+def eliminating(**knobs: object) -> IRanker:
+    return IRanker(BACKEND, think=False, **knobs)  # type: ignore[arg-type]
+
+
+def shuffle(problem: Problem, seed: int = 0) -> Problem:
+
+    candidates = list(problem.candidates)
+    random.Random(seed).shuffle(candidates)
+    return dataclasses.replace(problem, candidates=tuple(candidates))
+
+
+def plain_problem(n: int) -> Problem:
+    candidates = tuple(Candidate(f"d{k}", f"text {k}") for k in range(1, n + 1))
+    return Problem("q", "toy", "passage", candidates, query="what")
+
+
+def in_order(n: int) -> tuple[str, ...]:
+    return tuple(f"d{k}" for k in range(1, n + 1))
+
+
+RANKERS: dict[str, Callable[[], Ranker]] = {
+    "drop": lambda: eliminating(drop=3),
+    "append drop": lambda: eliminating(drop=4, layout="append"),
+    "budget": lambda: eliminating(budget=Budget(calls=4)),
+    "head": lambda: Hybrid(eliminating(), DRanker(BACKEND, think=False), 5),
+    "tail": lambda: Hybrid(eliminating(), DRanker(BACKEND, think=False), 5, "tail"),
+    "tournament": lambda: Tournament(eliminating(), 6),
+    "shuffled": lambda: Shuffled(eliminating(), 3),
+    "shuffled windows": lambda: Shuffled(Windows(DRanker(BACKEND, think=False), 8, 4), 2),
+}
+
+
+@pytest.mark.parametrize("name", RANKERS)
+def test_a_perfect_judge_ranks_perfectly_however_it_is_asked(name: str, make_problem: MakeProblem) -> None:
+    problem = shuffle(make_problem(12))
+    ranking = RANKERS[name]().rank(problem)
+    if name == "tournament":  # it orders what it keeps; losers stand by round
+        assert ranking.docids[:6] == in_order(6)
+    elif name == "shuffled windows":  # one pass brings only the best to the head
+        assert ranking.docids[:4] == in_order(4)
+    else:
+        assert ranking.docids == in_order(12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 31), st.sampled_from(sorted(RANKERS)), st.integers(0, 99))
+def test_no_candidate_is_lost_or_doubled_and_every_step_speaks_of_the_whole_pool(n: int, name: str, seed: int) -> None:
+
+    weights = random.Random(seed)
+    backend = ScriptedBackend(lambda prompt: "[1] > [2]</answer>", lambda prompt, k: weights.random() + 0.01)
+    ranker = RANKERS[name]()
+    point_at(ranker, backend)
+    problem = plain_problem(n)
+    ranking = ranker.rank(problem)
+    check_whole(ranking, problem)
+    for step in ranking.steps:
+        assert set(step.removed) <= set(step.pool) <= set(problem.identifiers)
+        assert set(step.probabilities) in (set(), set(step.pool))
+    assert ranking.usage.calls == len(ranking.steps)
+
+
+def point_at(ranker: Ranker, backend: ScriptedBackend) -> None:
+    for part in (getattr(ranker, "inner", None), getattr(ranker, "first", None)):
+        if part is not None:
+            point_at(part, backend)
+    if isinstance(ranker, (IRanker, DRanker)):
+        ranker.backend = backend
+
+
+def check_whole(ranking: Ranking, problem: Problem) -> None:
+    assert sorted(ranking.docids) == sorted(c.docid for c in problem.candidates)
+
+
+def test_drop_takes_the_likeliest_at_once_and_stops_at_top_k(make_problem: MakeProblem) -> None:
+    ranking = eliminating(drop=4, top_k=3).rank(make_problem(12))
+    assert [step.removed for step in ranking.steps] == [(12, 11, 10, 9), (8, 7, 6, 5), (4,)]
+    assert ranking.docids == in_order(12)
+
+
+def test_append_with_drop_writes_down_each_removal(make_problem: MakeProblem) -> None:
+    seen: list[str] = []
+
+    def weigh(prompt: Prompt, k: int) -> float:
+        seen.append(prompt.transcript)
+        return by_number(prompt, k)
+
+    IRanker(ScriptedBackend(weigh=weigh), think=False, layout="append", drop=2).rank(make_problem(6))
+    assert seen[-1].count("</answer>") == 4
+    assert [f"[{k}]" in seen[-1] for k in range(1, 7)] == [False, False, True, True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("budget", "steps"), [(Budget(calls=3), 3), (Budget(tokens=1), 1), (Budget(seconds=0.0), 0), (Budget(), 11)]
+)
+def test_a_budget_ends_the_steps_and_the_rest_is_ordered_by_what_is_known(
+    budget: Budget, steps: int, make_problem: MakeProblem
+) -> None:
+    ranking = eliminating(budget=budget).rank(make_problem(12))
+    assert len(ranking.steps) == steps
+    assert ranking.docids == in_order(12)  # without a step: pool order
+
+
+def test_a_window_of_the_whole_list_asks_what_the_inner_ranker_asks(make_problem: MakeProblem) -> None:
+    problem = shuffle(make_problem(9))
+    assert Windows(eliminating(), 9, 4).rank(problem).steps == eliminating().rank(problem).steps
+
+
+def test_windows_slide_from_the_end_and_reach_the_head(make_problem: MakeProblem) -> None:
+    pools = [step.pool for step in Windows(DRanker(BACKEND, think=False), 6, 3).rank(make_problem(14)).steps]
+    assert [(min(pool), max(pool)) for pool in pools] == [(9, 14), (6, 11), (3, 8), (1, 5)]
+
+
+def test_shuffles_take_out_what_the_place_in_the_pool_did(make_problem: MakeProblem) -> None:
+    first_wins = ScriptedBackend(weigh=lambda prompt, k: 5.0 ** (k + 2 * (by_number(prompt, k) > 2.0**6)))
+    problem = shuffle(make_problem(12))
+    once = IRanker(first_wins, think=False).rank(problem)
+    often = Shuffled(IRanker(first_wins, think=False), 40).rank(problem)
+
+    def misplaced(ranking: Ranking) -> int:
+        return sum(docid in in_order(6) for docid in ranking.docids[6:])
+
+    assert misplaced(often) <= misplaced(once)
+    assert often.docids == Shuffled(IRanker(first_wins, think=False), 40).rank(problem).docids  # and by seed the same
+
+
+def test_composed_rankers_share_batches(tiny: TransformersBackend, make_problem: MakeProblem) -> None:
+    sizes: list[int] = []
+    inner = tiny.choose
+
+    def choose(prompts: Sequence[Prompt], pools: Sequence[Sequence[int]]) -> list[Choice]:
+        sizes.append(len(prompts))
+        return inner(prompts, pools)
+
+    class Watched:
+        name = "watched"
+        generate = tiny.generate
+
+    watched = Watched()
+    watched.choose = choose  # type: ignore[attr-defined]
+    ranker = Tournament(IRanker(watched, think=False), 4)  # type: ignore[arg-type]
+    ranker.rank_many([make_problem(8, qid=f"q{i}") for i in range(3)])
+    assert set(sizes) == {3}
+
+
+def test_a_spec_builds_what_it_names() -> None:
+    ranker = RankerSpec(head=5, window=20, shuffles=2, max_calls=7, drop=2).around(BACKEND)
+    assert isinstance(ranker, Shuffled)
+    assert isinstance(ranker.inner, Windows)
+    assert ranker.inner.stride == 10
+    assert isinstance(ranker.inner.inner, Hybrid)
+    assert ranker.inner.inner.inner == eliminating(budget=Budget(calls=7), drop=2)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"window": 4, "tournament": 4}, "not both"),
+        ({"stride": 4}, "needs a window"),
+        ({"window": 4, "stride": 5}, "stride of 1 to 4"),
+        ({"design": "dranker", "head": 3}, "needs the design iranker"),
+        ({"drop": 2, "think": True}, "needs think=False"),
+        ({"drop": 0}, "at least 1"),
+        ({"tournament": 1}, "at least 2"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(knobs: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        RankerSpec(**knobs).around(BACKEND)  # type: ignore[arg-type]
+
+
+def test_a_spec_is_read_from_text_and_names_what_it_does_not_know() -> None:
+    spec = parse_spec(RankerSpec(), ["layout=append", "top_k=5", "base_urls=[http://a/v1]", "max_seconds=0.5"])
+    assert spec == RankerSpec(layout="append", top_k=5, base_urls=("http://a/v1",), max_seconds=0.5)
+    for text, message in [("topk=5", "did you mean 'top_k'"), ("top_k=x", "top_k"), ("layout", "key=value")]:
+        with pytest.raises(ConfigError, match=message):
+            parse_spec(RankerSpec(), [text])
