@@ -134,15 +134,18 @@ def test_data_validate_names_the_line_and_exits_with_1(own: Path, tmp_path: Path
     "options", [[], ["--layout", "append"], ["--top-k", "2"], ["--design", "dranker", "--max-new-tokens", "8"]]
 )
 def test_rank_writes_a_run_of_every_candidate(options: list[str], own: Path, tiny_dir: Path, tmp_path: Path) -> None:
-    out, as_json = tmp_path / "deep" / "run.trec", tmp_path / "deep" / "run.json"
-    text = succeed("rank", own / "test.jsonl", "--model", tiny_dir, "--out", out, "--json", as_json, *options)
+    out, as_json, trace = (tmp_path / "deep" / f"run.{kind}" for kind in ("trec", "json", "trace"))
+    files = ("--out", out, "--json", as_json, "--trace", trace)
+    text = succeed("rank", own / "test.jsonl", "--model", tiny_dir, *files, *options)
     assert "queries 5" in text
     rankings = {ranking.qid: ranking for ranking in read_run(out)}
     for problem in read_jsonl(own / "test.jsonl"):
         assert sorted(rankings[problem.qid].docids) == sorted(c.docid for c in problem.candidates)
     written = parsed(as_json)
-    assert [tuple(r["docids"]) for r in written] == [r.docids for r in rankings.values()]
-    assert all(step["answer"]["kind"] for r in written for step in r["steps"])
+    assert (written["queries"], written["failed"], written["spec"]["model"]) == (5, 0, str(tiny_dir))
+    traced = [json.loads(line) for line in trace.read_text().splitlines()]
+    assert [tuple(r["docids"]) for r in traced] == [r.docids for r in rankings.values()]
+    assert all(step["answer"]["kind"] for r in traced for step in r["steps"])
 
 
 def test_evaluate_accepts_the_run_that_rank_wrote_and_compare_reads_its_folder(

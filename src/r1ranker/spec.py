@@ -63,7 +63,20 @@ class RankerSpec:
         return self.around(self.backend())
 
     def backend(self) -> Backend | AsyncBackend:
-        """The model in this process, or the endpoints."""
+        """The model in this process or the endpoints, behind the replies on disk where there is a cache."""
+        from r1ranker.backends.cached import cached
+
+        backend = self._endpoints() if self.base_urls else self._model()
+        return cached(backend, self.cache) if self.cache else backend
+
+    def _endpoints(self) -> AsyncBackend:
+        from r1ranker.backends.openai_ import OpenAIBackend
+        from r1ranker.backends.prices import read_prices
+
+        prices = read_prices(self.prices) if self.prices else None
+        return OpenAIBackend(self.model, self.base_urls, concurrency=self.concurrency, prices=prices)
+
+    def _model(self) -> Backend:
         from r1ranker.backends.transformers_ import TransformersBackend
 
         return TransformersBackend.load(self.model, device=self.device)

@@ -11,20 +11,57 @@ Names carry their dimensions: B rows, L columns, S new tokens, N branchings behi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from r1ranker.backends.encoding import Path, batches
 
 WASTE = 2.0
 """Columns are packed anew when there are this many times as many as the longest row needs."""
+ROOM = 64
+"""Columns that a layer has to spare when its buffers are made anew."""
+
+
+class RoomyLayer(DynamicLayer):  # type: ignore[misc]
+    """A layer that writes into buffers with room, where the library's copies all it has for every token."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append the new columns; the keys and values of all."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        old, end = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
+        self.keys = self._grown("_all_keys", self.keys, end)
+        self.values = self._grown("_all_values", self.values, end)
+        self.keys[:, :, old:], self.values[:, :, old:] = key_states, value_states
+        return self.keys, self.values
+
+    def _grown(self, name: str, known: Tensor, end: int) -> Tensor:
+        """A view of the first `end` columns of a buffer that begins with what is known."""
+        buffer = getattr(self, name, None)
+        if (
+            buffer is None
+            or known.data_ptr() != buffer.data_ptr()
+            or buffer.shape[2] < end
+            or len(buffer) != len(known)
+        ):
+            B, H, _, D = known.shape
+            buffer = known.new_empty(B, H, end + max(ROOM, end // 4), D)
+            buffer[:, :, : known.shape[2]] = known
+            setattr(self, name, buffer)
+        return buffer[:, :, :end]
+
+
+def empty_cache(network: Any) -> Cache:
+    """A cache for all layers of the network."""
+    return Cache(layers=[RoomyLayer() for _ in DynamicCache(config=network.config).layers])
 
 
 def can_reuse(network: Any) -> bool:
@@ -53,7 +90,8 @@ class PrefixCache:
     def forget(self) -> None:
         """Drop everything: after an update of the weights, what is known is no longer true."""
         self.keys: list[str] = []
-        self.cache = DynamicCache(config=self.network.config)
+        self.known: list[list[int]] = []
+        self.cache = empty_cache(self.network)
         self.ids_B_L = torch.zeros((0, 0), dtype=torch.long)
         self.mask_B_L = torch.zeros((0, 0), dtype=torch.bool)
 
@@ -127,7 +165,7 @@ class PrefixCache:
     def _prefill(self, rows: Sequence[Row]) -> None:
         """Compute new rows but for their last token, and put them below the known ones."""
         ids_B_S, mask_B_S = _left_padded([row.ids[:-1] for row in rows], self.pad_id)
-        cache = DynamicCache(config=self.network.config)
+        cache = empty_cache(self.network)
         self.network(
             input_ids=self._there(ids_B_S),
             attention_mask=self._there(mask_B_S.long()),
@@ -146,6 +184,7 @@ class PrefixCache:
         self.ids_B_L = torch.cat([_pad_left(self.ids_B_L, L), _pad_left(ids_B_S, L)])
         self.mask_B_L = torch.cat([_pad_left(self.mask_B_L, L), _pad_left(mask_B_S, L)])
         self.keys += [row.key for row in rows]
+        self.known += [row.ids[:-1] for row in rows]
 
     def _select(self, indices: list[int]) -> None:
         if not indices:
@@ -154,6 +193,7 @@ class PrefixCache:
         self.cache.batch_select_indices(torch.tensor(indices, device=self.network.device))
         self.ids_B_L, self.mask_B_L = self.ids_B_L[indices], self.mask_B_L[indices]
         self.keys = [self.keys[index] for index in indices]
+        self.known = [self.known[index] for index in indices]
         self._pack()
 
     def _pack(self) -> None:
@@ -179,16 +219,22 @@ class PrefixCache:
         self._pack()
         lengths = []
         for index, row in enumerate(rows):
-            columns = self.mask_B_L[index].nonzero().squeeze(-1)
-            known = self.ids_B_L[index, columns].tolist()
-            same = next(_differences(known, row.ids[:-1]), min(len(known), len(row.ids) - 1))
-            self.mask_B_L[index, columns[same:]] = False
+            known, most = self.known[index], min(len(self.known[index]), len(row.ids) - 1)
+            same = most
+            if known[:most] != row.ids[:most]:
+                same = next(i for i in range(most) if known[i] != row.ids[i])
+            if same < len(known):
+                columns = self.mask_B_L[index].nonzero().squeeze(-1)
+                self.mask_B_L[index, columns[same:]] = False
+                self.known[index] = known[:same]
             lengths.append(same)
         return lengths
 
     def _append(self, ids_B_S: Tensor, mask_B_S: Tensor) -> None:
         self.ids_B_L = torch.cat([self.ids_B_L, ids_B_S], 1)
         self.mask_B_L = torch.cat([self.mask_B_L, mask_B_S], 1)
+        for known, ids, mask in zip(self.known, ids_B_S.tolist(), mask_B_S.tolist(), strict=True):
+            known += [token for token, seen in zip(ids, mask, strict=True) if seen]
 
     def _attention(self, mask_B_S: Tensor, mask_B_N: Tensor, seen_B_N_N: Tensor) -> Tensor:
         """Additive mask (B, 1, S + N, L + S + N): new tokens see what came before, branches see their own path."""
@@ -204,10 +250,6 @@ class PrefixCache:
 
     def _there(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.network.device)
-
-
-def _differences(a: Sequence[int], b: Sequence[int]) -> Iterator[int]:
-    return (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
 
 
 def _left_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

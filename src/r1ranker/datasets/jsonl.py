@@ -60,6 +60,16 @@ def read_jsonl(path: Path) -> list[Problem]:
     return [problem for _, problem in numbered]
 
 
+def iter_jsonl(path: Path) -> Iterator[Problem]:
+    """The problems of one file, one at a time; `DataError` at the first fault, naming file and line."""
+    for number, problem, messages in _parsed(path):
+        faults = [message for message in messages if not message.startswith(NOTE)]
+        if faults:
+            raise DataError(f"{path}:{number}: {faults[0]}")
+        if problem is not None:
+            yield problem
+
+
 def write_jsonl(problems: Iterable[Problem], path: Path) -> None:
     """Write problems so that `read_jsonl` gives equal ones back."""
     with path.open("w", encoding="utf-8", newline="\n") as lines:
@@ -112,21 +122,30 @@ def _parse(path: Path) -> tuple[list[tuple[int, Problem]], list[tuple[int, str]]
     """Problems and messages, each with its line number."""
     numbered: list[tuple[int, Problem]] = []
     messages: list[tuple[int, str]] = []
-    first_line: dict[tuple[str, str], int] = {}
-    for number, line in enumerate(need(path).read_bytes().split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        problem, found = _parse_line(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
+    for number, problem, found in _parsed(path):
         if problem is not None:
             numbered.append((number, problem))
-            before = first_line.setdefault((problem.task, problem.qid), number)
-            if before != number:
-                found.append(
-                    f"qid {problem.qid!r} of task {problem.task!r} already stands on line {before}; "
-                    "give each problem its own qid"
-                )
         messages += [(number, message) for message in found]
     return numbered, messages
+
+
+def _parsed(path: Path) -> Iterator[tuple[int, Problem | None, list[str]]]:
+    """Line number, problem and messages of each line with text."""
+    first_line: dict[tuple[str, str], int] = {}
+    with need(path).open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            text = line.rstrip(b"\n")
+            problem, found = _parse_line(text.removeprefix(b"\xef\xbb\xbf") if number == 1 else text)
+            if problem is not None:
+                before = first_line.setdefault((problem.task, problem.qid), number)
+                if before != number:
+                    found.append(
+                        f"qid {problem.qid!r} of task {problem.task!r} already stands on line {before}; "
+                        "give each problem its own qid"
+                    )
+            yield number, problem, found
 
 
 def _parse_line(line: bytes) -> tuple[Problem | None, list[str]]:

@@ -26,7 +26,7 @@ def write_run(rankings: Sequence[Ranking], path: Path, tag: str) -> None:
         if ranking.qid in seen:
             raise DataError(f"{path}: query {ranking.qid!r} has more than one ranking")
         seen.add(ranking.qid)
-        lines += _lines(ranking, tag)
+        lines += run_lines(ranking, tag)
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
 
 
@@ -50,7 +50,8 @@ def read_run(path: Path) -> list[Ranking]:
     return [_ranking(qid, scores) for qid, scores in scored.items()]
 
 
-def _lines(ranking: Ranking, tag: str) -> Iterator[str]:
+def run_lines(ranking: Ranking, tag: str) -> Iterator[str]:
+    """The lines of one query. DataError as for `write_run`."""
     qid = _word(ranking.qid, "qid")
     before = math.inf
     for place, (docid, score) in enumerate(zip(ranking.docids, ranking.scores, strict=True), start=1):

@@ -1,0 +1,327 @@
+"""The rank job. In: a file of problems and a ranker's settings. Out: a TREC run file, whatever happens on the way.
+
+    result = rank_file(Path("problems.jsonl"), RankerSpec(top_k=5), Path("run.trec"), resume=True, trace=None)
+
+Rankings are finished in any order and written in that of the problems, each as soon as all before it are, so that
+the file at any moment is a beginning of the final one. Beside the run file `run.trec` stand
+
+- `run.trec.journal.jsonl`: the settings and a hash of the problems; then, for each query, how far the files reach
+  with it. A job that goes on cuts them there, so a job killed at any moment ends with the same bytes.
+- `run.trec.failed.jsonl`: the queries without a ranking, because a call failed for good, and why.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from pydantic import TypeAdapter
+
+from r1ranker.datasets.jsonl import iter_jsonl
+from r1ranker.drive import Finished
+from r1ranker.errors import ConfigError, DataError
+from r1ranker.evaluation.runs import run_lines as run_lines
+from r1ranker.problem import Problem, Ranking, Usage
+from r1ranker.progress import track
+from r1ranker.spec import RankerSpec
+
+RANKING = TypeAdapter(Ranking)
+RETRY = {"retry": True}
+"""A line of the journal: the queries that had failed before it are tried again."""
+WHERE = {"batch_size", "device", "base_urls", "concurrency", "prices", "cache"}
+"""Settings that say where and how fast a job runs, not what it ranks: another value may finish it."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobResult:
+    """What a job did. queries, failed, broken and usage are of the whole job; the rest of this run of it.
+
+    kept: queries that an earlier run had finished. failed: queries without a ranking. broken: answers that were not
+    valid. tokens_per_second: those read and those written.
+    """
+
+    queries: int
+    kept: int
+    failed: int
+    broken: int
+    usage: Usage
+    seconds: float
+    tokens_per_second: float
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What the journal says so far. `end`: the place after the last; `again`: earlier places to be tried again.
+
+    out, trace: bytes of the files. failed: qid and error by place.
+    """
+
+    end: int = 0
+    again: set[int] = field(default_factory=set)
+    out: int = 0
+    trace: int = 0
+    failed: dict[int, tuple[str, str]] = field(default_factory=dict)
+    broken: int = 0
+    usage: Usage = field(default_factory=Usage)
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Take one line of the journal."""
+        if "retry" in entry:
+            self.again |= self.failed.keys()
+            self.failed.clear()
+            return
+        place = entry["place"]
+        self.end = max(self.end, place + 1)
+        self.again.discard(place)
+        if entry["error"]:
+            self.failed[place] = (entry["qid"], entry["error"])
+        self.out, self.trace = entry["out"], entry["trace"]
+        self.broken += entry["broken"]
+        self.usage += Usage(**entry["usage"])
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """A finished query as it will be written, which is smaller than a ranking while it waits for its turn."""
+
+    run: bytes
+    trace: bytes
+    entry: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """The files of a job."""
+
+    out: Path
+    trace: Path | None
+
+    @property
+    def journal(self) -> Path:
+        return journal_of(self.out)
+
+    @property
+    def failed(self) -> Path:
+        return failed_of(self.out)
+
+
+def rank_file(
+    problems: Path, spec: RankerSpec, out: Path, *, resume: bool, trace: Path | None, ray: str | None = None
+) -> JobResult:
+    """Rank every problem of a file into `out`; with `resume`, only those that are not there yet.
+
+    trace: JSON Lines of whole rankings, with steps and thoughts, in the same order.
+    ray: address of a Ray cluster whose machines share the work, or `local`; None ranks in this process.
+    Failed queries count as done; those whose `failed_of(out)` was removed are tried again, and stand at the end.
+    Raises DataError for a fault in the problems before anything is ranked, and ConfigError for files that are there
+    already or were begun with other settings.
+    """
+    files = _Files(out, trace)
+    total = _check(problems)
+    header = _header(problems, spec, trace is not None)
+    going = resume and out.exists()
+    tally, length = _read(files, header) if going else _unused(files)
+    retry = bool(tally.failed) and not files.failed.exists()
+    if retry:
+        tally.add(RETRY)
+    again, end, before = frozenset(tally.again), tally.end, tally.usage
+    todo = (problem for place, problem in enumerate(iter_jsonl(problems)) if place >= end or place in again)
+    places = [*sorted(again), *range(end, total)]
+    began = time.perf_counter()
+    finished = iter(_ranked(todo, spec, ray)) if places else iter(())
+    with track(len(places), "rank") as advance:
+        # The first query is ranked before a file is touched: a model that cannot be loaded leaves nothing behind.
+        first = list(itertools.islice(finished, 1))
+        if going:
+            _cut(files, tally, length, retry)
+        else:
+            _begin(files, header)
+        done = ((i, _done(ranking, spec.design, trace is not None)) for i, ranking in itertools.chain(first, finished))
+        _write(files, tally, zip(places, _in_order(done), strict=True), advance)
+    seconds = time.perf_counter() - began
+    tokens = _tokens(tally.usage) - _tokens(before)
+    kept = total - len(places)
+    return JobResult(total, kept, len(tally.failed), tally.broken, tally.usage, seconds, tokens / seconds)
+
+
+def journal_of(out: Path) -> Path:
+    """The journal beside a run file."""
+    return out.with_name(f"{out.name}.journal.jsonl")
+
+
+def failed_of(out: Path) -> Path:
+    """The failed queries beside a run file."""
+    return out.with_name(f"{out.name}.failed.jsonl")
+
+
+def _write(
+    files: _Files, tally: _Tally, queries: Iterable[tuple[int, _Done]], advance: Callable[[int], object]
+) -> None:
+    with ExitStack() as opened:
+        run, journal = opened.enter_context(files.out.open("ab")), opened.enter_context(files.journal.open("ab"))
+        trace = opened.enter_context(files.trace.open("ab")) if files.trace else None
+        for place, query in queries:
+            _append(run, query.run)
+            if trace:
+                _append(trace, query.trace)
+            if query.entry["error"]:
+                with files.failed.open("ab") as failed:
+                    failed.write(_line({"qid": query.entry["qid"], "error": query.entry["error"]}))
+            reach = {"out": tally.out + len(query.run), "trace": tally.trace + len(query.trace)}
+            entry = {"place": place} | query.entry | reach
+            _append(journal, _line(entry))  # last: what the journal names is there
+            tally.add(entry)
+            advance(1)
+
+
+def _check(problems: Path) -> int:
+    """How many problems there are. All are read once, so that a fault shows before hours of ranking, not after."""
+    seen: set[str] = set()
+    for problem in iter_jsonl(problems):
+        if problem.qid in seen:
+            rule = "stands in more than one task, and a run file names queries by qid alone; rename one"
+            raise DataError(f"{problems}: qid {problem.qid!r} {rule}")
+        seen.add(problem.qid)
+        for name in (problem.qid, *(candidate.docid for candidate in problem.candidates)):
+            if name.split() != [name]:
+                rule = "is empty or has whitespace, which a run file cannot hold; rename it"
+                raise DataError(f"{problems}: qid or docid {name!r} of query {problem.qid!r} {rule}")
+    return len(seen)
+
+
+def _header(problems: Path, spec: RankerSpec, traced: bool) -> dict[str, Any]:
+    with problems.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    settings = {key: value for key, value in dataclasses.asdict(spec).items() if key not in WHERE}
+    return {"spec": settings, "problems": digest, "trace": traced}
+
+
+def _unused(files: _Files) -> tuple[_Tally, int]:
+    """The state of a job that begins. Raises ConfigError rather than write over what is there."""
+    for path in filter(None, (files.out, files.trace)):
+        if path.exists():
+            raise ConfigError(f"{path} exists; go on with that job by --resume, or remove the file to begin anew")
+    return _Tally(), 0
+
+
+def _read(files: _Files, header: dict[str, Any]) -> tuple[_Tally, int]:
+    """The state of a job that goes on, and the length of the journal that holds it.
+
+    A line that was not written whole does not count, nor do queries that the files do not reach any more.
+    """
+    out, journal = files.out, files.journal
+    sizes = {"out": _size(out), "trace": _size(files.trace)}
+    tally = _Tally()
+    try:
+        with journal.open("rb") as lines:
+            first = next(lines, b"")
+            _check_same(json.loads(first), header, out)
+            length = len(first)
+            for line in lines:
+                entry = json.loads(line) if line.endswith(b"\n") else None
+                if entry is None or any(entry.get(file, 0) > size for file, size in sizes.items()):
+                    break
+                tally.add(entry)
+                length += len(line)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{out} has no {journal.name} beside it to go on from; remove it to begin anew") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{journal} is damaged ({error}); remove {out} to begin anew") from error
+    return tally, length
+
+
+def _check_same(old: dict[str, Any], new: dict[str, Any], out: Path) -> None:
+    remedy = f"go on with the same, or remove {out} to begin anew"
+    for key in sorted(old["spec"].keys() | new["spec"].keys()):
+        was, now = old["spec"].get(key), new["spec"].get(key)
+        if was != now:
+            raise ConfigError(f"{out} was begun with {key}={was}, not {key}={now}; {remedy}")
+    if old["problems"] != new["problems"]:
+        raise ConfigError(f"{out} was begun with other problems: the file has changed or is another one; {remedy}")
+    if old["trace"] != new["trace"]:
+        raise ConfigError(f"{out} was begun {'with' if old['trace'] else 'without'} a trace; {remedy}")
+
+
+def _begin(files: _Files, header: dict[str, Any]) -> None:
+    """The empty files. The run file comes last: where it is, the journal has its header."""
+    files.out.parent.mkdir(parents=True, exist_ok=True)
+    files.failed.unlink(missing_ok=True)
+    files.journal.write_bytes(_line(header))
+    if files.trace:
+        files.trace.parent.mkdir(parents=True, exist_ok=True)
+        files.trace.touch()
+    files.out.touch()
+
+
+def _cut(files: _Files, tally: _Tally, length: int, retry: bool) -> None:
+    """Take off what was being written when the job was killed."""
+    os.truncate(files.out, tally.out)
+    os.truncate(files.journal, length)
+    if files.trace:
+        files.trace.touch()
+        os.truncate(files.trace, tally.trace)
+    if retry:
+        with files.journal.open("ab") as journal:
+            journal.write(_line(RETRY))
+    if tally.failed:
+        failures = sorted(tally.failed.items())
+        files.failed.write_bytes(b"".join(_line({"qid": qid, "error": error}) for _, (qid, error) in failures))
+
+
+def _size(path: Path | None) -> int:
+    return path.stat().st_size if path and path.exists() else 0
+
+
+def _ranked(problems: Iterable[Problem], spec: RankerSpec, ray: str | None) -> Iterator[Finished]:
+    if ray is None:
+        return spec.build().rank_each(problems)
+    from r1ranker.distributed import rank_each_on_ray
+
+    return rank_each_on_ray(problems, spec, ray)
+
+
+def _done(ranking: Ranking, tag: str, traced: bool) -> _Done:
+    return _Done(
+        run="".join(f"{line}\n" for line in run_lines(ranking, tag)).encode(),
+        trace=RANKING.dump_json(ranking) + b"\n" if traced else b"",
+        entry={
+            "qid": ranking.qid,
+            "error": ranking.error,
+            "broken": ranking.broken,
+            "usage": dataclasses.asdict(ranking.usage),
+        },
+    )
+
+
+def _in_order(finished: Iterable[tuple[int, _Done]]) -> Iterator[_Done]:
+    """What is finished, in the order it was given; what came too early waits."""
+    early: dict[int, _Done] = {}
+    turn = 0
+    for index, query in finished:
+        early[index] = query
+        while turn in early:
+            yield early.pop(turn)
+            turn += 1
+
+
+def _append(file: IO[bytes], content: bytes) -> None:
+    """Write and hand over to the system, so that it is there even when this process is killed."""
+    file.write(content)
+    file.flush()
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    return f"{json.dumps(record, ensure_ascii=False)}\n".encode()
+
+
+def _tokens(usage: Usage) -> int:
+    return usage.prompt_tokens + usage.generated_tokens
