@@ -174,7 +174,7 @@ def quality(model: str, data: DataConfig, per_task: int) -> list[dict[str, Any]]
     problems = [p for task in tasks for p in [q for q in everything if q.task == task][:per_task]]
     rows = []
     for name, ranker in ways(backend).items():
-        rankings, seconds = measured(lambda ranker=ranker: ranker.rank_many(problems, progress=name))
+        rankings, seconds = measured(lambda ranker=ranker, name=name: ranker.rank_many(problems, progress=name))
         values = evaluate(rankings, problems)
         costs = [ranking.usage for ranking in rankings]
         rows.append(

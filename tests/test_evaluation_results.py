@@ -73,7 +73,7 @@ def test_costs_are_means_per_query() -> None:
         ranking_from(problems[1], (1, 2, 3), (), Usage(1, 50, 0, 0.1)),
     ]
     values = {row.measure: row.value for row in rows_of("s", "test", score(rankings, problems)) if row.task == "toy"}
-    assert [values[name] for name in COSTS] == pytest.approx([0.25, 1.5, 75, 5, 0.3])
+    assert [values[name] for name in COSTS] == pytest.approx([0.25, 0, 1.5, 75, 5, 0.3, 0, 0])
 
 
 def test_results_json_is_a_plain_list_of_rows(tmp_path: Path, rows: list[Row], systems: dict[str, TaskValues]) -> None:

@@ -195,15 +195,15 @@ def test_credit_of_all_answers_is_their_reward_against_the_expected_one(
     experience = with_advantages(learner, collect(learner.backend, problems, run, random.Random(0)), run.ppo)
     squares = 0.0
     for e in experience:
-        assert e.answer_logprobs is not None and e.answer_advantages is not None
-        p = e.answer_logprobs.exp()
+        ((t, values),) = e.sample.answer_rewards.items()
+        p, advantages = e.answer_logprobs[t].exp(), e.answer_advantages[t]
         assert float(p.sum()) == pytest.approx(1, abs=1e-5)
-        assert float((p * e.answer_advantages).sum()) == pytest.approx(0, abs=1e-5)
-        rewards = torch.tensor(e.sample.answer_rewards)
-        assert (rewards.argsort(stable=True) == e.answer_advantages.argsort(stable=True)).all()
-        squares += float((p * e.answer_advantages**2).sum())
+        assert float((p * advantages).sum()) == pytest.approx(0, abs=1e-5)
+        rewards = torch.tensor(values)
+        assert (rewards.argsort(stable=True) == advantages.argsort(stable=True)).all()
+        squares += float((p * advantages**2).sum())
         written = e.sample.allowed[0].index(e.sample.completion_ids[0])  # type: ignore[index]
-        assert float(e.answer_logprobs[written]) == pytest.approx(float(e.old_logprobs[0]), abs=1e-5)
+        assert float(e.answer_logprobs[t][written]) == pytest.approx(float(e.old_logprobs[0]), abs=1e-5)
     assert squares / len(experience) == pytest.approx(1, abs=1e-4)
 
 

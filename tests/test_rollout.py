@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -16,9 +17,11 @@ from r1ranker.backends.scripted import ScriptedBackend
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.errors import ConfigError
 from r1ranker.problem import Answer, Problem
-from r1ranker.prompts import LAYOUTS, Prompt, build_prompt
+from r1ranker.prompts import LAYOUTS, NO_THOUGHT, Prompt, build_prompt
 from r1ranker.rankers import DRanker, IRanker
 from r1ranker.rewards import score_ranking, score_removal
+from r1ranker.training import rollout
+from r1ranker.training.batch import pack, score
 from r1ranker.training.config import RunConfig
 from r1ranker.training.rollout import State, collect, episodes, rank_once, removals, sampled_state
 
@@ -137,8 +140,9 @@ def test_a_whole_ranking_is_rewarded_with_its_prefill(tiny: TransformersBackend,
 @pytest.mark.parametrize("think", [True, False])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_an_episode_in_training_asks_what_the_ranker_asks(
-    layout: str, think: bool, tiny: TransformersBackend, make_problem: MakeProblem
+    layout: str, think: bool, tiny: TransformersBackend, make_problem: MakeProblem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(rollout, "joined", lambda trajectory: None)  # to see each step's own prompt
     problem = make_problem(5)
     torch.manual_seed(1)
     config = run_config(layout=layout, think=think)
@@ -191,9 +195,10 @@ def test_expected_credit_knows_the_reward_of_every_answer(tiny: TransformersBack
     pool = (1, 2, 4, 6)
     (step,) = removals(tiny, [State(problem, pool)], run_config(ppo={"answer": "expected"}), random.Random(0))
     sample, answer = step.sample, step.answer
-    assert sample.allowed is not None and sample.answer_rewards is not None
+    assert sample.allowed is not None and sample.answer_rewards
     by_token = {tiny.encoder.encode_text(f"[{k}]")[0]: k for k in pool}
-    for token, reward in zip(sample.allowed[sample.branch], sample.answer_rewards, strict=True):
+    ((branch, rewards),) = sample.answer_rewards.items()
+    for token, reward in zip(sample.allowed[branch], rewards, strict=True):
         k = by_token[token]
         assert (
             reward
@@ -201,10 +206,49 @@ def test_expected_credit_knows_the_reward_of_every_answer(tiny: TransformersBack
                 f"<think>\n</think>\n<answer>[{k}]</answer>", Answer("valid", (k,)), problem, pool, kind="graded"
             ).total
         )
-    assert sorted(sample.answer_rewards) == [0.0, 0.5, 1.0, 1.0]
-    written = sample.allowed[sample.branch].index(sample.completion_ids[sample.branch])
-    assert sample.answer_rewards[written] == sample.reward
-    assert answer.ids[0] == by_token[sample.completion_ids[sample.branch]]
+    assert sorted(rewards) == [0.0, 0.5, 1.0, 1.0]
+    written = sample.allowed[branch].index(sample.completion_ids[branch])
+    assert rewards[written] == sample.reward
+    assert answer.ids[0] == by_token[sample.completion_ids[branch]]
+
+
+@pytest.mark.parametrize("answer", ["sampled", "expected"])
+def test_an_episode_in_append_is_one_sample_with_each_reward_on_its_step(
+    answer: str, backend: TransformersBackend, make_problem: MakeProblem
+) -> None:
+    problem = make_problem(12, gains={"d3": 2, "d12": 1})
+    config = run_config(layout="append", ppo={"answer": answer})
+    ((whole,),) = episodes(backend, [problem], config, random.Random(0))
+    assert whole.steps == len(whole.rewards) == 11
+    text = NO_THOUGHT + backend.encoder.decode(whole.completion_ids)
+    removed = [int(k) for k in re.findall(r"\[(\d+)\]", text)]
+    assert len(set(removed)) == 11
+    assert whole.reward == pytest.approx(sum(whole.rewards.values()) / 11)
+    rewards = iter(sorted(whole.rewards.items()))
+    for k, left in zip(removed, range(12, 1, -1), strict=True):
+        pool = [j for j in problem.identifiers if j not in removed[: 12 - left]]
+        done = score_removal(f"{NO_THOUGHT}[{k}]</answer>", Answer("valid", (k,)), problem, pool, kind="graded").total
+        assert next(rewards)[1] == done
+
+
+def test_an_episode_as_one_sample_has_the_log_probabilities_and_gradients_of_its_steps(
+    tiny: TransformersBackend, make_problem: MakeProblem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = run_config(layout="append")
+    ((whole,),) = episodes(tiny, [make_problem(9)], config, random.Random(0))
+    monkeypatch.setattr(rollout, "joined", lambda trajectory: None)
+    (steps,) = episodes(tiny, [make_problem(9)], config, random.Random(0))
+    assert len(steps) == whole.steps == 8
+    sums, gradients = [], []
+    for samples in ([whole], steps):
+        total = score(tiny.network, pack(samples, tiny.pad_id, torch.device("cpu"))).logprobs_B_T.sum()
+        weights = [p for p in tiny.network.parameters() if p.requires_grad]
+        gradients.append(torch.autograd.grad(total, weights))
+        sums.append(float(total.detach()))
+    assert sums[0] == pytest.approx(sums[1], abs=1e-3)
+    for one, other in zip(*gradients, strict=True):
+        assert torch.allclose(one, other, atol=1e-2, rtol=1e-3)
+    assert whole.tokens < sum(step.tokens for step in steps) / 4
 
 
 @pytest.mark.parametrize("design", ["iranker", "dranker"])

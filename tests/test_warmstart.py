@@ -7,17 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from r1ranker.answers import parse_ranking, parse_removal, thought_of
 from r1ranker.backends.encoding import Encoder
-from r1ranker.backends.transformers_ import TransformersBackend
+from r1ranker.backends.transformers_ import TransformersBackend, positions
 from r1ranker.problem import Problem
 from r1ranker.prompts import NO_THOUGHT
 from r1ranker.rewards import score_ranking, score_removal
 from r1ranker.training.config import RunConfig, WarmstartConfig
 from r1ranker.training.demonstrations import Demonstration, demonstrate, random_pool
 from r1ranker.training.logs import read_log
-from r1ranker.training.warmstart import cosine, warmstart
+from r1ranker.training.warmstart import attention_scores, cosine, warmstart
 
 MakeProblem = Callable[..., Problem]
 PROBLEM = {"gains": {"d2": 2, "d5": 1}}
@@ -34,20 +35,26 @@ def completion_of(encoder: Encoder, example: Demonstration) -> str:
     return prefill + encoder.decode(example.target_ids)
 
 
+def shown_in(encoder: Encoder, example: Demonstration, problem: Problem) -> list[int]:
+    """The problem's own identifiers of the candidates that a prompt shows, in order, whatever they are called there."""
+    text = encoder.decode(example.prompt_ids)
+    order = {text.find(f" {problem.candidate(k).text}\n"): k for k in problem.identifiers}
+    return [k for place, k in sorted(order.items()) if place >= 0]
+
+
 def pool_of(encoder: Encoder, example: Demonstration, problem: Problem) -> tuple[int, ...]:
     text = encoder.decode(example.prompt_ids)
     gone = [k for k in problem.identifiers if f"<answer>[{k}]</answer>" in text]
     return tuple(k for k in problem.identifiers if f"\n[{k}] " in text and k not in gone)
 
 
-@pytest.mark.parametrize("append", [0.0, 1.0])
 @pytest.mark.parametrize("think", [0.0, 1.0])
 def test_removal_demonstrations_are_perfect_answers(
-    think: float, append: float, backend: TransformersBackend, make_problem: MakeProblem
+    think: float, backend: TransformersBackend, make_problem: MakeProblem
 ) -> None:
     problem, encoder = make_problem(N, **PROBLEM), backend.encoder
     for seed in range(25):
-        example = demonstrate(problem, encoder, shares(think=think, ranking=0, append=append), random.Random(seed))
+        example = demonstrate(problem, encoder, shares(think=think, ranking=0), random.Random(seed))
         pool, text = pool_of(encoder, example, problem), completion_of(encoder, example)
         assert len(pool) >= 2
         answer = parse_removal(text, pool)
@@ -56,6 +63,39 @@ def test_removal_demonstrations_are_perfect_answers(
         assert bool(thought_of(text)) == bool(think)
         if think:
             assert f"[{answer.ids[0]}]" in thought_of(text)
+
+
+def test_an_episode_is_perfect_answers_one_after_the_other(
+    backend: TransformersBackend, make_problem: MakeProblem
+) -> None:
+    problem, encoder = make_problem(N, **PROBLEM), backend.encoder
+    lengths = set()
+    for seed in range(25):
+        example = demonstrate(problem, encoder, shares(think=0, ranking=0, append=1), random.Random(seed))
+        shown = shown_in(encoder, example, problem)
+        left = list(range(1, len(shown) + 1))
+        for text in completion_of(encoder, example).removeprefix("<think>\n</think>\n").split("<answer>")[1:]:
+            answer = parse_removal(f"{NO_THOUGHT}{text}", tuple(left))
+            assert answer.kind == "valid"
+            gains = {k: problem.gain(shown[k - 1]) for k in left}
+            assert gains[answer.ids[0]] == min(gains.values())
+            left.remove(answer.ids[0])
+        assert len(left) == 1
+        lengths.add(len(shown))
+    assert len(lengths) > 2
+
+
+def test_in_an_episode_answers_are_chosen_among_what_is_left(
+    tiny: TransformersBackend, make_problem: MakeProblem
+) -> None:
+    encoder = tiny.encoder
+    example = demonstrate(make_problem(N), encoder, shares(think=0, ranking=0, append=1), random.Random(1))
+    left = set(example.allowed[0])
+    for position in sorted(example.allowed):
+        assert set(example.allowed[position]) == left
+        assert set(example.alternatives[position]) <= left
+        left.remove(example.target_ids[position])
+    assert len(left) == 1
 
 
 @pytest.mark.parametrize("think", [0.0, 1.0])
@@ -106,10 +146,28 @@ def test_candidates_are_judged_where_their_lines_end_and_nowhere_else(
     problem, encoder = make_problem(N, **PROBLEM), tiny.encoder
     for seed in range(10):
         example = demonstrate(problem, encoder, shares(think=0, ranking=0, append=append), random.Random(seed))
-        shown = problem.identifiers if append else pool_of(encoder, example, problem)
-        assert [gain for _, _, gain in example.ends] == [problem.gain(k) / 2 for k in shown]
-        for k, (position, _, _) in zip(shown, example.ends, strict=True):
-            assert encoder.decode(example.prompt_ids[: position + 1]).endswith(f"[{k}] {problem.candidate(k).text}\n")
+        shown = shown_in(encoder, example, problem)
+        best = max(problem.gain(k) for k in (shown if append else problem.identifiers))
+        assert [gain for _, _, gain in example.ends] == [problem.gain(k) / best for k in shown]
+        for place, (k, (position, _, _)) in enumerate(zip(shown, example.ends, strict=True), start=1):
+            name = place if append else k
+            assert encoder.decode(example.prompt_ids[: position + 1]).endswith(
+                f"[{name}] {problem.candidate(k).text}\n"
+            )
+
+
+def test_the_attention_that_is_trained_is_the_one_that_the_network_uses(tiny_dir: Path) -> None:
+    backend = TransformersBackend.load(str(tiny_dir))
+    backend.network.set_attn_implementation("eager")
+    ids = torch.tensor([backend.encoder.encode_text("which of [1] and [2] fits the query\nleast")])
+    mask = torch.ones_like(ids)
+    with torch.no_grad():
+        out = backend.network(input_ids=ids, attention_mask=mask, output_hidden_states=True, output_attentions=True)
+        L = ids.shape[1]
+        reader = (torch.zeros(L, dtype=torch.long), torch.full((L,), L - 1))
+        read = (torch.zeros(L, dtype=torch.long), torch.arange(L))
+        scores = attention_scores(backend.network, out.hidden_states[-2], positions(mask), reader, read)
+    assert torch.allclose(scores.T.softmax(-1), out.attentions[-1][0, :, -1], atol=1e-5)
 
 
 def test_pools_have_every_size_and_hold_a_relevant_candidate(make_problem: MakeProblem) -> None:

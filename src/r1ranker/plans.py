@@ -16,7 +16,7 @@ from typing import Literal
 from r1ranker.answers import completed_order, parse_ranking, parse_removal, removal_of, thought_of
 from r1ranker.backends.base import Ask, Choice, Completion
 from r1ranker.elimination import ranking_from, start
-from r1ranker.problem import Answer, Problem, Ranking, Step, Usage
+from r1ranker.problem import Answer, Problem, Ranking, Step, Usage, part_of
 from r1ranker.prompts import NO_THOUGHT, Layout, Prompt, bare_past, build_prompt, next_prompt, past_entry
 
 EMPTY_THOUGHT_TOKENS = 16
@@ -193,17 +193,8 @@ def shuffled(problem: Problem, inner: Planner, repeats: int, seed: int) -> Plan:
 
 def _part(problem: Problem, pool: Sequence[int], inner: Planner) -> Part:
     """Rank a part of the pool as a problem of its own; what comes back names the whole problem's identifiers."""
-    candidates = tuple(problem.candidate(k) for k in pool)
-    docids = {candidate.docid for candidate in candidates}
-    ranking = yield from inner(
-        dataclasses.replace(
-            problem,
-            candidates=candidates,
-            gains={docid: gain for docid, gain in problem.gains.items() if docid in docids},
-            prior={docid: value for docid, value in problem.prior.items() if docid in docids},
-        )
-    )
-    named = {candidate.docid: k for k, candidate in zip(pool, candidates, strict=True)}
+    ranking = yield from inner(part_of(problem, pool))
+    named = {problem.candidate(k).docid: k for k in pool}
     whole = dict(enumerate(pool, start=1))
     steps = tuple(_renamed(step, whole) for step in ranking.steps)
     return tuple(named[docid] for docid in ranking.docids), steps, ranking.usage

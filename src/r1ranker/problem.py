@@ -15,8 +15,8 @@ identifier never changes while candidates leave the pool, so `[7]` means one thi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from r1ranker.errors import DataError
@@ -94,6 +94,18 @@ class Problem:
     def is_relevant(self, identifier: int) -> bool:
         """Whether the candidate counts as relevant in binary measures and in the paper's rewards."""
         return self.gain(identifier) >= self.relevant_at
+
+
+def part_of(problem: Problem, pool: Sequence[int]) -> Problem:
+    """A part of the pool as a problem of its own: candidates in the order given, identifiers counted anew."""
+    candidates = tuple(problem.candidate(k) for k in pool)
+    docids = {candidate.docid for candidate in candidates}
+    return replace(
+        problem,
+        candidates=candidates,
+        gains={docid: gain for docid, gain in problem.gains.items() if docid in docids},
+        prior={docid: value for docid, value in problem.prior.items() if docid in docids},
+    )
 
 
 AnswerKind = Literal["valid", "unknown_id", "missing", "truncated", "malformed", "incomplete", "duplicate"]

@@ -181,7 +181,8 @@ def cost_charts(rows: Sequence[Row]) -> list[Chart]:
     overall = {key: row.value for key, row in _overall(rows).items()}
     kinds = _kinds(systems_of(rows))
     charts = []
-    for x_label, measures in {"tokens per query": COSTS[2:4], "seconds per query": COSTS[4:]}.items():
+    axes = {"tokens per query": ("prompt_tokens", "generated_tokens"), "seconds per query": ("seconds",)}
+    for x_label, measures in axes.items():
         spent = {system: sum(overall.get((system, m), 0.0) for m in measures) for system in kinds}
         dots = [Dot(s, spent[s], overall[s, "MRR"], kinds[s]) for s in kinds if (s, "MRR") in overall]
         if any(dot.x > 0 for dot in dots):
@@ -191,13 +192,13 @@ def cost_charts(rows: Sequence[Row]) -> list[Chart]:
 
 
 def cost_table(rows: Sequence[Row]) -> dict[str, list[str]]:
-    """Costs by system, means over tasks, in the order of `COSTS`; broken answers in per cent."""
+    """Costs by system, means over tasks, in the order of `COSTS`; broken answers and failed queries in per cent."""
     overall = {key: row.value for key, row in _overall(rows).items()}
     table = {}
     for system in systems_of(rows):
         values = [overall.get((system, measure)) for measure in COSTS]
-        shown = ["" if value is None else number(value) for value in values]
-        table[system] = [f"{100 * values[0]:.2g} %" if values[0] is not None else "", *shown[1:]]
+        shares = ["" if value is None else f"{100 * value:.2g} %" for value in values[:2]]
+        table[system] = [*shares, *("" if value is None else number(value) for value in values[2:])]
     return table
 
 

@@ -28,7 +28,8 @@ from r1ranker.problem import Problem, Ranking
 
 AVERAGE = "average"
 """Pseudo-task: the mean over tasks, each task weighing the same."""
-COSTS = ("broken", "calls", "prompt_tokens", "generated_tokens", "seconds")
+USED = ("calls", "prompt_tokens", "generated_tokens", "seconds", "retries", "cost")
+COSTS = ("broken", "failed", *USED)
 TaskValues = Mapping[str, Mapping[str, Mapping[str, float]]]
 """Values of one system by task, measure and qid."""
 
@@ -38,7 +39,8 @@ class Row:
     """The mean of one measure over the `n` queries of a task, with its 95 % bootstrap interval.
 
     measure: one of `measures.MEASURES`, or of `COSTS`: broken (share of a query's steps whose answer was not
-    valid), calls, prompt_tokens, generated_tokens, seconds, each per query.
+    valid), failed (share of queries that got no ranking; they count 0 in every measure), and what `Usage`
+    counts, each per query.
     """
 
     task: str
@@ -167,8 +169,11 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 
 
 def _costs(rankings: Sequence[Ranking]) -> QueryValues:
-    costs: QueryValues = {"broken": {r.qid: r.broken / max(1, len(r.steps)) for r in rankings}}
-    return costs | {name: {r.qid: float(getattr(r.usage, name)) for r in rankings} for name in COSTS[1:]}
+    costs: QueryValues = {
+        "broken": {r.qid: r.broken / max(1, len(r.steps)) for r in rankings},
+        "failed": {r.qid: float(bool(r.error)) for r in rankings},
+    }
+    return costs | {name: {r.qid: float(getattr(r.usage, name)) for r in rankings} for name in USED}
 
 
 def _compared(

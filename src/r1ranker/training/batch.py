@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -23,8 +24,9 @@ class Sample:
 
     allowed: for each written token the tokens that could have stood there; None means the whole
         vocabulary. A chosen identifier has them, a free completion has not.
-    answer_rewards: what each of the allowed answers would have earned, in the order of `allowed` at the
-        one token where the identifiers part; None where they part at several tokens, or not at all.
+    answer_rewards: for a written token at which the identifiers part, what each of the allowed answers would
+        have earned, in the order of `allowed` there. Empty where it is not known for all of them.
+    rewards: by written token, where the sample is a whole episode; else `reward` is the last token's.
     """
 
     prompt_ids: list[int]
@@ -34,17 +36,48 @@ class Sample:
     parts: Mapping[str, float] = field(default_factory=dict)
     kind: AnswerKind = "valid"
     task: str = ""
-    answer_rewards: tuple[float, ...] | None = None
-
-    @property
-    def branch(self) -> int:
-        """The written token at which the identifiers part (0 where they do not)."""
-        return next((t for t, tokens in enumerate(self.allowed or ()) if len(tokens) > 1), 0)
+    answer_rewards: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
+    rewards: Mapping[int, float] = field(default_factory=dict)
+    steps: int = 1
 
     @property
     def tokens(self) -> int:
         """Tokens a forward pass over this sample reads."""
         return len(self.prompt_ids) + len(self.completion_ids)
+
+
+def joined(trajectory: Sequence[Sample]) -> Sample | None:
+    """A whole episode as one sample, or None where a step's prompt does not go on where the one before ended.
+
+    In layout `append` a step reads all that was read and written before it, so one pass over the last step's
+    tokens sees every step: n - 1 prompts become one. What stands between two answers is written by no choice.
+    """
+    first, last = trajectory[0], trajectory[-1]
+    whole = [*last.prompt_ids, *last.completion_ids]
+    allowed: list[Path] = [(token,) for token in whole[len(first.prompt_ids) :]]
+    answers: dict[int, tuple[float, ...]] = {}
+    rewards: dict[int, float] = {}
+    for step in trajectory:
+        read = [*step.prompt_ids, *step.completion_ids]
+        if step.allowed is None or whole[: len(read)] != read:
+            return None
+        begin = len(step.prompt_ids) - len(first.prompt_ids)
+        allowed[begin : begin + len(step.completion_ids)] = step.allowed
+        answers |= {begin + t: values for t, values in step.answer_rewards.items()}
+        rewards[begin + len(step.completion_ids) - 1] = step.reward
+    names = dict.fromkeys(name for step in trajectory for name in step.parts)
+    return Sample(
+        first.prompt_ids,
+        whole[len(first.prompt_ids) :],
+        tuple(allowed),
+        fmean(step.reward for step in trajectory),
+        {name: fmean(step.parts[name] for step in trajectory) for name in names},
+        first.kind,
+        first.task,
+        answers,
+        rewards,
+        len(trajectory),
+    )
 
 
 @dataclass(frozen=True, slots=True)

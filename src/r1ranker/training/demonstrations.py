@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from r1ranker.backends.encoding import Encoder
 from r1ranker.elimination import sampled_pool
-from r1ranker.problem import Problem
-from r1ranker.prompts import Layout, build_prompt, neutralise, sampled_past
+from r1ranker.problem import Problem, part_of
+from r1ranker.prompts import ANOTHER, build_prompt, neutralise
 from r1ranker.training.config import WarmstartConfig
 
 THOUGHT_WORDS = 4
@@ -24,26 +24,39 @@ THOUGHT_WORDS = 4
 class Demonstration:
     """Token ids of prompt and target. alternatives: for a position in the target, weight by token.
 
+    allowed: for a position in the target, the tokens that can be chosen there; elsewhere any.
     ends: where a candidate's line ends in the prompt: (position, the token of its identifier, its gain as a
         share of the best).
+    ranks: whether the answer begins with the best candidate, not with the worst.
     """
 
     prompt_ids: list[int]
     target_ids: list[int]
     alternatives: Mapping[int, Mapping[int, float]] = field(default_factory=dict)
+    allowed: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     ends: tuple[tuple[int, int, float], ...] = ()
+    ranks: bool = False
+
+    @property
+    def deciding(self) -> int:
+        """The position in the target of the first identifier that is chosen, not copied."""
+        return min(self.alternatives, default=0)
 
 
 def demonstrate(problem: Problem, encoder: Encoder, config: WarmstartConfig, rng: random.Random) -> Demonstration:
     """One example of a random kind: remove or rank, with or without a thought, either layout."""
     pool = random_pool(problem, rng)
     think = rng.random() < config.think_share
-    if rng.random() < config.ranking_share:
+    ranks = rng.random() < config.ranking_share
+    if ranks:
         example = _ranking(problem, pool, think, encoder, rng)
+    elif rng.random() < config.append_share and not think:
+        problem = part_of(problem, pool)
+        example = _episode(problem, encoder, rng)
     else:
-        layout: Layout = "append" if rng.random() < config.append_share else "relist"
-        example = _removal(problem, pool, think, layout, encoder, rng)
-    return dataclasses.replace(example, ends=candidate_ends(problem, example.prompt_ids, encoder))
+        example = _removal(problem, pool, think, encoder, rng)
+    ends = candidate_ends(problem, example.prompt_ids, encoder)
+    return dataclasses.replace(example, ends=ends, ranks=ranks)
 
 
 def candidate_ends(problem: Problem, prompt_ids: list[int], encoder: Encoder) -> tuple[tuple[int, int, float], ...]:
@@ -73,13 +86,33 @@ def random_pool(problem: Problem, rng: random.Random) -> tuple[int, ...]:
     return tuple(sorted(rng.sample(problem.identifiers, size)))
 
 
+def _episode(problem: Problem, encoder: Encoder, rng: random.Random) -> Demonstration:
+    """A whole elimination without thoughts in layout `append`: every step's answer is a target of one sequence."""
+    prompt = build_prompt(problem, problem.identifiers, "iranker", layout="append", think=False)
+    target_ids: list[int] = []
+    alternatives: dict[int, Mapping[int, float]] = {}
+    allowed: dict[int, tuple[int, ...]] = {}
+    left = problem.identifiers
+    while len(left) > 1:
+        if target_ids:
+            target_ids += encoder.encode_text(ANOTHER)
+        worst = _worst(problem, left)
+        tokens = {k: encoder.encode_text(f"[{k}]") for k in left}
+        if all(len(path) == 1 for path in tokens.values()):
+            alternatives[len(target_ids)] = {tokens[k][0]: 1 / len(worst) for k in worst}
+            allowed[len(target_ids)] = tuple(path[0] for path in tokens.values())
+        removed = rng.choice(worst)
+        target_ids += [*tokens[removed], *encoder.encode_text("</answer>")]
+        left = tuple(k for k in left if k != removed)
+    return Demonstration(encoder.encode(prompt), target_ids, alternatives, allowed)
+
+
 def _removal(
-    problem: Problem, pool: tuple[int, ...], think: bool, layout: Layout, encoder: Encoder, rng: random.Random
+    problem: Problem, pool: tuple[int, ...], think: bool, encoder: Encoder, rng: random.Random
 ) -> Demonstration:
-    past = sampled_past(problem, pool, rng, think=think) if layout == "append" else ()
     worst = _worst(problem, pool)
     removed = rng.choice(worst)
-    prompt = build_prompt(problem, pool, "iranker", layout=layout, think=think, past=past)
+    prompt = build_prompt(problem, pool, "iranker", think=think)
     thought = f"<think>\n{_named(problem, removed)} fits least\n</think>\n<answer>" if think else ""
     return _demonstration(encoder, encoder.encode(prompt), thought, [removed], [worst])
 

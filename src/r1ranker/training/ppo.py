@@ -59,7 +59,7 @@ class Learner:
 class Experience:
     """One sample with what was known when it was sampled. Tensors are (T,), one entry per written token.
 
-    answer_logprobs, answer_advantages: (A,), of every allowed answer, when the sample has `answer_rewards`.
+    answer_logprobs, answer_advantages: (A,), of every allowed answer, by the tokens that have `answer_rewards`.
     """
 
     sample: Sample
@@ -68,8 +68,8 @@ class Experience:
     old_values: Tensor
     advantages: Tensor = field(default_factory=lambda: torch.empty(0))
     returns: Tensor = field(default_factory=lambda: torch.empty(0))
-    answer_logprobs: Tensor | None = None
-    answer_advantages: Tensor | None = None
+    answer_logprobs: dict[int, Tensor] = field(default_factory=dict)
+    answer_advantages: dict[int, Tensor] = field(default_factory=dict)
 
 
 def train(config: RunConfig, splits: Splits, *, resume: bool = False) -> Path:
@@ -163,7 +163,7 @@ def with_advantages(learner: Learner, trajectories: Sequence[Trajectory], ppo: P
     by_trajectory = iter(experience)
     for trajectory in trajectories:
         steps = [next(by_trajectory) for _ in trajectory]
-        rewards = torch.cat([_on_last_token(e.sample.reward, len(e.old_values)) for e in steps])
+        rewards = torch.cat([_by_token(e.sample, len(e.old_values)) for e in steps])
         advantages, returns = gae(rewards, torch.cat([e.old_values for e in steps]), ppo.gamma, ppo.lam)
         lengths = [len(e.old_values) for e in steps]
         for e, a, r in zip(steps, advantages.split(lengths), returns.split(lengths), strict=True):
@@ -177,15 +177,16 @@ def with_advantages(learner: Learner, trajectories: Sequence[Trajectory], ppo: P
 
 def _credit_answers(experience: Sequence[Experience]) -> None:
     """Advantages of all allowed answers: reward minus its expectation, scaled to deviation 1 over the batch."""
-    exact = [e for e in experience if e.sample.answer_rewards is not None and e.answer_logprobs is not None]
-    squares = 0.0
-    for e in exact:
-        rewards = torch.tensor(e.sample.answer_rewards)
-        probabilities = torch.as_tensor(e.answer_logprobs).exp()
-        e.answer_advantages = rewards - (probabilities * rewards).sum()
-        squares += float((probabilities * e.answer_advantages**2).sum())
-    for e in exact:
-        e.answer_advantages = torch.as_tensor(e.answer_advantages) / ((squares / len(exact)) ** 0.5 + 1e-8)
+    squares, count = 0.0, 0
+    for e in experience:
+        for t, values in e.sample.answer_rewards.items():
+            rewards, probabilities = torch.tensor(values), e.answer_logprobs[t].exp()
+            e.answer_advantages[t] = rewards - (probabilities * rewards).sum()
+            squares += float((probabilities * e.answer_advantages[t] ** 2).sum())
+            count += 1
+    for e in experience:
+        for t, advantages in e.answer_advantages.items():
+            e.answer_advantages[t] = advantages / ((squares / count) ** 0.5 + 1e-8)
 
 
 @torch.no_grad()
@@ -199,10 +200,11 @@ def _score_all(learner: Learner, samples: Sequence[Sample], ppo: PPOConfig) -> l
         for row, i in enumerate(group):
             T = len(samples[i].completion_ids)
             columns = (scores.logprobs_B_T[row, :T], reference_B_T[row, :T], values_B_T[row, :T])
-            experience[i] = Experience(samples[i], *(column.cpu() for column in columns))
-            if samples[i].answer_rewards is not None and scores.allowed_logprobs_B_T_A is not None:
-                answers = scores.allowed_logprobs_B_T_A[row, samples[i].branch]
-                experience[i].answer_logprobs = answers[: len(samples[i].answer_rewards or ())].cpu()
+            logprobs, reference, values = (column.cpu() for column in columns)
+            experience[i] = Experience(samples[i], logprobs, reference, values)
+            for t, values in samples[i].answer_rewards.items():
+                assert scores.allowed_logprobs_B_T_A is not None
+                experience[i].answer_logprobs[t] = scores.allowed_logprobs_B_T_A[row, t, : len(values)].cpu()
     return [experience[i] for i in range(len(samples))]
 
 
@@ -254,12 +256,12 @@ def ppo_loss(
     }
     scores = score(learner.policy, batch)
     values = learner.critic(batch, scores.hidden_B_T_H)
-    exact = [row for row, e in enumerate(experience) if e.answer_advantages is not None]
+    exact = [row for row, e in enumerate(experience) if e.answer_advantages]
     sampled = mask.clone()
     sampled[exact] = 0.0
     policy, clipped = policy_loss(scores.logprobs_B_T, old["old_logprobs"], old["advantages"], sampled, ppo.clip)
     if exact:
-        more, more_clipped = _expected_loss(scores, [experience[row] for row in exact], exact, ppo.clip)
+        more, more_clipped = _expected_loss(scores, experience, ppo.clip)
         policy, clipped = policy + more, clipped + more_clipped
     value = value_loss(values, old["old_values"], old["returns"], mask, ppo.value_clip)
     kl = kl_k3(scores.logprobs_B_T, old["reference"], mask)
@@ -269,19 +271,19 @@ def ppo_loss(
     return loss, {name: float(part.detach()) for name, part in parts.items()}
 
 
-def _expected_loss(
-    scores: Scores, experience: Sequence[Experience], rows: Sequence[int], clip: float
-) -> tuple[Tensor, Tensor]:
-    """`expected_policy_loss` of the rows whose answers are all credited."""
+def _expected_loss(scores: Scores, experience: Sequence[Experience], clip: float) -> tuple[Tensor, Tensor]:
+    """`expected_policy_loss` of all answers that are credited whole; B is one for each of them."""
     allowed = scores.allowed_logprobs_B_T_A
     assert allowed is not None
-    logprobs_B_A = allowed[list(rows), [e.sample.branch for e in experience]]
+    answers = [(row, t) for row, e in enumerate(experience) for t in e.answer_advantages]
+    rows, ts = (list(column) for column in zip(*answers, strict=True))
+    logprobs_B_A = allowed[rows, ts]
     old_B_A = torch.full_like(logprobs_B_A, -torch.inf)
     advantages_B_A = torch.zeros_like(logprobs_B_A)
-    for i, e in enumerate(experience):
-        assert e.answer_logprobs is not None and e.answer_advantages is not None
-        old_B_A[i, : len(e.answer_logprobs)] = e.answer_logprobs
-        advantages_B_A[i, : len(e.answer_advantages)] = e.answer_advantages
+    for i, (row, t) in enumerate(answers):
+        old, advantages = experience[row].answer_logprobs[t], experience[row].answer_advantages[t]
+        old_B_A[i, : len(old)] = old
+        advantages_B_A[i, : len(advantages)] = advantages
     return expected_policy_loss(logprobs_B_A, old_B_A, advantages_B_A, clip)
 
 
@@ -293,18 +295,24 @@ def _pad(rows: Sequence[Tensor], like_B_T: Tensor) -> Tensor:
     return out
 
 
-def _on_last_token(reward: float, length: int) -> Tensor:
+def _by_token(sample: Sample, length: int) -> Tensor:
+    """Rewards (T,): each step's on the last token it wrote."""
     rewards = torch.zeros(length)
-    rewards[-1] = reward
+    for t, reward in (sample.rewards or {length - 1: sample.reward}).items():
+        rewards[t] = reward
     return rewards
 
 
 def _sample_stats(samples: Sequence[Sample]) -> dict[str, float]:
-    n = len(samples)
-    stats = {"reward": sum(s.reward for s in samples) / n, "broken": sum(s.kind != "valid" for s in samples) / n}
-    stats["completion_tokens"] = sum(len(s.completion_ids) for s in samples) / n
+    """Means over steps."""
+    n = sum(s.steps for s in samples)
+    stats = {
+        "reward": sum(s.steps * s.reward for s in samples) / n,
+        "broken": sum(s.kind != "valid" for s in samples) / n,
+        "completion_tokens": sum(len(s.completion_ids) for s in samples) / n,
+    }
     for part in sorted({name for s in samples for name in s.parts}):
-        stats[f"reward_{part}"] = sum(s.parts.get(part, 0.0) for s in samples) / n
+        stats[f"reward_{part}"] = sum(s.steps * s.parts.get(part, 0.0) for s in samples) / n
     return stats
 
 

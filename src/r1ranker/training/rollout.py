@@ -22,10 +22,10 @@ from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.elimination import Elimination, sampled_pool, start
 from r1ranker.errors import ConfigError
 from r1ranker.plans import chosen_step, ranking_tokens
-from r1ranker.problem import Answer, Problem
+from r1ranker.problem import Answer, Problem, part_of
 from r1ranker.prompts import Prompt, bare_past, build_prompt, past_entry, sampled_past
 from r1ranker.rewards import Reward, score_ranking, score_removal
-from r1ranker.training.batch import Sample
+from r1ranker.training.batch import Sample, joined
 from r1ranker.training.config import RunConfig
 
 Trajectory = list[Sample]
@@ -66,7 +66,7 @@ def collect(
         return rank_once(backend, rng.choices(problems, k=ppo.batch), config)
     own: list[Problem] = []
     while sum(len(p.candidates) - 1 for p in own) < ppo.batch * ppo.episode_share:
-        own.append(rng.choice(problems))
+        own.append(sampled_part(rng.choice(problems), config, rng))
     remaining = ppo.batch - sum(len(p.candidates) - 1 for p in own)
     states = [sampled_state(rng.choice(problems), config, rng) for _ in range(remaining)]
     singles = [[removal.sample] for removal in removals(backend, states, config, rng)]
@@ -80,10 +80,20 @@ def sampled_state(problem: Problem, config: RunConfig, rng: random.Random) -> St
     return State(problem, pool, sampled_past(problem, pool, rng, think=config.think))
 
 
+def sampled_part(problem: Problem, config: RunConfig, rng: random.Random) -> Problem:
+    """The problem itself, or with `largest_pool` a part of random size that holds a relevant candidate."""
+    if config.ppo.largest_pool is None:
+        return problem
+    return part_of(problem, sampled_state(problem, config, rng).pool)
+
+
 def episodes(
     backend: TransformersBackend, problems: Sequence[Problem], config: RunConfig, rng: random.Random
 ) -> list[Trajectory]:
-    """Whole episodes by the current policy, side by side; finished ones leave."""
+    """Whole episodes by the current policy, side by side; finished ones leave.
+
+    Where each step reads on from the one before, an episode is one sample instead of n - 1.
+    """
     running = [_Episode(problem, start(problem.identifiers)) for problem in problems]
     everything = list(running)
     while running := [e for e in running if not e.elimination.done()]:
@@ -97,7 +107,8 @@ def episodes(
                 else bare_past(episode.elimination.removed)
             )
             episode.samples.append(step.sample)
-    return [episode.samples for episode in everything]
+    whole = [joined(episode.samples) for episode in everything]
+    return [e.samples if one is None else [one] for e, one in zip(everything, whole, strict=True)]
 
 
 def removals(
@@ -157,13 +168,13 @@ def _chosen(
     _check_prompt(len(prompt_ids), config)
     sample = _sample(prompt_ids, list(trie.paths[drawn]), trie.allowed(drawn), reward, step.answer, state.problem)
     if config.ppo.answer == "expected" and len(trie.branches) == 1:
-        sample = dataclasses.replace(sample, answer_rewards=_answer_rewards(trie, state, prompt, choice, config))
+        branch = next(t for t, tokens in enumerate(trie.allowed(drawn)) if len(tokens) > 1)
+        rewards = _answer_rewards(trie, state, choice, config)
+        sample = dataclasses.replace(sample, answer_rewards={branch: rewards})
     return Removal(sample, step.answer, step.completion)
 
 
-def _answer_rewards(
-    trie: IdentifierTrie, state: State, prompt: Prompt, choice: Choice, config: RunConfig
-) -> tuple[float, ...]:
+def _answer_rewards(trie: IdentifierTrie, state: State, choice: Choice, config: RunConfig) -> tuple[float, ...]:
     """The reward of each identifier of the pool, in the order of the tokens at which they part."""
     ((node, tokens),) = trie.branches.items()
     by_token = {path[len(node)]: identifier for identifier, path in trie.paths.items()}

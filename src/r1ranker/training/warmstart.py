@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
 from r1ranker.backends.encoding import Encoder, batches
 from r1ranker.backends.loading import load, pick_device, set_threads
@@ -91,7 +92,7 @@ def _text(problem: Problem) -> str:
     return f"{prompt.text}\n{prompt.prefill} fits least fits best > </answer>"
 
 
-def _optimizers(network: Any, judge: nn.Module, settings: WarmstartConfig) -> list[torch.optim.Optimizer]:
+def _optimizers(network: Any, judge: nn.Linear, settings: WarmstartConfig) -> list[torch.optim.Optimizer]:
     """AdamW; for a model from nothing, Muon on its inner matrices, which learns in about two thirds of the steps."""
     matrices = [p for name, p in network.named_parameters() if p.ndim == 2 and "embed" not in name]
     if settings.scratch is None:
@@ -107,7 +108,7 @@ def _optimizers(network: Any, judge: nn.Module, settings: WarmstartConfig) -> li
 
 def _update(
     network: Any,
-    judge: nn.Module,
+    judge: nn.Linear,
     examples: list[Demonstration],
     optimizers: Sequence[Any],
     pad_id: int,
@@ -129,7 +130,7 @@ def _update(
     return total, sum(lengths)
 
 
-def _losses(network: Any, judge: nn.Module, examples: list[Demonstration], pad_id: int) -> tuple[Tensor, Tensor]:
+def _losses(network: Any, judge: nn.Linear, examples: list[Demonstration], pad_id: int) -> tuple[Tensor, Tensor]:
     """Summed cross-entropies: of the target tokens (soft where there are alternatives), of candidates at their ends."""
     input_ids, mask, P = align([(e.prompt_ids, e.target_ids) for e in examples], pad_id)
     T = input_ids.shape[1] - P
@@ -151,14 +152,48 @@ def _losses(network: Any, judge: nn.Module, examples: list[Demonstration], pad_i
     )
     hidden_B_L_H = out.last_hidden_state
     head = network.get_output_embeddings()
-    logits_B_T_V = head(hidden_B_L_H[:, -T - 1 : -1])
-    rows, ts, tokens, weights = (torch.tensor(column, device=mask.device) for column in zip(*targets, strict=True))
-    answer = -(torch.log_softmax(logits_B_T_V.float(), dim=-1)[rows, ts, tokens] * weights).sum()
+    logits_B_T_V = head(hidden_B_L_H[:, -T - 1 : -1]).float()
+    # Where an identifier is chosen, it is chosen among those of the pool.
+    barred_B_T_V = torch.zeros_like(logits_B_T_V)
+    for row, example in enumerate(examples):
+        for t, tokens in example.allowed.items():
+            barred_B_T_V[row, t] = -torch.inf
+            barred_B_T_V[row, t, list(tokens)] = 0.0
+    rows, ts, chosen, weights = (torch.tensor(column, device=mask.device) for column in zip(*targets, strict=True))
+    answer = -(torch.log_softmax(logits_B_T_V + barred_B_T_V, dim=-1)[rows, ts, chosen] * weights).sum()
     if not ends:
         return answer, torch.zeros((), device=mask.device)
     rows, places, names, gains = (torch.tensor(column, device=mask.device) for column in zip(*ends, strict=True))
     # Before the last layer: only what stands there can the last layer's attention bring to where the answer is given.
-    at_ends = network.base_model.norm(out.hidden_states[-2][rows, places])
+    before_B_L_H = out.hidden_states[-2]
+    at_ends = network.base_model.norm(before_B_L_H[rows, places])
     judged = F.binary_cross_entropy_with_logits(judge(at_ends.float()).squeeze(-1), gains, reduction="sum")
     # Whoever looks for the worst line has to read its identifier there, far behind where it was written.
-    return answer, judged + F.cross_entropy(head(at_ends).float(), names, reduction="sum")
+    named = F.cross_entropy(head(at_ends).float(), names, reduction="sum")
+    # And that attention is a judge too: where the first answer is given it looks at what the answer should name.
+    deciding = torch.tensor([P + example.deciding - 1 for example in examples], device=mask.device)
+    wanted = torch.where(torch.tensor([e.ranks for e in examples], device=mask.device)[rows], gains, 1 - gains)
+    scores = (
+        attention_scores(network, before_B_L_H, positions(mask), (rows, deciding[rows]), (rows, places)) + judge.bias
+    )
+    pointing = F.binary_cross_entropy_with_logits(scores.float(), wanted[:, None].expand_as(scores), reduction="sum")
+    return answer, judged + named + pointing / scores.shape[1]
+
+
+def attention_scores(
+    network: Any,
+    before_B_L_H: Tensor,
+    position_ids: Tensor,
+    readers: tuple[Tensor, Tensor],
+    read: tuple[Tensor, Tensor],
+) -> Tensor:
+    """(pairs, heads): how strongly the last layer attends from each reader (row, column) to what it is paired with."""
+    layer = network.base_model.layers[-1]
+    attention, x = layer.self_attn, layer.input_layernorm(before_B_L_H)
+    cos, sin = network.base_model.rotary_emb(x, position_ids)
+    turned = []
+    for project, places in ((attention.q_proj, readers), (attention.k_proj, read)):
+        heads = project(x[places]).unflatten(-1, (-1, attention.head_dim)).transpose(0, 1)[None]
+        turned.append(apply_rotary_pos_emb(heads, heads, cos[places][None], sin[places][None])[0][0])
+    scores: Tensor = (turned[0] * turned[1]).sum(-1).T * attention.head_dim**-0.5
+    return scores
