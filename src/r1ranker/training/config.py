@@ -62,6 +62,9 @@ class WarmstartConfig(_Strict):
     ranking_share: float = Field(0.5, ge=0, le=1)
     append_share: float = Field(0.25, ge=0, le=1)
     pointwise: float = Field(0.0, ge=0, description="weight of judging each candidate at its end; for new models")
+    pointing: float = Field(
+        0.0, ge=0, description="beside that, of judging by the last layer's attention from where the answer is given"
+    )
     log_every: int = 10
 
 

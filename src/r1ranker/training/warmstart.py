@@ -57,7 +57,7 @@ def warmstart(config: RunConfig, problems: Sequence[Problem]) -> Path:
             factor = cosine(step, settings.steps, settings.warmup)
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = group["base_lr"] * factor
-            loss, tokens = _update(network, judge, examples, optimizers, tokenizer.pad_token_id, settings.pointwise)
+            loss, tokens = _update(network, judge, examples, optimizers, tokenizer.pad_token_id, settings)
             if step % settings.log_every == 0 or step == settings.steps - 1:
                 seconds = time.perf_counter() - began
                 log.write(step, {"loss": loss, "tokens_per_s": tokens / seconds, "lr": settings.lr * factor})
@@ -112,7 +112,7 @@ def _update(
     examples: list[Demonstration],
     optimizers: Sequence[Any],
     pad_id: int,
-    pointwise: float,
+    settings: WarmstartConfig,
 ) -> tuple[float, int]:
     """One optimizer step over the examples; (mean loss per target token, tokens read)."""
     lengths = [len(e.prompt_ids) + len(e.target_ids) for e in examples]
@@ -120,8 +120,8 @@ def _update(
     candidates = max(1, sum(len(e.ends) for e in examples))
     total = 0.0
     for group in batches(lengths, MICRO_TOKENS):
-        answer, judged = _losses(network, judge, [examples[i] for i in group], pad_id)
-        (answer / targets + pointwise * judged / candidates).backward()
+        answer, judged = _losses(network, judge, [examples[i] for i in group], pad_id, settings)
+        (answer / targets + settings.pointwise * judged / candidates).backward()
         total += float(answer.detach()) / targets
     torch.nn.utils.clip_grad_norm_([*network.parameters(), *judge.parameters()], 1.0)
     for optimizer in optimizers:
@@ -130,7 +130,9 @@ def _update(
     return total, sum(lengths)
 
 
-def _losses(network: Any, judge: nn.Linear, examples: list[Demonstration], pad_id: int) -> tuple[Tensor, Tensor]:
+def _losses(
+    network: Any, judge: nn.Linear, examples: list[Demonstration], pad_id: int, settings: WarmstartConfig
+) -> tuple[Tensor, Tensor]:
     """Summed cross-entropies: of the target tokens (soft where there are alternatives), of candidates at their ends."""
     input_ids, mask, P = align([(e.prompt_ids, e.target_ids) for e in examples], pad_id)
     T = input_ids.shape[1] - P
@@ -164,20 +166,20 @@ def _losses(network: Any, judge: nn.Linear, examples: list[Demonstration], pad_i
     if not ends:
         return answer, torch.zeros((), device=mask.device)
     rows, places, names, gains = (torch.tensor(column, device=mask.device) for column in zip(*ends, strict=True))
-    # Before the last layer: only what stands there can the last layer's attention bring to where the answer is given.
+    # What only the last layer's output holds, no attention can carry to where the answer is given.
     before_B_L_H = out.hidden_states[-2]
-    at_ends = network.base_model.norm(before_B_L_H[rows, places])
+    at_ends = (network.base_model.norm(before_B_L_H) if settings.pointing else hidden_B_L_H)[rows, places]
     judged = F.binary_cross_entropy_with_logits(judge(at_ends.float()).squeeze(-1), gains, reduction="sum")
     # Whoever looks for the worst line has to read its identifier there, far behind where it was written.
-    named = F.cross_entropy(head(at_ends).float(), names, reduction="sum")
-    # And that attention is a judge too: where the first answer is given it looks at what the answer should name.
+    judged = judged + F.cross_entropy(head(at_ends).float(), names, reduction="sum")
+    if not settings.pointing:
+        return answer, judged
     deciding = torch.tensor([P + example.deciding - 1 for example in examples], device=mask.device)
     wanted = torch.where(torch.tensor([e.ranks for e in examples], device=mask.device)[rows], gains, 1 - gains)
-    scores = (
-        attention_scores(network, before_B_L_H, positions(mask), (rows, deciding[rows]), (rows, places)) + judge.bias
-    )
-    pointing = F.binary_cross_entropy_with_logits(scores.float(), wanted[:, None].expand_as(scores), reduction="sum")
-    return answer, judged + named + pointing / scores.shape[1]
+    readers, read = (rows, deciding[rows]), (rows, places)
+    scores = attention_scores(network, before_B_L_H, positions(mask), readers, read).float() + judge.bias
+    pointed = F.binary_cross_entropy_with_logits(scores, wanted[:, None].expand_as(scores), reduction="sum")
+    return answer, judged + settings.pointing * pointed / scores.shape[1]
 
 
 def attention_scores(
