@@ -55,8 +55,8 @@ def moved_experience(learner: Learner, problems: Sequence[Problem], config: RunC
         for name, scale in (("old_logprobs", 0.3), ("reference", 0.5), ("old_values", 0.6)):
             column = getattr(e, name)
             setattr(e, name, column + scale * torch.randn_like(column))
-        if e.answer_logprobs is not None:
-            e.answer_logprobs = (e.answer_logprobs + 0.3 * torch.randn_like(e.answer_logprobs)).log_softmax(-1)
+        for t, logprobs in e.answer_logprobs.items():
+            e.answer_logprobs[t] = (logprobs + 0.3 * torch.randn_like(logprobs)).log_softmax(-1)
     return experience
 
 
@@ -74,15 +74,14 @@ def naive_loss(learner: Learner, experience: Sequence[Experience], ppo: PPOConfi
             allowed = list(e.sample.allowed[t]) if e.sample.allowed else list(range(len(logits)))
             logp = logits[allowed].log_softmax(-1)
             now = logp[allowed.index(token)]
-            if e.answer_advantages is None:
+            if not e.answer_advantages:
                 ratio, advantage = (now - e.old_logprobs[t]).exp(), e.advantages[t]
                 total = total - torch.min(ratio * advantage, ratio.clamp(1 - ppo.clip, 1 + ppo.clip) * advantage)
             elif len(allowed) > 1:
-                assert e.answer_logprobs is not None
                 for a in range(len(allowed)):
-                    ratio, advantage = (logp[a] - e.answer_logprobs[a]).exp(), e.answer_advantages[a]
+                    ratio, advantage = (logp[a] - e.answer_logprobs[t][a]).exp(), e.answer_advantages[t][a]
                     gain = torch.min(ratio * advantage, ratio.clamp(1 - ppo.clip, 1 + ppo.clip) * advantage)
-                    total = total - e.answer_logprobs[a].exp() * gain
+                    total = total - e.answer_logprobs[t][a].exp() * gain
             value = learner.critic.head(hidden[P - 1 + t]).squeeze()
             held = e.old_values[t] + (value - e.old_values[t]).clamp(-ppo.value_clip, ppo.value_clip)
             total = total + 0.5 * torch.max((value - e.returns[t]) ** 2, (held - e.returns[t]) ** 2)
@@ -109,6 +108,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "chosen": {"ppo": {"critic": "separate"}},
     "chosen, append": {"layout": "append", "ppo": {"critic": "head"}},
     "all answers credited": {"ppo": {"answer": "expected", "critic": "head"}},
+    "episodes, all answers credited": {
+        "layout": "append",
+        "ppo": {"answer": "expected", "critic": "head", "episode_share": 1.0},
+    },
     "thinking": {"think": True, "ppo": {"critic": "head"}},
     "direct": {"design": "dranker", "ppo": {"critic": "separate"}},
 }
