@@ -27,7 +27,7 @@ from r1ranker.answers import parse_removal, removal_of
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.data import load_splits
 from r1ranker.datasets import mini_recommendation
-from r1ranker.evaluation.measures import evaluate
+from r1ranker.evaluation.measures import evaluate_by_task
 from r1ranker.plans import Budget
 from r1ranker.problem import Candidate, Problem
 from r1ranker.prompts import build_prompt
@@ -175,13 +175,13 @@ def quality(model: str, data: DataConfig, per_task: int) -> list[dict[str, Any]]
     rows = []
     for name, ranker in ways(backend).items():
         rankings, seconds = measured(lambda ranker=ranker, name=name: ranker.rank_many(problems, progress=name))
-        values = evaluate(rankings, problems)
+        values = evaluate_by_task(rankings, problems).values()
         costs = [ranking.usage for ranking in rankings]
         rows.append(
             {
                 "system": name,
-                "MRR": mean(values["MRR"].values()),
-                "nDCG@10": mean(values["nDCG@10"].values()),
+                "MRR": mean(mean(of_task["MRR"].values()) for of_task in values),
+                "nDCG@10": mean(mean(of_task["nDCG@10"].values()) for of_task in values),
                 "calls": mean(cost.calls for cost in costs),
                 "tokens": mean(cost.prompt_tokens + cost.generated_tokens for cost in costs),
                 "ms": 1000 * seconds / len(problems),
