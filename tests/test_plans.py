@@ -191,7 +191,7 @@ def test_a_spec_builds_what_it_names() -> None:
     assert isinstance(ranker.inner, Windows)
     assert ranker.inner.stride == 10
     assert isinstance(ranker.inner.inner, Hybrid)
-    assert ranker.inner.inner.inner == eliminating(budget=Budget(calls=7), drop=2, layout="append")
+    assert ranker.inner.inner.inner == eliminating(budget=Budget(calls=7), drop=2)
 
 
 @pytest.mark.parametrize(
@@ -212,8 +212,8 @@ def test_settings_that_do_not_go_together_are_refused(knobs: dict[str, object], 
 
 
 def test_a_spec_is_read_from_text_and_names_what_it_does_not_know() -> None:
-    spec = parse_spec(RankerSpec(), ["layout=relist", "top_k=5", "base_urls=[http://a/v1]", "max_seconds=0.5"])
-    assert spec == RankerSpec(layout="relist", top_k=5, base_urls=("http://a/v1",), max_seconds=0.5)
+    spec = parse_spec(RankerSpec(), ["layout=append", "top_k=5", "base_urls=[http://a/v1]", "max_seconds=0.5"])
+    assert spec == RankerSpec(layout="append", top_k=5, base_urls=("http://a/v1",), max_seconds=0.5)
     for text, message in [("topk=5", "did you mean 'top_k'"), ("top_k=x", "top_k"), ("layout", "key=value")]:
         with pytest.raises(ConfigError, match=message):
             parse_spec(RankerSpec(), [text])

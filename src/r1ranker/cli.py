@@ -130,7 +130,9 @@ def rank(
     model: Annotated[str, typer.Option(help="Hub name, directory, or nano; at an endpoint, its name there.")] = "nano",
     design: Annotated[Design, typer.Option(help="iranker or dranker.")] = "iranker",
     think: Annotated[bool, typer.Option(help="A free thought before each answer.")] = False,
-    layout: Annotated[Layout, typer.Option(help="append: one prefix; relist: the paper's (iranker).")] = "append",
+    layout: Annotated[
+        Layout, typer.Option(help="relist (the paper's), or append: one prefix, for models trained in it (iranker).")
+    ] = "relist",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 1024,
     shuffles: Annotated[int, typer.Option(min=1, help="Rank in this many random orders and merge.")] = 1,
     top_k: Annotated[
@@ -189,7 +191,7 @@ def rank(
 
     Long lists: `r1ranker rank problems.jsonl --window 20 --stride 10`
 
-    The best ten, cheaper: `r1ranker rank problems.jsonl --top-k 10 --max-calls 15`
+    The best ten, cheaper: `r1ranker rank problems.jsonl --layout append --top-k 10 --max-calls 15`
 
     Endpoints: `r1ranker rank problems.jsonl --model org/model --base-url http://a:8000/v1 --base-url http://b:8000/v1`
     """

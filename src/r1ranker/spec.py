@@ -39,7 +39,7 @@ class RankerSpec:
     design: Design = "iranker"
     model: str = "nano"
     think: bool = False
-    layout: Layout = "append"
+    layout: Layout = "relist"
     top_k: int = 1
     drop: int = 1
     max_calls: int | None = None
