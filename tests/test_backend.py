@@ -14,7 +14,8 @@ import torch
 
 from r1ranker.backends import loading
 from r1ranker.backends.base import STOP
-from r1ranker.backends.transformers_ import TransformersBackend, left_pad, positions
+from r1ranker.backends.padding import left_pad, positions
+from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.errors import BackendError
 from r1ranker.problem import Problem
 from r1ranker.prompts import Prompt, build_prompt

@@ -11,7 +11,8 @@ import torch
 
 from r1ranker.answers import parse_ranking, parse_removal, thought_of
 from r1ranker.backends.encoding import Encoder
-from r1ranker.backends.transformers_ import TransformersBackend, positions
+from r1ranker.backends.padding import positions
+from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.problem import Problem
 from r1ranker.prompts import NO_THOUGHT
 from r1ranker.rewards import score_ranking, score_removal

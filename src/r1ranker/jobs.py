@@ -29,7 +29,7 @@ from pydantic import TypeAdapter
 from r1ranker.datasets.jsonl import iter_jsonl
 from r1ranker.drive import Finished
 from r1ranker.errors import ConfigError, DataError
-from r1ranker.evaluation.runs import run_lines as run_lines
+from r1ranker.evaluation.runs import run_lines
 from r1ranker.problem import Problem, Ranking, Usage
 from r1ranker.progress import track
 from r1ranker.spec import RankerSpec

@@ -22,6 +22,7 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from r1ranker.backends.encoding import Path, batches
+from r1ranker.backends.padding import left_pad, positions
 
 WASTE = 2.0
 """Columns are packed anew when there are this many times as many as the longest row needs."""
@@ -101,7 +102,7 @@ class PrefixCache:
         computed = self._prepare(rows)
         fresh = [row.ids[known:] for row, known in zip(rows, self._shared(rows), strict=True)]
         N = max(len(row.branches) for row in rows)
-        ids_B_S, mask_B_S = _left_padded(fresh, self.pad_id)
+        ids_B_S, mask_B_S = self._padded(fresh)
         tree_B_N, mask_B_N, seen_B_N_N, depth_B_N = _tree([row.branches for row in rows], N, self.pad_id)
         start_B = self.mask_B_L.sum(-1, keepdim=True)
         positions_B_S = (start_B + mask_B_S.cumsum(-1) - 1).clamp(min=0)
@@ -126,7 +127,7 @@ class PrefixCache:
         """(tokens written after each prompt, with whatever padding follows; tokens computed for each prompt)."""
         computed = self._prepare(rows)
         fresh = [row.ids[known:] for row, known in zip(rows, self._shared(rows), strict=True)]
-        ids_B_S, mask_B_S = _left_padded(fresh, self.pad_id)
+        ids_B_S, mask_B_S = self._padded(fresh)
         ids_B_L, mask_B_L = torch.cat([self.ids_B_L, ids_B_S], 1), torch.cat([self.mask_B_L, mask_B_S], 1)
         out = self.network.generate(
             input_ids=self._there(ids_B_L),
@@ -164,12 +165,12 @@ class PrefixCache:
 
     def _prefill(self, rows: Sequence[Row]) -> None:
         """Compute new rows but for their last token, and put them below the known ones."""
-        ids_B_S, mask_B_S = _left_padded([row.ids[:-1] for row in rows], self.pad_id)
+        ids_B_S, mask_B_S = self._padded([row.ids[:-1] for row in rows])
         cache = empty_cache(self.network)
         self.network(
             input_ids=self._there(ids_B_S),
             attention_mask=self._there(mask_B_S.long()),
-            position_ids=self._there((mask_B_S.cumsum(-1) - 1).clamp(min=0)),
+            position_ids=self._there(positions(mask_B_S)),
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
@@ -248,18 +249,13 @@ class PrefixCache:
         dtype = self.network.dtype
         return torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
 
+    def _padded(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+        """(ids, mask), here and not on the device: what is known of rows is kept as they are compared."""
+        ids, mask = left_pad(rows, self.pad_id, torch.device("cpu"))
+        return ids, mask.bool()
+
     def _there(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.network.device)
-
-
-def _left_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    longest = max(len(row) for row in rows)
-    ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(rows), longest), dtype=torch.bool)
-    for i, row in enumerate(rows):
-        ids[i, longest - len(row) :] = torch.tensor(row, dtype=torch.long)
-        mask[i, longest - len(row) :] = True
-    return ids, mask
 
 
 def _tree(branches: Sequence[tuple[Path, ...]], N: int, pad_id: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from r1ranker.backends.base import STOP, Choice, Completion
 from r1ranker.backends.encoding import Encoder, IdentifierTrie, Path, batches
 from r1ranker.backends.loading import load
+from r1ranker.backends.padding import left_pad, positions
 from r1ranker.backends.prefix import PrefixCache, Row, can_reuse
 from r1ranker.errors import BackendError
 from r1ranker.prompts import Prompt
@@ -98,9 +99,7 @@ class TransformersBackend:
         self, prompts: Sequence[Prompt], encoded: list[list[int]], tries: list[IdentifierTrie]
     ) -> tuple[list[dict[Path, dict[int, float]]], list[int]]:
         """As `_branch_logprobs`, in one pass over what is new: branchings are read side by side."""
-        branches = [
-            tuple(sorted({node[:i] for node in trie.branches for i in range(1, len(node) + 1)})) for trie in tries
-        ]
+        branches = [trie.openings for trie in tries]
         rows = _rows(prompts, encoded, branches)
         self._check_lengths(encoded, 1 + max(len(paths) for paths in branches))
         assert self._prefixes is not None
@@ -233,19 +232,3 @@ def identifier_probabilities(trie: IdentifierTrie, logprobs: dict[Path, dict[int
         k: math.exp(sum(logprobs[path[:i]][path[i]] for i in range(len(path)) if path[:i] in trie.branches))
         for k, path in trie.paths.items()
     }
-
-
-def left_pad(rows: list[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(input_ids, attention_mask), both (B, longest): every row ends at the last column."""
-    longest = max(len(row) for row in rows)
-    input_ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(rows), longest), dtype=torch.long)
-    for i, row in enumerate(rows):
-        input_ids[i, longest - len(row) :] = torch.tensor(row)
-        mask[i, longest - len(row) :] = 1
-    return input_ids.to(device), mask.to(device)
-
-
-def positions(mask: Tensor) -> Tensor:
-    """Position ids that start at 0 on the first real token of each row."""
-    return (mask.cumsum(-1) - 1).clamp(min=0)

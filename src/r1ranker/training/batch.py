@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from r1ranker.backends.encoding import Path
-from r1ranker.backends.transformers_ import positions
+from r1ranker.backends.padding import positions
 from r1ranker.problem import AnswerKind
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from r1ranker.backends.transformers_ import positions
+from r1ranker.backends.padding import positions
 from r1ranker.training.batch import Batch
 
 

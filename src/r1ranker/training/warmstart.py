@@ -19,7 +19,7 @@ from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
 from r1ranker.backends.encoding import Encoder, batches
 from r1ranker.backends.loading import load, pick_device, set_threads
-from r1ranker.backends.transformers_ import positions
+from r1ranker.backends.padding import positions
 from r1ranker.errors import DataError
 from r1ranker.problem import Problem
 from r1ranker.progress import track
