@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1ranker.training.advantages import explained_variance, gae, whiten
+from r1ranker.training.advantages import explained_variance, gae, group_relative, whiten
 
 
 def test_gae_equals_hand_worked_numbers() -> None:
@@ -65,3 +65,43 @@ def test_explained_variance_is_one_for_a_perfect_critic_and_zero_for_the_mean() 
     assert explained_variance(torch.full((4,), 2.0), returns) == pytest.approx(0)
     assert explained_variance(-returns, returns) == pytest.approx(-3)
     assert explained_variance(torch.rand(4), torch.ones(4)) == 0.0
+
+
+def test_a_group_is_compared_step_by_step_with_hand_worked_numbers() -> None:
+    to_go = [[3.0, 1.0], [1.0, 1.0], [2.0, 0.0]]
+    rloo = group_relative(to_go, "rloo")
+    assert rloo == [pytest.approx([1.5, 0.5]), pytest.approx([-1.5, 0.5]), pytest.approx([0.0, -1.0])]
+    grpo = group_relative(to_go, "grpo")
+    deviation = (2 / 3) ** 0.5
+    assert [first for first, _ in grpo] == pytest.approx([1 / deviation, -1 / deviation, 0], abs=1e-5)
+    assert [second for _, second in grpo] == pytest.approx([0.5**0.5, 0.5**0.5, -(2**0.5)], abs=1e-5)
+
+
+def test_a_group_that_agrees_teaches_nothing() -> None:
+    for estimator in ("grpo", "rloo"):
+        assert group_relative([[1.0, 0.5]] * 4, estimator) == [[0.0, 0.0]] * 4  # type: ignore[arg-type]
+
+
+def test_leave_one_out_is_each_against_the_mean_of_the_others() -> None:
+    values = [0.3, 0.9, 0.1, 0.5]
+    for value, (advantage,) in zip(values, group_relative([[v] for v in values], "rloo"), strict=True):
+        others = [v for v in values if v != value]
+        assert advantage == pytest.approx(value - sum(others) / 3)
+
+
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=20), st.integers(1, 19))
+def test_whitening_in_shares_is_whitening_the_whole(values: list[float], cut: int) -> None:
+    shares = [torch.tensor(values[:cut]), torch.tensor(values[cut:])]
+    sums = [
+        [float(len(values)), sum(float(s.double().sum()) for s in shares)],
+        [float(((torch.tensor(values) - sums_of(shares) / len(values)).double() ** 2).sum())],
+    ]
+    parts = []
+    for share in shares:
+        answers = iter(sums)
+        parts.append(whiten(share, lambda *_, answers=answers: next(answers)))
+    torch.testing.assert_close(torch.cat(parts), whiten(torch.tensor(values)), atol=1e-5, rtol=1e-4)
+
+
+def sums_of(shares: list[torch.Tensor]) -> float:
+    return sum(float(s.double().sum()) for s in shares)

@@ -21,9 +21,11 @@ from r1ranker.training.advantages import gae
 from r1ranker.training.batch import pack
 from r1ranker.training.checkpoint import CHECKPOINT
 from r1ranker.training.config import PPOConfig, RunConfig
+from r1ranker.training.experience import Experience, with_advantages
+from r1ranker.training.learner import Learner, new_learner
 from r1ranker.training.logs import RunLog, read_log
-from r1ranker.training.ppo import Experience, Learner, new_learner, ppo_loss, ppo_step, train, with_advantages
-from r1ranker.training.rollout import collect
+from r1ranker.training.ppo import largest_pool, mini_batches, ppo_loss, ppo_step, train
+from r1ranker.training.rollout import collect, draw
 
 MakeProblem = Callable[..., Problem]
 QUICK = {"batch": 8, "minibatch": 4, "max_new_tokens": 5, "actor_lr": 1e-3, "critic_lr": 1e-3, "validate_every": 2}
@@ -48,9 +50,11 @@ def moved_experience(learner: Learner, problems: Sequence[Problem], config: RunC
     """Experience as if the policy, reference and critic had changed since it was sampled."""
     torch.manual_seed(0)
     with torch.no_grad():
-        for parameter in learner.critic.head.parameters():
+        for parameter in learner.critic.head.parameters() if learner.critic else ():
             parameter.normal_(std=0.2)
-    experience = with_advantages(learner, collect(learner.backend, problems, config, random.Random(0)), config.ppo)
+    experience = with_advantages(
+        learner, collect(learner.backend, draw(problems, config, random.Random(0)), config), config.ppo
+    )
     for e in experience:
         for name, scale in (("old_logprobs", 0.3), ("reference", 0.5), ("old_values", 0.6)):
             column = getattr(e, name)
@@ -67,7 +71,7 @@ def naive_loss(learner: Learner, experience: Sequence[Experience], ppo: PPOConfi
         ids, P = e.sample.prompt_ids + e.sample.completion_ids, len(e.sample.prompt_ids)
         out = learner.policy(input_ids=torch.tensor([ids]), output_hidden_states=True)
         hidden = out.hidden_states[-1][0].detach()
-        if learner.critic.trunk is not None:
+        if learner.critic is not None and learner.critic.trunk is not None:
             hidden = learner.critic.trunk(input_ids=torch.tensor([ids])).last_hidden_state[0]
         for t, token in enumerate(e.sample.completion_ids):
             logits = out.logits[0, P - 1 + t]
@@ -82,9 +86,10 @@ def naive_loss(learner: Learner, experience: Sequence[Experience], ppo: PPOConfi
                     ratio, advantage = (logp[a] - e.answer_logprobs[t][a]).exp(), e.answer_advantages[t][a]
                     gain = torch.min(ratio * advantage, ratio.clamp(1 - ppo.clip, 1 + ppo.clip) * advantage)
                     total = total - e.answer_logprobs[t][a].exp() * gain
-            value = learner.critic.head(hidden[P - 1 + t]).squeeze()
-            held = e.old_values[t] + (value - e.old_values[t]).clamp(-ppo.value_clip, ppo.value_clip)
-            total = total + 0.5 * torch.max((value - e.returns[t]) ** 2, (held - e.returns[t]) ** 2)
+            if learner.critic is not None:
+                value = learner.critic.head(hidden[P - 1 + t]).squeeze()
+                held = e.old_values[t] + (value - e.old_values[t]).clamp(-ppo.value_clip, ppo.value_clip)
+                total = total + 0.5 * torch.max((value - e.returns[t]) ** 2, (held - e.returns[t]) ** 2)
             log_ratio = e.reference[t] - now
             total = total + ppo.kl * (log_ratio.exp() - log_ratio - 1)
             total = total + ppo.entropy * (logp.exp() * logp).sum()
@@ -114,6 +119,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "thinking": {"think": True, "ppo": {"critic": "head"}},
     "direct": {"design": "dranker", "ppo": {"critic": "separate"}},
+    "grpo": {"ppo": {"estimator": "grpo", "group": 4}},
+    "rloo, episodes": {"layout": "append", "ppo": {"estimator": "rloo", "group": 2, "episode_share": 1.0}},
 }
 
 
@@ -172,7 +179,7 @@ def test_advantages_run_over_whole_episodes_with_rewards_on_last_tokens(
     run = config(model=str(plain_dir), ppo={"episode_share": 1.0, "gamma": 0.9, "lam": 0.7})
     learner = new_learner(run)
     torch.nn.init.normal_(learner.critic.head[-1].weight, std=0.1)
-    trajectories = collect(learner.backend, problems, run, random.Random(0))
+    trajectories = collect(learner.backend, draw(problems, run, random.Random(0)), run)
     experience = with_advantages(learner, trajectories, run.ppo)
     assert [e.sample for e in experience] == [sample for trajectory in trajectories for sample in trajectory]
     advantages, returns, left = [], [], list(experience)
@@ -190,12 +197,39 @@ def test_advantages_run_over_whole_episodes_with_rewards_on_last_tokens(
     assert any(len(e.sample.completion_ids) > 1 for e in experience)
 
 
+def test_a_step_of_an_episode_is_credited_with_what_it_and_later_ones_earn_against_its_group(
+    config: Callable[..., RunConfig], problems: list[Problem], plain_dir: Path
+) -> None:
+    for layout in ("relist", "append"):
+        settings = {"episode_share": 1.0, "estimator": "rloo", "group": 2, "batch": 16}
+        run = config(model=str(plain_dir), layout=layout, ppo=settings)
+        learner = new_learner(run)
+        assert learner.critic is None
+        trajectories = collect(learner.backend, draw(problems, run, random.Random(0)), run)
+        experience = iter(with_advantages(learner, trajectories, run.ppo))
+        credited, expected = [], []
+        for first in range(0, len(trajectories), 2):
+            pair = trajectories[first : first + 2]
+            rewards = [[r for s in t for _, r in sorted((s.rewards or {0: s.reward}).items())] for t in pair]
+            for i, trajectory in enumerate(pair):
+                credited.append(torch.cat([next(experience).advantages for _ in trajectory]))
+                for k in range(len(rewards[i])):
+                    expected.append(sum(rewards[i][k:]) - sum(rewards[1 - i][k:]))
+        tokens = torch.cat(credited)
+        assert len(set(tokens.tolist())) > 2
+        levels = {round(float(a), 4) for a in tokens}
+        whole = [e for c in credited for e in c.tolist()]
+        mean = sum(whole) / len(whole)
+        assert abs(mean) < 1e-5
+        assert len(levels) == len({round(e, 4) for e in expected})
+
+
 def test_credit_of_all_answers_is_their_reward_against_the_expected_one(
     config: Callable[..., RunConfig], problems: list[Problem]
 ) -> None:
     run = config(ppo={"answer": "expected"})
     learner = new_learner(run)
-    experience = with_advantages(learner, collect(learner.backend, problems, run, random.Random(0)), run.ppo)
+    experience = with_advantages(learner, collect(learner.backend, draw(problems, run, random.Random(0)), run), run.ppo)
     squares = 0.0
     for e in experience:
         ((t, values),) = e.sample.answer_rewards.items()
@@ -210,14 +244,15 @@ def test_credit_of_all_answers_is_their_reward_against_the_expected_one(
     assert squares / len(experience) == pytest.approx(1, abs=1e-4)
 
 
-@pytest.mark.parametrize("answer", ["sampled", "expected"])
+@pytest.mark.parametrize("credit", [{"answer": "sampled"}, {"answer": "expected"}, {"estimator": "grpo", "group": 4}])
 def test_a_few_steps_teach_to_keep_the_good_candidate(
-    answer: str, config: Callable[..., RunConfig], make_problem: MakeProblem
+    credit: dict[str, Any], config: Callable[..., RunConfig], make_problem: MakeProblem
 ) -> None:
     train_set = [make_problem(4, positive=1 + i % 4, qid=f"q{i}") for i in range(8)]
     run = config(
         ppo={"batch": 48, "minibatch": 24, "steps": 40, "actor_lr": 3e-3, "critic_lr": 3e-3, "critic": "head"}
-        | {"answer": answer, "episode_share": 0.0}
+        | credit
+        | {"episode_share": 0.0}
     )
     learner = new_learner(run)
     rewards = []
@@ -384,7 +419,9 @@ def test_the_reference_never_moves_and_the_critic_starts_at_zero(
         run = config(ppo={"critic": critic, "minibatch": NEVER})
         learner = new_learner(run)
         start = {name: tensor.clone() for name, tensor in learner.reference.state_dict().items()}
-        experience = with_advantages(learner, collect(learner.backend, problems, run, random.Random(0)), run.ppo)
+        experience = with_advantages(
+            learner, collect(learner.backend, draw(problems, run, random.Random(0)), run), run.ppo
+        )
         assert all(not e.old_values.any() for e in experience)
         assert all(torch.allclose(e.reference, e.old_logprobs, atol=1e-5) for e in experience)
         first = ppo_step(learner, problems, run)
@@ -408,6 +445,21 @@ def test_the_head_critic_sends_no_gradient_into_the_policy(
     own = len(list(learner.policy.parameters()))
     assert not any(g.any() for g in grads[:own])
     assert all(g.any() for g in grads[own:])
+
+
+def test_the_largest_pool_grows_with_the_run(problems: list[Problem]) -> None:
+    ppo = PPOConfig(curriculum=0.5)
+    assert [largest_pool(problems, done, ppo) for done in (0.0, 0.2, 0.4, 0.5, 1.0)] == [2, 3, 5, None, None]
+    assert largest_pool(problems, 1.0, PPOConfig(largest_pool=4)) == 4
+
+
+def test_mini_batches_hold_every_sample_once_and_deal_the_lanes_out_evenly() -> None:
+    sizes = [5, 4, 4, 4, 4, 4, 4, 4]
+    chosen = mini_batches(sizes, 8, random.Random(0))
+    assert sorted(place for batch in chosen for place in batch) == [
+        (k, i) for k, n in enumerate(sizes) for i in range(n)
+    ]
+    assert all(sorted(lane for lane, _ in batch) == list(range(8)) for batch in chosen[:4])
 
 
 def test_problems_that_teach_nothing_are_left_out(config: Callable[..., RunConfig], make_problem: MakeProblem) -> None:

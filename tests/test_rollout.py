@@ -6,6 +6,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from r1ranker.rewards import score_ranking, score_removal
 from r1ranker.training import rollout
 from r1ranker.training.batch import pack, score
 from r1ranker.training.config import RunConfig
-from r1ranker.training.rollout import State, collect, episodes, rank_once, removals, sampled_state
+from r1ranker.training.rollout import State, check_prompts, collect, draw, episodes, rank_once, removals, sampled_state
 
 MakeProblem = Callable[..., Problem]
 
@@ -38,12 +39,16 @@ def problems(make_problem: MakeProblem) -> list[Problem]:
     return [make_problem(n, positive=1 + n % 3, qid=f"q{n}") for n in (3, 4, 5, 6)]
 
 
+def whole_of(problem: Problem) -> State:
+    return State(problem, problem.identifiers, whole=True)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_a_batch_mixes_sampled_states_and_own_episodes(
     share: float, tiny: TransformersBackend, problems: list[Problem]
 ) -> None:
     config = run_config(ppo={"episode_share": share, "batch": 20})
-    trajectories = collect(tiny, problems, config, random.Random(0))
+    trajectories = collect(tiny, draw(problems, config, random.Random(0)), config)
     own = [t for t in trajectories if len(t) > 1]
     samples = sum(len(t) for t in trajectories)
     assert 20 <= samples < 20 + 5
@@ -52,7 +57,8 @@ def test_a_batch_mixes_sampled_states_and_own_episodes(
 
 
 def test_a_direct_batch_holds_one_ranking_per_trajectory(tiny: TransformersBackend, problems: list[Problem]) -> None:
-    trajectories = collect(tiny, problems, run_config(design="dranker"), random.Random(0))
+    config = run_config(design="dranker")
+    trajectories = collect(tiny, draw(problems, config, random.Random(0)), config)
     assert [len(t) for t in trajectories] == [1] * 12
 
 
@@ -64,7 +70,7 @@ def test_sampled_states_hold_a_relevant_candidate_and_have_every_size(make_probl
     sizes = Counter(len(s.pool) for s in states)
     assert set(sizes) == {2, 3, 4, 5, 6}
     assert min(sizes.values()) > 30
-    capped = [sampled_state(problem, run_config(ppo={"largest_pool": 3}), rng) for _ in range(50)]
+    capped = [sampled_state(problem, run_config(), rng, largest=3) for _ in range(50)]
     assert {len(s.pool) for s in capped} == {2, 3}
 
 
@@ -84,7 +90,7 @@ def test_a_chosen_removal_is_the_tokens_of_its_identifier_and_earns_its_reward(
     states = [State(problem, pool) for pool in [(1, 2, 3), (1, 10, 11, 12), (2, 7)]] * 4
     config = run_config(ppo={"reward": reward})
     seen = set()
-    for state, step in zip(states, removals(backend, states, config, random.Random(0)), strict=True):
+    for state, step in zip(states, removals(backend, states, config), strict=True):
         sample, answer = step.sample, step.answer
         prompt = build_prompt(problem, state.pool, "iranker", think=False)
         assert sample.prompt_ids == backend.encoder.encode(prompt)
@@ -104,7 +110,7 @@ def test_identifiers_are_drawn_by_the_policys_probabilities(
 ) -> None:
     problem = make_problem(4)
     states = [State(problem, problem.identifiers)] * 800
-    drawn = Counter(step.answer.ids[0] for step in removals(tiny, states, run_config(), random.Random(0)))
+    drawn = Counter(step.answer.ids[0] for step in removals(tiny, states, run_config()))
     prompt = build_prompt(problem, problem.identifiers, "iranker", think=False)
     (choice,) = tiny.choose([prompt], [problem.identifiers])
     for k, p in choice.probabilities.items():
@@ -115,7 +121,7 @@ def test_a_thought_is_parsed_and_rewarded_as_in_ranking(tiny: TransformersBacken
     problem = make_problem(3)
     torch.manual_seed(0)
     config = run_config(think=True)
-    for step in removals(tiny, [State(problem, (1, 2, 3))] * 8, config, random.Random(0)):
+    for step in removals(tiny, [State(problem, (1, 2, 3))] * 8, config):
         sample, answer = step.sample, step.answer
         text = tiny.encoder.decode(sample.completion_ids)
         truncated = len(sample.completion_ids) == 6 and not text.endswith("</answer>")
@@ -146,7 +152,7 @@ def test_an_episode_in_training_asks_what_the_ranker_asks(
     problem = make_problem(5)
     torch.manual_seed(1)
     config = run_config(layout=layout, think=think)
-    (trajectory,) = episodes(tiny, [problem], config, random.Random(1))
+    (trajectory,) = episodes(tiny, [whole_of(problem)], config)
     assert len(trajectory) == 4
     asked: list[Prompt] = []
 
@@ -186,14 +192,14 @@ def test_a_direct_prompt_in_training_is_the_rankers(tiny: TransformersBackend, m
 
 
 def test_episodes_of_different_length_run_side_by_side(tiny: TransformersBackend, problems: list[Problem]) -> None:
-    trajectories = episodes(tiny, problems, run_config(), random.Random(0))
+    trajectories = episodes(tiny, [whole_of(p) for p in problems], run_config())
     assert [len(t) for t in trajectories] == [len(p.candidates) - 1 for p in problems]
 
 
 def test_expected_credit_knows_the_reward_of_every_answer(tiny: TransformersBackend, make_problem: MakeProblem) -> None:
     problem = make_problem(6, gains={"d2": 2, "d4": 1})
     pool = (1, 2, 4, 6)
-    (step,) = removals(tiny, [State(problem, pool)], run_config(ppo={"answer": "expected"}), random.Random(0))
+    (step,) = removals(tiny, [State(problem, pool)], run_config(ppo={"answer": "expected"}))
     sample, answer = step.sample, step.answer
     assert sample.allowed is not None and sample.answer_rewards
     by_token = {tiny.encoder.encode_text(f"[{k}]")[0]: k for k in pool}
@@ -218,7 +224,7 @@ def test_an_episode_in_append_is_one_sample_with_each_reward_on_its_step(
 ) -> None:
     problem = make_problem(12, gains={"d3": 2, "d12": 1})
     config = run_config(layout="append", ppo={"answer": answer})
-    ((whole,),) = episodes(backend, [problem], config, random.Random(0))
+    ((whole,),) = episodes(backend, [whole_of(problem)], config)
     assert whole.steps == len(whole.rewards) == 11
     text = NO_THOUGHT + backend.encoder.decode(whole.completion_ids)
     removed = [int(k) for k in re.findall(r"\[(\d+)\]", text)]
@@ -235,9 +241,9 @@ def test_an_episode_as_one_sample_has_the_log_probabilities_and_gradients_of_its
     tiny: TransformersBackend, make_problem: MakeProblem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = run_config(layout="append")
-    ((whole,),) = episodes(tiny, [make_problem(9)], config, random.Random(0))
+    ((whole,),) = episodes(tiny, [whole_of(make_problem(9))], config)
     monkeypatch.setattr(rollout, "joined", lambda trajectory: None)
-    (steps,) = episodes(tiny, [make_problem(9)], config, random.Random(0))
+    (steps,) = episodes(tiny, [whole_of(make_problem(9))], config)
     assert len(steps) == whole.steps == 8
     sums, gradients = [], []
     for samples in ([whole], steps):
@@ -260,7 +266,7 @@ def test_the_same_seed_draws_the_same_experience(
 
     def drawn(seed: int) -> list[Any]:
         torch.manual_seed(seed)
-        return collect(tiny, problems, config, random.Random(seed))
+        return collect(tiny, draw(problems, config, random.Random(seed)), config)
 
     assert drawn(3) == drawn(3)
     assert drawn(3) != drawn(4)
@@ -272,4 +278,76 @@ def test_a_training_prompt_that_is_too_long_is_refused(
 ) -> None:
     config = run_config(ppo={"max_prompt_tokens": 20}, **settings)
     with pytest.raises(ConfigError, match=r"more than ppo.max_prompt_tokens=20; raise it"):
-        collect(tiny, problems, config, random.Random(0))
+        collect(tiny, draw(problems, config, random.Random(0)), config)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_trajectories_of_a_group_begin_alike_and_go_on_differently(
+    share: float, tiny: TransformersBackend, problems: list[Problem]
+) -> None:
+    config = run_config(ppo={"estimator": "rloo", "group": 4, "batch": 48, "episode_share": share})
+    states = draw(problems, config, random.Random(0))
+    groups = [states[i : i + 4] for i in range(0, len(states), 4)]
+    assert all(len({(s.problem.qid, s.pool, s.whole) for s in group}) == 1 for group in groups)
+    assert len({(g[0].problem.qid, g[0].pool) for g in groups}) > 1
+    trajectories = collect(tiny, states, config)
+    assert 48 <= sum(len(t) for t in trajectories) < 48 + 4 * 5
+    said = [
+        [[sample.completion_ids for sample in t] for t in trajectories[i : i + 4]] for i in range(0, len(states), 4)
+    ]
+    assert any(one != other for group in said for one, other in pairwise(group))
+
+
+def test_an_answer_does_not_depend_on_who_else_is_in_the_batch(
+    tiny: TransformersBackend, problems: list[Problem]
+) -> None:
+    config = run_config(ppo={"episode_share": 0.5})
+
+    def drawn() -> list[State]:
+        return draw(problems, config, random.Random(3))
+
+    together = collect(tiny, drawn(), config)
+    apart = [trajectory for state in drawn() for trajectory in collect(tiny, [state], config)]
+    assert [[s.completion_ids for s in t] for t in together] == [[s.completion_ids for s in t] for t in apart]
+
+
+def test_a_curriculum_keeps_pools_small_at_first(tiny: TransformersBackend, problems: list[Problem]) -> None:
+    config = run_config(ppo={"episode_share": 0.5, "batch": 60})
+    states = draw(problems, config, random.Random(0), largest=3)
+    assert {len(s.pool) for s in states} == {2, 3}
+    for start in states:
+        assert any(map(start.problem.is_relevant, start.pool))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_chance_is_what_a_random_removal_earns(
+    layout: str, tiny: TransformersBackend, make_problem: MakeProblem
+) -> None:
+    config = run_config(layout=layout, ppo={"centre": True, "reward": "paper"})
+    problem = make_problem(5)
+    (trajectory,) = collect(tiny, [whole_of(problem)], config)
+    chance = [value for sample in trajectory for _, value in sorted(sample.chance.items())]
+    kept = [r for sample in trajectory for _, r in sorted((sample.rewards or {0: sample.reward}).items())]
+    alive, expected = True, []
+    for size, reward in zip((5, 4, 3, 2), kept, strict=True):
+        expected.append((size - 1) / size if alive else 1.0)
+        alive = alive and reward == 1.0
+    assert chance == pytest.approx(expected)
+
+
+def test_problems_too_long_for_a_prompt_are_refused_before_training(
+    tiny: TransformersBackend, problems: list[Problem]
+) -> None:
+    for layout in LAYOUTS:
+        with pytest.raises(ConfigError, match=r"more than ppo.max_prompt_tokens=20; raise it"):
+            check_prompts(tiny, problems, run_config(layout=layout, ppo={"max_prompt_tokens": 20}))
+        check_prompts(tiny, problems, run_config(layout=layout))
+    whole = collect(tiny, [whole_of(problems[-1])], run_config(layout="append"))[0][0]
+    longest = whole.tokens - len(whole.completion_ids[-1:])
+    for limit, refused in ((longest, False), (longest - 1, True)):
+        config = run_config(layout="append", ppo={"max_prompt_tokens": limit})
+        if refused:
+            with pytest.raises(ConfigError):
+                check_prompts(tiny, [problems[-1]], config)
+        else:
+            check_prompts(tiny, [problems[-1]], config)

@@ -1,10 +1,14 @@
 """Credit: rewards and values along a trajectory become advantages and returns.
 
 A trajectory is every generated token of one episode, its steps one behind the other; a step's reward
-stands on that step's last token. Next in the data flow: `losses`.
+stands on that step's last token. Next in the data flow: `losses`, by way of `experience`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import fmean, pstdev
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,11 +31,36 @@ def gae(rewards_T: Tensor, values_T: Tensor, gamma: float = 1.0, lam: float = 1.
     return advantages_T, advantages_T + values_T
 
 
-def whiten(values: Tensor) -> Tensor:
-    """Shift to mean 0 and scale to deviation 1 (over everything given); a constant becomes 0."""
-    if values.numel() < 2:
+def group_relative(to_go: Sequence[Sequence[float]], estimator: Literal["grpo", "rloo"]) -> list[list[float]]:
+    """Advantage by member and step of a group of trajectories that began alike: no critic is needed.
+
+    to_go: rewards from each step on, (members, steps); a member may be shorter. A step is compared with the same
+    step of the others, where as many candidates were left. `grpo`: less the group's mean, over its deviation
+    (Shao et al. 2024, eq. 3). `rloo`: less the mean of the others (Ahmadian et al. 2024, eq. 8).
+    """
+    out: list[list[float]] = [[] for _ in to_go]
+    for k in range(max(map(len, to_go))):
+        reached = {i: steps[k] for i, steps in enumerate(to_go) if k < len(steps)}
+        mean, n = fmean(reached.values()), len(reached)
+        for i, value in reached.items():
+            if estimator == "grpo":
+                out[i].append((value - mean) / (pstdev(reached.values()) + 1e-6))
+            else:
+                out[i].append((value - mean) * n / (n - 1) if n > 1 else 0.0)
+    return out
+
+
+def whiten(values: Tensor, total: Callable[..., list[float]] = lambda *numbers: list(numbers)) -> Tensor:
+    """Shift to mean 0 and scale to deviation 1; a constant becomes 0.
+
+    total: adds numbers up over all that `values` is a share of (several processes).
+    """
+    n, summed = total(float(values.numel()), float(values.double().sum()))
+    if n < 2:
         return torch.zeros_like(values)
-    return (values - values.mean()) / (values.std(unbiased=False) + 1e-8)
+    centred = values - summed / n
+    (squares,) = total(float((centred.double() ** 2).sum()))
+    return torch.as_tensor(centred / ((squares / n) ** 0.5 + 1e-8))
 
 
 def explained_variance(values: Tensor, returns: Tensor) -> float:

@@ -27,6 +27,7 @@ class Sample:
     answer_rewards: for a written token at which the identifiers part, what each of the allowed answers would
         have earned, in the order of `allowed` there. Empty where it is not known for all of them.
     rewards: by written token, where the sample is a whole episode; else `reward` is the last token's.
+    chance: by written token that is rewarded, what is taken off there so that a random answer earns 0; mostly empty.
     """
 
     prompt_ids: list[int]
@@ -39,6 +40,7 @@ class Sample:
     answer_rewards: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
     rewards: Mapping[int, float] = field(default_factory=dict)
     steps: int = 1
+    chance: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
@@ -57,6 +59,7 @@ def joined(trajectory: Sequence[Sample]) -> Sample | None:
     allowed: list[Path] = [(token,) for token in whole[len(first.prompt_ids) :]]
     answers: dict[int, tuple[float, ...]] = {}
     rewards: dict[int, float] = {}
+    chance: dict[int, float] = {}
     for step in trajectory:
         read = [*step.prompt_ids, *step.completion_ids]
         if step.allowed is None or whole[: len(read)] != read:
@@ -65,6 +68,7 @@ def joined(trajectory: Sequence[Sample]) -> Sample | None:
         allowed[begin : begin + len(step.completion_ids)] = step.allowed
         answers |= {begin + t: values for t, values in step.answer_rewards.items()}
         rewards[begin + len(step.completion_ids) - 1] = step.reward
+        chance |= {begin + t: value for t, value in step.chance.items()}
     names = dict.fromkeys(name for step in trajectory for name in step.parts)
     return Sample(
         first.prompt_ids,
@@ -77,6 +81,7 @@ def joined(trajectory: Sequence[Sample]) -> Sample | None:
         answers,
         rewards,
         len(trajectory),
+        chance,
     )
 
 

@@ -13,7 +13,7 @@ from r1ranker.errors import ConfigError
 
 if TYPE_CHECKING:
     from r1ranker.training.config import RunConfig
-    from r1ranker.training.ppo import Learner
+    from r1ranker.training.learner import Learner
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -39,7 +39,7 @@ def save_checkpoint(out: Path, learner: Learner, config: RunConfig) -> None:
     torch.save(
         {
             "policy": learner.policy.state_dict(),
-            "critic": learner.critic.state_dict(),
+            "critic": learner.critic.state_dict() if learner.critic else {},
             "optimizer": learner.optimizer.state_dict(),
             "step": learner.step,
             "tokens": learner.tokens,
@@ -60,7 +60,8 @@ def restore(out: Path, learner: Learner, config: RunConfig) -> None:
     if state["config"] != _identity(config):
         raise ConfigError(f"{path} is of a run with other settings ({out / 'config.yaml'}); start without --resume")
     learner.policy.load_state_dict(state["policy"])
-    learner.critic.load_state_dict(state["critic"])
+    if learner.critic:
+        learner.critic.load_state_dict(state["critic"])
     learner.optimizer.load_state_dict(state["optimizer"])
     learner.step, learner.tokens, learner.best = state["step"], state["tokens"], state["best"]
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from r1ranker.errors import ConfigError
 from r1ranker.prompts import Design, Layout
@@ -61,6 +61,7 @@ class WarmstartConfig(_Strict):
     think_share: float = Field(0.5, ge=0, le=1)
     ranking_share: float = Field(0.5, ge=0, le=1)
     append_share: float = Field(0.25, ge=0, le=1)
+    repeats: dict[str, int] = Field(default_factory=dict, description="how many times a scenario's problems count")
     pointwise: float = Field(0.0, ge=0, description="weight of judging each candidate at its end; for new models")
     pointing: float = Field(
         0.0, ge=0, description="beside that, of judging by the last layer's attention from where the answer is given"
@@ -78,11 +79,19 @@ class PPOConfig(_Strict):
     epochs: int = 1
     episode_share: float = Field(0.25, ge=0, le=1, description="share of the policy's own episodes (iranker)")
     largest_pool: int | None = Field(None, ge=2)
+    curriculum: float = Field(
+        0.0, ge=0, le=1, description="share of the run over which the largest pool grows from 2 candidates to all"
+    )
     reward: Literal["paper", "graded"] = "graded"
     answer: Literal["sampled", "expected"] = Field(
         "sampled",
         description="credit the sampled answer by GAE, or all answers of the pool by their own reward (think off)",
     )
+    estimator: Literal["gae", "grpo", "rloo"] = Field(
+        "gae", description="advantages by a critic, or against the `group` of trajectories that began alike"
+    )
+    group: int = Field(1, ge=1, description="trajectories from each start")
+    centre: bool = Field(False, description="take off each removal's reward what a random one earns (iranker)")
     actor_lr: float = 1e-6
     critic_lr: float = 2e-6
     critic: Literal["separate", "head"] = "separate"
@@ -101,6 +110,14 @@ class PPOConfig(_Strict):
     validate_every: int = 50
     validate_problems: int = Field(20, description="dev problems per task")
     checkpoint_every: int = 50
+
+    @model_validator(mode="after")
+    def _groups_are_compared(self) -> PPOConfig:
+        if self.estimator != "gae" and self.group < 2:
+            raise ValueError(
+                f"estimator={self.estimator} compares trajectories that began alike: set group to 2 or more"
+            )
+        return self
 
 
 class RunConfig(_Strict):

@@ -13,9 +13,15 @@ LOG_NAME = "log.jsonl"
 
 
 class RunLog:
-    """`<out>/log.jsonl` and `<out>/tensorboard/`. Lines from `first_step` on are dropped: a resumed run logs once."""
+    """`<out>/log.jsonl` and `<out>/tensorboard/`. Lines from `first_step` on are dropped: a resumed run logs once.
 
-    def __init__(self, out: Path, first_step: int = 0) -> None:
+    writes: False in all but one of several processes.
+    """
+
+    def __init__(self, out: Path, first_step: int = 0, *, writes: bool = True) -> None:
+        self._writes = writes
+        if not writes:
+            return
         out.mkdir(parents=True, exist_ok=True)
         self._path = out / LOG_NAME
         kept = [row for row in read_log(out) if row["step"] < first_step]
@@ -24,6 +30,8 @@ class RunLog:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Log named values under a step."""
+        if not self._writes:
+            return
         with self._path.open("a") as lines:
             lines.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
@@ -33,7 +41,8 @@ class RunLog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._board.close()
+        if self._writes:
+            self._board.close()
 
 
 def read_log(out: Path) -> list[dict[str, float]]:

@@ -1,7 +1,9 @@
 """Experience. In: problems and the current policy. Out: `Trajectory`s of rewarded samples.
 
+    draw (where trajectories begin) -> collect (what the policy does there)
+
 The same prompts, parser, elimination and rewards as in ranking; only the decoding samples instead of
-taking the best. Next in the data flow: `ppo`, by way of `advantages` and `losses`.
+taking the best. Next in the data flow: `experience`.
 
 An IRanker trains on two kinds of states. *Sampled states* are pools of every size that hold a
 relevant candidate (the paper's); each is a trajectory of one step. The policy's *own episodes* run
@@ -14,6 +16,7 @@ import dataclasses
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 
 from r1ranker.answers import parse_ranking, parse_removal, removal_of
 from r1ranker.backends.base import Choice
@@ -23,21 +26,28 @@ from r1ranker.elimination import Elimination, sampled_pool, start
 from r1ranker.errors import ConfigError
 from r1ranker.plans import chosen_step, ranking_tokens
 from r1ranker.problem import Answer, Problem, part_of
-from r1ranker.prompts import Prompt, bare_past, build_prompt, past_entry, sampled_past
+from r1ranker.prompts import ANOTHER, NO_THOUGHT, Prompt, bare_past, build_prompt, past_entry, sampled_past
 from r1ranker.rewards import Reward, score_ranking, score_removal
 from r1ranker.training.batch import Sample, joined
 from r1ranker.training.config import RunConfig
 
 Trajectory = list[Sample]
+GOOD_FORM = NO_THOUGHT + "[{}]</answer>"
 
 
 @dataclass
 class State:
-    """What the policy is asked in: the pool left of a problem, and the earlier steps (layout `append`)."""
+    """What the policy is asked in: the pool left of a problem, and the earlier steps (layout `append`).
+
+    whole: a trajectory that begins here goes on to the last candidate; else it is one removal.
+    rng: draws this trajectory's answers, so that they do not depend on who else is in the batch.
+    """
 
     problem: Problem
     pool: tuple[int, ...]
     past: tuple[str, ...] = ()
+    whole: bool = False
+    rng: random.Random = field(default_factory=lambda: random.Random(0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,52 +63,66 @@ class Removal:
 class _Episode:
     problem: Problem
     elimination: Elimination
+    rng: random.Random
     past: tuple[str, ...] = ()
     samples: Trajectory = field(default_factory=list)
 
 
-def collect(
-    backend: TransformersBackend, problems: Sequence[Problem], config: RunConfig, rng: random.Random
-) -> list[Trajectory]:
-    """About `ppo.batch` samples by the current policy."""
+def draw(problems: Sequence[Problem], config: RunConfig, rng: random.Random, largest: int | None = None) -> list[State]:
+    """Where about `ppo.batch` samples begin; `ppo.group` trajectories in a row begin alike.
+
+    largest: no pool is larger (a pool-size curriculum).
+    """
     ppo = config.ppo
+    starts: list[State] = []
     if config.design == "dranker":
-        return rank_once(backend, rng.choices(problems, k=ppo.batch), config)
-    own: list[Problem] = []
-    while sum(len(p.candidates) - 1 for p in own) < ppo.batch * ppo.episode_share:
-        own.append(sampled_part(rng.choice(problems), config, rng))
-    remaining = ppo.batch - sum(len(p.candidates) - 1 for p in own)
-    states = [sampled_state(rng.choice(problems), config, rng) for _ in range(remaining)]
-    singles = [[removal.sample] for removal in removals(backend, states, config, rng)]
-    return singles + (episodes(backend, own, config, rng) if own else [])
+        starts = [_whole(problem) for problem in rng.choices(problems, k=max(1, ppo.batch // ppo.group))]
+    else:
+        left = ppo.batch
+        while ppo.batch - left < ppo.batch * ppo.episode_share:
+            starts.append(_whole(sampled_part(rng.choice(problems), rng, largest, config)))
+            left -= ppo.group * (len(starts[-1].pool) - 1)
+        starts += [sampled_state(rng.choice(problems), config, rng, largest) for _ in range(0, left, ppo.group)]
+    return [dataclasses.replace(s, rng=random.Random(rng.getrandbits(64))) for s in starts for _ in range(ppo.group)]
 
 
-def sampled_state(problem: Problem, config: RunConfig, rng: random.Random) -> State:
+def collect(backend: TransformersBackend, states: Sequence[State], config: RunConfig) -> list[Trajectory]:
+    """What the current policy does from each state."""
+    if config.design == "dranker":
+        return rank_once(backend, [state.problem for state in states], config)
+    whole = [state for state in states if state.whole]
+    single = [state for state in states if not state.whole]
+    done = iter(episodes(backend, whole, config) if whole else [])
+    removed = iter(removals(backend, single, config) if single else [])
+    return [next(done) if state.whole else [next(removed).sample] for state in states]
+
+
+def sampled_state(problem: Problem, config: RunConfig, rng: random.Random, largest: int | None = None) -> State:
     """A pool of random size that holds a relevant candidate; in `append`, the rest left in random order."""
-    largest = min(len(problem.candidates), config.ppo.largest_pool or len(problem.candidates))
-    pool = sampled_pool(problem, rng.randint(2, largest), rng)
+    most = min(len(problem.candidates), largest or len(problem.candidates))
+    pool = sampled_pool(problem, rng.randint(2, most), rng)
     return State(problem, pool, sampled_past(problem, pool, rng, think=config.think))
 
 
-def sampled_part(problem: Problem, config: RunConfig, rng: random.Random) -> Problem:
-    """The problem itself, or with `largest_pool` a part of random size that holds a relevant candidate."""
-    if config.ppo.largest_pool is None:
-        return problem
-    return part_of(problem, sampled_state(problem, config, rng).pool)
+def sampled_part(problem: Problem, rng: random.Random, largest: int | None, config: RunConfig) -> Problem:
+    """The problem itself, or with `largest` a part of random size that holds a relevant candidate."""
+    return problem if largest is None else part_of(problem, sampled_state(problem, config, rng, largest).pool)
 
 
-def episodes(
-    backend: TransformersBackend, problems: Sequence[Problem], config: RunConfig, rng: random.Random
-) -> list[Trajectory]:
+def _whole(problem: Problem) -> State:
+    return State(problem, problem.identifiers, whole=True)
+
+
+def episodes(backend: TransformersBackend, starts: Sequence[State], config: RunConfig) -> list[Trajectory]:
     """Whole episodes by the current policy, side by side; finished ones leave.
 
     Where each step reads on from the one before, an episode is one sample instead of n - 1.
     """
-    running = [_Episode(problem, start(problem.identifiers)) for problem in problems]
+    running = [_Episode(s.problem, start(s.pool), s.rng) for s in starts]
     everything = list(running)
     while running := [e for e in running if not e.elimination.done()]:
-        states = [State(e.problem, e.elimination.pool, e.past) for e in running]
-        for episode, step in zip(running, removals(backend, states, config, rng), strict=True):
+        states = [State(e.problem, e.elimination.pool, e.past, rng=e.rng) for e in running]
+        for episode, step in zip(running, removals(backend, states, config), strict=True):
             removed = removal_of(step.answer, episode.elimination.pool)
             episode.elimination = episode.elimination.remove(removed)
             episode.past = (
@@ -111,9 +135,7 @@ def episodes(
     return [e.samples if one is None else [one] for e, one in zip(everything, whole, strict=True)]
 
 
-def removals(
-    backend: TransformersBackend, states: Sequence[State], config: RunConfig, rng: random.Random
-) -> list[Removal]:
+def removals(backend: TransformersBackend, states: Sequence[State], config: RunConfig) -> list[Removal]:
     """One sampled and rewarded removal per state."""
     prompts = [
         build_prompt(s.problem, s.pool, "iranker", layout=config.layout, think=config.think, past=s.past)
@@ -122,7 +144,7 @@ def removals(
     if not config.think:
         choices = backend.choose(prompts, [state.pool for state in states])
         chosen = zip(states, prompts, choices, strict=True)
-        return [_chosen(backend, state, prompt, choice, config, rng) for state, prompt, choice in chosen]
+        return [_chosen(backend, state, prompt, choice, config) for state, prompt, choice in chosen]
     out: list[Removal] = []
     generated = backend.generate_ids(prompts, max_new_tokens=config.ppo.max_new_tokens, temperature=1.0)
     for state, gen in zip(states, generated, strict=True):
@@ -131,6 +153,7 @@ def removals(
         answer = parse_removal(text, state.pool, gen.truncated)
         reward = score_removal(text, answer, state.problem, state.pool, kind=config.ppo.reward)
         sample = _sample(gen.prompt_ids, gen.completion_ids, None, reward, answer, state.problem)
+        sample = _with_chance(sample, state, config)
         out.append(Removal(sample, answer, text))
     return out
 
@@ -156,11 +179,10 @@ def _chosen(
     prompt: Prompt,
     choice: Choice,
     config: RunConfig,
-    rng: random.Random,
 ) -> Removal:
     """An identifier drawn by the policy's probabilities, as the tokens that name it."""
     identifiers, weights = zip(*choice.probabilities.items(), strict=True)
-    drawn: int = rng.choices(identifiers, weights=weights)[0]
+    drawn: int = state.rng.choices(identifiers, weights=weights)[0]
     trie = backend.encoder.trie(state.pool)
     step = chosen_step(state.pool, choice, (drawn,))
     reward = score_removal(step.completion, step.answer, state.problem, state.pool, kind=config.ppo.reward)
@@ -171,7 +193,18 @@ def _chosen(
         branch = next(t for t, tokens in enumerate(trie.allowed(drawn)) if len(tokens) > 1)
         rewards = _answer_rewards(trie, state, choice, config)
         sample = dataclasses.replace(sample, answer_rewards={branch: rewards})
-    return Removal(sample, step.answer, step.completion)
+    return Removal(_with_chance(sample, state, config), step.answer, step.completion)
+
+
+def _with_chance(sample: Sample, state: State, config: RunConfig) -> Sample:
+    """With `ppo.centre`, what a removal at random from this pool would have earned, in good form."""
+    if not config.ppo.centre:
+        return sample
+    by_answer = (
+        score_removal(GOOD_FORM.format(k), Answer("valid", (k,)), state.problem, state.pool, kind=config.ppo.reward)
+        for k in state.pool
+    )
+    return dataclasses.replace(sample, chance={len(sample.completion_ids) - 1: fmean(r.total for r in by_answer)})
 
 
 def _answer_rewards(trie: IdentifierTrie, state: State, choice: Choice, config: RunConfig) -> tuple[float, ...]:
@@ -194,6 +227,21 @@ def _sample(
     problem: Problem,
 ) -> Sample:
     return Sample(prompt_ids, completion_ids, allowed, reward.total, reward.parts, answer.kind, problem.task)
+
+
+def check_prompts(backend: TransformersBackend, problems: Sequence[Problem], config: RunConfig) -> None:
+    """Refuse, before anything is trained, problems whose whole pool is too long a prompt. Raises ConfigError."""
+    prompts = (
+        build_prompt(p, p.identifiers, config.design, layout=config.layout, think=config.think) for p in problems
+    )
+    grows = len(backend.encoder.encode_text(f"[1]</answer>{ANOTHER}")) if config.layout == "append" else 0
+    _check_prompt(
+        max(
+            len(backend.encoder.encode(prompt)) + grows * (len(p.candidates) - 2)
+            for prompt, p in zip(prompts, problems, strict=True)
+        ),
+        config,
+    )
 
 
 def _check_prompt(tokens: int, config: RunConfig) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import mean
+from statistics import fmean
 
 from r1ranker.backends.base import Backend
 from r1ranker.evaluation.measures import by_task, evaluate
 from r1ranker.problem import Problem
 from r1ranker.spec import RankerSpec
 from r1ranker.training.config import RunConfig
+from r1ranker.training.parallel import Crew
 
 
 def validation_problems(dev: Sequence[Problem], per_task: int) -> list[Problem]:
@@ -17,15 +18,21 @@ def validation_problems(dev: Sequence[Problem], per_task: int) -> list[Problem]:
     return [problem for problems in by_task(dev).values() for problem in problems[:per_task]]
 
 
-def dev_mrr(backend: Backend, dev: Sequence[Problem], config: RunConfig) -> dict[str, float]:
-    """MRR by task (`dev_mrr/<task>`) and their mean (`dev_mrr`); empty without dev problems."""
+def dev_mrr(backend: Backend, dev: Sequence[Problem], config: RunConfig, crew: Crew | None = None) -> dict[str, float]:
+    """MRR by task (`dev_mrr/<task>`) and their mean (`dev_mrr`); empty without dev problems.
+
+    The processes of a crew rank a share each; all of them return the whole result.
+    """
     if not dev:
         return {}
     spec = RankerSpec(config.design, think=config.think, layout=config.layout, max_new_tokens=config.ppo.max_new_tokens)
-    rankings = spec.around(backend).rank_many(dev)
-    scores: dict[str, float] = {}
-    paired = list(zip(dev, rankings, strict=True))
-    for task, problems in by_task(dev).items():
+    crew = crew or Crew()
+    own = crew.share(dev)
+    paired = list(zip(own, spec.around(backend).rank_many(own), strict=True))
+    values: dict[str, list[float]] = {}
+    for task, problems in by_task(own).items():
         of_task = [ranking for problem, ranking in paired if problem.task == task]
-        scores[f"dev_mrr/{task}"] = mean(evaluate(of_task, problems)["MRR"].values())
-    return {"dev_mrr": mean(scores.values())} | scores
+        values[task] = list(evaluate(of_task, problems)["MRR"].values())
+    parts = crew.gather(values)
+    scores = {f"dev_mrr/{task}": fmean(v for part in parts for v in part.get(task, ())) for task in by_task(dev)}
+    return {"dev_mrr": fmean(scores.values())} | scores

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 from r1ranker.backends.encoding import Encoder, batches
 from r1ranker.backends.loading import load, pick_device, set_threads
 from r1ranker.backends.padding import positions
-from r1ranker.errors import DataError
+from r1ranker.errors import ConfigError, DataError
 from r1ranker.problem import Problem
 from r1ranker.progress import track
 from r1ranker.prompts import build_prompt
@@ -29,6 +29,7 @@ from r1ranker.training.checkpoint import save_model
 from r1ranker.training.config import RunConfig, WarmstartConfig
 from r1ranker.training.demonstrations import Demonstration, demonstrate
 from r1ranker.training.logs import RunLog
+from r1ranker.training.parallel import Crew, join_crew
 from r1ranker.training.scratch import new_network, train_tokenizer
 
 SAVE_EVERY = 500
@@ -41,7 +42,8 @@ def warmstart(config: RunConfig, problems: Sequence[Problem]) -> Path:
     """Train and save; returns the model directory, `<out>/model`."""
     if not problems:
         raise DataError("the data hold no training problem to learn from")
-    settings = config.warmstart
+    settings, crew = config.warmstart, join_crew()
+    problems = repeated(problems, settings.repeats)
     network, tokenizer = _start(config, problems)
     encoder = Encoder(tokenizer)
     # Thrown away afterwards: it only makes the hidden state at a candidate's end carry how good the candidate is.
@@ -49,7 +51,8 @@ def warmstart(config: RunConfig, problems: Sequence[Problem]) -> Path:
     judge = nn.Linear(network.config.get_text_config().hidden_size, 1).to(network.device)
     optimizers = _optimizers(network, judge, settings)
     network.train()
-    with RunLog(config.out) as log, track(settings.steps, "warm start") as advance:
+    bar = "warm start" if crew.leads else ""
+    with RunLog(config.out, writes=crew.leads) as log, track(settings.steps, bar) as advance:
         for step in range(settings.steps):
             began = time.perf_counter()
             rng = random.Random(f"warmstart:{config.seed}:{step}")
@@ -57,14 +60,27 @@ def warmstart(config: RunConfig, problems: Sequence[Problem]) -> Path:
             factor = cosine(step, settings.steps, settings.warmup)
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = group["base_lr"] * factor
-            loss, tokens = _update(network, judge, examples, optimizers, tokenizer.pad_token_id, settings)
+            loss, tokens = _update(network, judge, examples, optimizers, tokenizer.pad_token_id, settings, crew)
             if step % settings.log_every == 0 or step == settings.steps - 1:
                 seconds = time.perf_counter() - began
                 log.write(step, {"loss": loss, "tokens_per_s": tokens / seconds, "lr": settings.lr * factor})
-            if (step + 1) % SAVE_EVERY == 0 or step == settings.steps - 1:
+            if crew.leads and ((step + 1) % SAVE_EVERY == 0 or step == settings.steps - 1):
                 save_model(config.out / "model", network, tokenizer)
             advance(1)
+    crew.wait()
     return config.out / "model"
+
+
+def repeated(problems: Sequence[Problem], repeats: Mapping[str, int]) -> list[Problem]:
+    """The problems, those of a scenario in `repeats` as many times as it says. Raises ConfigError."""
+    scenarios = {problem.scenario for problem in problems}
+    for name in repeats:
+        if name not in scenarios:
+            raise ConfigError(
+                f"warmstart.repeats: no scenario {name!r} in the data; there are {', '.join(sorted(scenarios))}"
+            )
+    more = [p for p in problems for _ in range(repeats.get(p.scenario, 1) - 1)]
+    return [*problems, *more]
 
 
 def cosine(step: int, steps: int, warmup: int, floor: float = 0.05) -> float:
@@ -113,21 +129,25 @@ def _update(
     optimizers: Sequence[Any],
     pad_id: int,
     settings: WarmstartConfig,
+    crew: Crew,
 ) -> tuple[float, int]:
-    """One optimizer step over the examples; (mean loss per target token, tokens read)."""
-    lengths = [len(e.prompt_ids) + len(e.target_ids) for e in examples]
+    """One optimizer step over the examples, each process its share; (mean loss per target token, tokens read)."""
+    read = sum(len(e.prompt_ids) + len(e.target_ids) for e in examples)
     targets = sum(len(e.target_ids) for e in examples)
     candidates = max(1, sum(len(e.ends) for e in examples))
     total = 0.0
-    for group in batches(lengths, MICRO_TOKENS):
-        answer, judged = _losses(network, judge, [examples[i] for i in group], pad_id, settings)
+    own = crew.share(examples)
+    for group in batches([len(e.prompt_ids) + len(e.target_ids) for e in own], MICRO_TOKENS):
+        answer, judged = _losses(network, judge, [own[i] for i in group], pad_id, settings)
         (answer / targets + settings.pointwise * judged / candidates).backward()
         total += float(answer.detach()) / targets
-    torch.nn.utils.clip_grad_norm_([*network.parameters(), *judge.parameters()], 1.0)
+    parameters = [*network.parameters(), *judge.parameters()]
+    crew.add_gradients(parameters, 1.0)
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return total, sum(lengths)
+    return crew.total(total)[0], read
 
 
 def _losses(

@@ -1,0 +1,139 @@
+"""Credit. In: what the policy did (`rollout`). Out: `Experience`: each sample with what the update needs to know.
+
+    score under the old policy, critic and reference -> advantages, by the estimator -> credit of whole answers
+
+Next in the data flow: `ppo`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from r1ranker.backends.encoding import batches
+from r1ranker.training.advantages import gae, group_relative, whiten
+from r1ranker.training.batch import Sample, pack, score
+from r1ranker.training.config import PPOConfig
+from r1ranker.training.learner import Learner
+from r1ranker.training.rollout import Trajectory
+
+
+@dataclass
+class Experience:
+    """One sample with what was known when it was sampled. Tensors are (T,), one entry per written token.
+
+    answer_logprobs, answer_advantages: (A,), of every allowed answer, by the tokens that have `answer_rewards`.
+    """
+
+    sample: Sample
+    old_logprobs: Tensor
+    reference: Tensor
+    old_values: Tensor
+    advantages: Tensor = field(default_factory=lambda: torch.empty(0))
+    returns: Tensor = field(default_factory=lambda: torch.empty(0))
+    answer_logprobs: dict[int, Tensor] = field(default_factory=dict)
+    answer_advantages: dict[int, Tensor] = field(default_factory=dict)
+
+
+def with_advantages(learner: Learner, trajectories: Sequence[Trajectory], ppo: PPOConfig) -> list[Experience]:
+    """Score every sample under the old policy, reference and critic; then credit its tokens.
+
+    Trajectories that began alike stand in a row, `ppo.group` of them.
+    """
+    experience = _score_all(learner, [sample for trajectory in trajectories for sample in trajectory], ppo)
+    by_trajectory = iter(experience)
+    steps = [[next(by_trajectory) for _ in trajectory] for trajectory in trajectories]
+    if ppo.estimator == "gae":
+        for trajectory in steps:
+            _by_critic(trajectory, ppo)
+    else:
+        for first in range(0, len(steps), ppo.group):
+            _by_group(steps[first : first + ppo.group], ppo)
+    if ppo.estimator != "grpo":  # which has brought each group to one scale
+        every = [e.advantages for e in experience]
+        whitened = whiten(torch.cat([torch.empty(0), *every]), learner.crew.total)
+        for e, a in zip(experience, whitened.split([len(a) for a in every]), strict=True):
+            e.advantages = a
+    _credit_answers(learner, experience)
+    return experience
+
+
+def _by_critic(trajectory: Sequence[Experience], ppo: PPOConfig) -> None:
+    """GAE along all tokens of a trajectory."""
+    rewards = torch.cat([_by_token(e.sample) for e in trajectory])
+    advantages, returns = gae(rewards, torch.cat([e.old_values for e in trajectory]), ppo.gamma, ppo.lam)
+    lengths = [len(e.old_values) for e in trajectory]
+    for e, a, r in zip(trajectory, advantages.split(lengths), returns.split(lengths), strict=True):
+        e.advantages, e.returns = a, r
+
+
+def _by_group(group: Sequence[Sequence[Experience]], ppo: PPOConfig) -> None:
+    """What is still to come after each step, against the same step of the group's others; for all of its tokens."""
+    assert ppo.estimator != "gae"
+    rewards = [[r for e in trajectory for r in _by_step(e.sample)] for trajectory in group]
+    to_go = [list(accumulate(reversed(steps)))[::-1] for steps in rewards]
+    for trajectory, advantages in zip(group, group_relative(to_go, ppo.estimator), strict=True):
+        left = iter(advantages)
+        for e in trajectory:
+            ends = sorted(_rewards(e.sample))
+            lengths = [end - begin for begin, end in zip([-1, *ends], ends, strict=False)]
+            e.advantages = torch.tensor([a for n in lengths for a in [next(left)] * n])
+            e.returns = torch.zeros_like(e.advantages)
+
+
+def _credit_answers(learner: Learner, experience: Sequence[Experience]) -> None:
+    """Advantages of all allowed answers: reward minus its expectation, scaled to deviation 1 over the batch."""
+    squares, count = 0.0, 0
+    for e in experience:
+        for t, values in e.sample.answer_rewards.items():
+            rewards, probabilities = torch.tensor(values), e.answer_logprobs[t].exp()
+            e.answer_advantages[t] = rewards - (probabilities * rewards).sum()
+            squares += float((probabilities * e.answer_advantages[t] ** 2).sum())
+            count += 1
+    squares, total = learner.crew.total(squares, count)
+    for e in experience:
+        for t, advantages in e.answer_advantages.items():
+            e.answer_advantages[t] = advantages / ((squares / total) ** 0.5 + 1e-8)
+
+
+@torch.no_grad()
+def _score_all(learner: Learner, samples: Sequence[Sample], ppo: PPOConfig) -> list[Experience]:
+    experience: dict[int, Experience] = {}
+    for group in batches([s.tokens for s in samples], ppo.micro_tokens):
+        batch = pack([samples[i] for i in group], learner.backend.pad_id, learner.policy.device)
+        scores = score(learner.policy, batch)
+        values_B_T = torch.zeros_like(scores.logprobs_B_T)
+        if learner.critic is not None:
+            values_B_T = learner.critic(batch, scores.hidden_B_T_H)
+        reference_B_T = score(learner.reference, batch).logprobs_B_T
+        for row, i in enumerate(group):
+            T = len(samples[i].completion_ids)
+            columns = (scores.logprobs_B_T[row, :T], reference_B_T[row, :T], values_B_T[row, :T])
+            logprobs, reference, values = (column.cpu() for column in columns)
+            experience[i] = Experience(samples[i], logprobs, reference, values)
+            for t, rewards in samples[i].answer_rewards.items():
+                assert scores.allowed_logprobs_B_T_A is not None
+                experience[i].answer_logprobs[t] = scores.allowed_logprobs_B_T_A[row, t, : len(rewards)].cpu()
+    return [experience[i] for i in range(len(samples))]
+
+
+def _rewards(sample: Sample) -> dict[int, float]:
+    """Rewards by written token: each step's on the last it wrote."""
+    return dict(sample.rewards) or {len(sample.completion_ids) - 1: sample.reward}
+
+
+def _by_step(sample: Sample) -> list[float]:
+    """Rewards in the order of steps, less chance where the run takes that off."""
+    return [reward - sample.chance.get(t, 0.0) for t, reward in sorted(_rewards(sample).items())]
+
+
+def _by_token(sample: Sample) -> Tensor:
+    """Rewards (T,), less chance where the run takes that off."""
+    rewards = torch.zeros(len(sample.completion_ids))
+    for t, reward in _rewards(sample).items():
+        rewards[t] = reward - sample.chance.get(t, 0.0)
+    return rewards
