@@ -16,9 +16,11 @@ from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.problem import Problem
 from r1ranker.prompts import NO_THOUGHT
 from r1ranker.rewards import score_ranking, score_removal
-from r1ranker.training.config import RunConfig, WarmstartConfig
+from r1ranker.training.checkpoint import save_model
+from r1ranker.training.config import RunConfig, ScratchConfig, WarmstartConfig
 from r1ranker.training.demonstrations import Demonstration, demonstrate, random_pool
 from r1ranker.training.logs import read_log
+from r1ranker.training.scratch import new_network, train_tokenizer
 from r1ranker.training.warmstart import attention_scores, cosine, warmstart
 
 MakeProblem = Callable[..., Problem]
@@ -218,6 +220,18 @@ def test_a_model_from_nothing_learns_and_loads(pointwise: float, tmp_path: Path,
     for text in ("<think>", "</think>", "<answer>", "</answer>", "[1]", "[20]"):
         assert len(backend.encoder.encode_text(text)) == 1
         assert backend.encoder.decode(backend.encoder.encode_text(text)) == text
+
+
+def test_a_model_from_nothing_is_read_back_with_the_tokenizer_it_was_taught_with(
+    tmp_path: Path, make_problem: MakeProblem
+) -> None:
+    shape = ScratchConfig(vocab=330, hidden=32, layers=1, heads=2, context=512)
+    tokenizer = train_tokenizer((candidate.text for candidate in make_problem(6).candidates), shape)
+    save_model(tmp_path / "model", new_network(tokenizer, shape, 0), tokenizer)
+    backend = TransformersBackend.load(str(tmp_path / "model"))
+    text = "The Iron Galaxy (1995)\n[3] Text GOOD, text good"
+    assert backend.encoder.encode_text(text) == tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert backend.encoder.encode_text("GOOD") == backend.encoder.encode_text("good")
 
 
 def test_a_given_model_is_trained_further(tiny_dir: Path, tmp_path: Path, make_problem: MakeProblem) -> None:

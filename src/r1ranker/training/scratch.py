@@ -1,4 +1,4 @@
-"""A small model from nothing: a tokenizer trained on the prompts, and a Qwen2 network with random weights."""
+"""A small model from nothing: a tokenizer trained on the prompts, and a Llama network with random weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import nn
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from r1ranker.training.config import ScratchConfig
 
@@ -39,11 +39,15 @@ def train_tokenizer(texts: Iterable[str], scratch: ScratchConfig) -> PreTrainedT
     )
 
 
-def new_network(tokenizer: Any, scratch: ScratchConfig, seed: int) -> Qwen2ForCausalLM:
-    """A Qwen2 network with random weights and tied embeddings."""
+def new_network(tokenizer: Any, scratch: ScratchConfig, seed: int) -> LlamaForCausalLM:
+    """A Llama network with random weights, biases in its attention and tied embeddings.
+
+    Computed as Qwen2 is. But where a config says `qwen2`, transformers 5 builds Qwen2's own tokenizer whatever
+    tokenizer.json says: no lower case, other word boundaries. The model would then not read what it was taught with.
+    """
     torch.manual_seed(seed)
-    network = Qwen2ForCausalLM(
-        Qwen2Config(
+    network = LlamaForCausalLM(
+        LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=scratch.hidden,
             intermediate_size=scratch.hidden * 3,
@@ -53,6 +57,7 @@ def new_network(tokenizer: Any, scratch: ScratchConfig, seed: int) -> Qwen2ForCa
             max_position_embeddings=scratch.context,
             # A high base keeps most rotary dimensions still over a prompt, so that heads can match words by content.
             rope_parameters={"rope_type": "default", "rope_theta": 1e5},
+            attention_bias=True,
             tie_word_embeddings=True,
             # The usual 0.02 suits wide networks; in a narrow one it leaves attention flat for thousands of steps.
             initializer_range=scratch.hidden**-0.5,

@@ -8,19 +8,19 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from r1ranker.backends.encoding import Encoder, batches
 from r1ranker.backends.loading import load, pick_device, set_threads
 from r1ranker.backends.padding import positions
-from r1ranker.errors import ConfigError, DataError
+from r1ranker.errors import DataError
 from r1ranker.problem import Problem
 from r1ranker.progress import track
 from r1ranker.prompts import build_prompt
@@ -43,7 +43,6 @@ def warmstart(config: RunConfig, problems: Sequence[Problem]) -> Path:
     if not problems:
         raise DataError("the data hold no training problem to learn from")
     settings, crew = config.warmstart, join_crew()
-    problems = repeated(problems, settings.repeats)
     network, tokenizer = _start(config, problems)
     encoder = Encoder(tokenizer)
     # Thrown away afterwards: it only makes the hidden state at a candidate's end carry how good the candidate is.
@@ -69,18 +68,6 @@ def warmstart(config: RunConfig, problems: Sequence[Problem]) -> Path:
             advance(1)
     crew.wait()
     return config.out / "model"
-
-
-def repeated(problems: Sequence[Problem], repeats: Mapping[str, int]) -> list[Problem]:
-    """The problems, those of a scenario in `repeats` as many times as it says. Raises ConfigError."""
-    scenarios = {problem.scenario for problem in problems}
-    for name in repeats:
-        if name not in scenarios:
-            raise ConfigError(
-                f"warmstart.repeats: no scenario {name!r} in the data; there are {', '.join(sorted(scenarios))}"
-            )
-    more = [p for p in problems for _ in range(repeats.get(p.scenario, 1) - 1)]
-    return [*problems, *more]
 
 
 def cosine(step: int, steps: int, warmup: int, floor: float = 0.05) -> float:
