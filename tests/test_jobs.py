@@ -21,7 +21,7 @@ import pytest
 from typer.testing import CliRunner
 
 from r1ranker import cli
-from r1ranker.backends.base import Ask, AsyncBackend, Backend, Choice, Completion, Session
+from r1ranker.backends.base import Ask, AsyncBackend, Backend, CallError, Choice, Completion, Session
 from r1ranker.backends.scripted import ScriptedBackend
 from r1ranker.datasets.jsonl import iter_jsonl, write_jsonl
 from r1ranker.errors import BackendError, ConfigError, DataError
@@ -50,7 +50,7 @@ class Endpoint:
     async def answer(self, ask: Ask) -> Completion | Choice:
         self.calls += 1
         if any(f"what is {qid}\n" in ask.prompt.text for qid in self.failing):
-            raise BackendError("the endpoint refused")
+            raise CallError("the endpoint refused", prompt_tokens=10**6, retries=2)
         return ScriptedBackend(weigh=lambda prompt, k: 1.0 + k % 3).choose([ask.prompt], [ask.pool or ()])[0]
 
 
@@ -197,6 +197,17 @@ def test_failed_queries_are_named_counted_and_tried_again_when_their_file_is_rem
     assert rank(given, out, resume=True, trace=True).failed == 0
     assert [r.qid for r in read_run(out)] == [f"q{i}" for i in range(12) if i not in (3, 8)] + ["q3", "q8"]
     assert not failed_of(out).exists()
+
+
+def test_what_failed_queries_cost_is_in_the_totals(given: Path, endpoint: Endpoint, tmp_path: Path) -> None:
+    out = tmp_path / "run.trec"
+    endpoint.failing = {"q3", "q8"}
+    usage = rank(given, out).usage
+    assert (usage.calls, usage.retries, usage.prompt_tokens // 10**6) == (endpoint.calls, 4, 2)
+    failed_of(out).unlink()
+    endpoint.failing = set()
+    usage = rank(given, out, resume=True).usage
+    assert (usage.calls, usage.retries, usage.prompt_tokens // 10**6) == (endpoint.calls, 4, 2)
 
 
 def test_the_command_exits_with_1_after_all_is_done(given: Path, endpoint: Endpoint, tmp_path: Path) -> None:

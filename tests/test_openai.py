@@ -234,6 +234,26 @@ def test_a_choice_that_never_names_a_candidate_fails(make_problem: MakeProblem) 
     assert "names no candidate of the pool" in ranking.error
 
 
+def test_what_a_failed_query_cost_is_counted(tmp_path: Path, make_problem: MakeProblem) -> None:
+    (tmp_path / "prices.yaml").write_text("m: {input: 1.0, output: 4}\n")
+    with FaultServer(rate=1, kinds=("wrong_id",)) as server:
+        backend = asked(server, retries=2, prices=read_prices(tmp_path / "prices.yaml"))
+        ranking = IRanker(backend, think=False).rank(make_problem(4))
+        requests = server.stats["requests"]
+    usage = ranking.usage
+    assert ranking.error and (usage.calls, usage.calls + usage.retries) == (1, requests)
+    assert usage.prompt_tokens > 0 and usage.generated_tokens > 0 and usage.seconds > 0
+    assert usage.cost == pytest.approx((usage.prompt_tokens + 4 * usage.generated_tokens) / 1e6)
+
+
+def test_calls_before_the_one_that_failed_are_counted_too(make_problem: MakeProblem) -> None:
+    with FaultServer(poison="Removed earlier", lacks=frozenset({"continue"})) as server:
+        ranking = IRanker(asked(server, retries=2), think=False, layout="append").rank(make_problem(4))
+        requests = server.stats["requests"]
+    assert "poisoned" in ranking.error
+    assert (ranking.usage.calls, ranking.usage.calls + ranking.usage.retries) == (2, requests)
+
+
 def test_retry_after_is_waited_for(make_problem: MakeProblem) -> None:
     with FaultServer(rate=1, kinds=("429",), first=1, retry_after="1") as server:
         ranking = DRanker(asked(server)).rank(make_problem(2))
@@ -252,6 +272,7 @@ def test_a_wait_beyond_the_deadline_fails_at_once(make_problem: MakeProblem) -> 
 def test_the_deadline_ends_a_call_with_its_retries(make_problem: MakeProblem) -> None:
     with FaultServer(rate=1, kinds=("hang",)) as server:
         ranking = DRanker(asked(server, timeout=0.2, deadline=0.5, retries=99)).rank(make_problem(2))
+        assert ranking.usage.calls + ranking.usage.retries == server.stats["requests"]
     assert "no answer within 0.2 s; gave up at the deadline of 0.5 s" in ranking.error
 
 

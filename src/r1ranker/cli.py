@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from r1ranker.errors import ConfigError, R1RankerError
-from r1ranker.problem import Splits
-from r1ranker.prompts import Design, Layout
+from r1ranker.cli_common import Config, Json, Settings, console, errors, write_json
+from r1ranker.cli_rank import rank
+from r1ranker.errors import ConfigError
+from r1ranker.problem import Problem, Splits
+from r1ranker.reproduce.command import reproduce
 
 app = typer.Typer(
     help="Train a language model to rank anything by reinforcement learning, and rank with it.",
@@ -25,31 +23,6 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Look at, check and convert problems.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-console = Console()
-stderr = Console(stderr=True)
-
-Json = Annotated[Path | None, typer.Option("--json", help="Also write the result here, machine-readable.")]
-Config = Annotated[Path | None, typer.Argument(help="YAML of the run; see configs/.")]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", "-s", help="Override any key of the YAML, such as -s ppo.steps=100.")
-]
-CHEAPER, LONG, ENDPOINTS, RUNS = "Cheaper", "Long lists", "Endpoints", "Where it runs"
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    """Errors meant for users become one message and exit code 1."""
-    try:
-        yield
-    except R1RankerError as error:
-        stderr.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
-
-
-def _write_json(path: Path | None, result: Any) -> None:
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=2, default=str) + "\n")
 
 
 @app.command()
@@ -68,13 +41,13 @@ def quickstart(
     from r1ranker.evaluation.table import results_table
     from r1ranker.quickstart import run_quickstart
 
-    with _errors():
+    with errors():
         result = run_quickstart(out, seed=seed, tokens=tokens)
     console.print(results_table(result.rows, result.comparisons, intervals=console.width >= 150))
     console.print(f"IRanker over the same model without RL: {result.gain:+.1%} average relative MRR")
     console.print(f"results {out / 'results.json'}   page {out / 'report.html'}   seconds {result.seconds:.0f}")
     rows = [dataclasses.asdict(row) for row in result.rows]
-    _write_json(json_, {"rows": rows, "gain": result.gain, "seconds": result.seconds, "out": out})
+    write_json(json_, {"rows": rows, "gain": result.gain, "seconds": result.seconds, "out": out})
 
 
 @app.command()
@@ -87,11 +60,11 @@ def warmstart(config: Config = None, settings: Settings = None, json_: Json = No
     from r1ranker.training.config import load_config
     from r1ranker.training.warmstart import warmstart as run
 
-    with _errors():
+    with errors():
         loaded = load_config(config, settings or [])
         directory = run(loaded, load_splits(loaded.data)["train"])
     console.print(f"model {directory}")
-    _write_json(json_, {"model": directory})
+    write_json(json_, {"model": directory})
 
 
 @app.command()
@@ -99,142 +72,39 @@ def train(
     config: Config = None,
     settings: Settings = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the run's folder.")] = False,
+    engine: Annotated[
+        Literal["own", "verl"], typer.Option(help="own, or verl on Ray for many GPUs (docs/verl.md).")
+    ] = "own",
     json_: Json = None,
 ) -> None:
     """Train a ranker by PPO; keeps the model that is best on dev.
 
     Example: `r1ranker train configs/mini.yaml -s design=dranker -s out=runs/dranker`
+
+    Eight GPUs: `torchrun --nproc-per-node 8 -m r1ranker train configs/paper.yaml`
     """
     from r1ranker.data import load_splits
     from r1ranker.training.config import load_config
     from r1ranker.training.logs import read_log
     from r1ranker.training.ppo import train as run
 
-    with _errors():
+    with errors():
         loaded = load_config(config, settings or [])
+        if engine == "verl":
+            from r1ranker.verl.launch import launch
+
+            directory = launch(loaded, resume=resume)
+            console.print(f"model {directory}")
+            write_json(json_, {"model": directory})
+            return
         directory = run(loaded, load_splits(loaded.data), resume=resume)
     last = read_log(loaded.out)[-1]
     console.print(f"model {directory}   step {last['step']:.0f}   dev MRR {last.get('dev_mrr', float('nan')):.3f}")
-    _write_json(json_, {"model": directory, "last": last})
+    write_json(json_, {"model": directory, "last": last})
 
 
-@app.command()
-def rank(
-    problems: Annotated[Path, typer.Argument(help="Problems as JSON Lines; `r1ranker data convert` makes them.")],
-    out: Annotated[Path, typer.Option(help="TREC run file to write.")] = Path("run.trec"),
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a job that was killed.")] = False,
-    trace: Annotated[
-        Path | None, typer.Option(help="Also write whole rankings here: steps, thoughts, usage (JSON Lines).")
-    ] = None,
-    json_: Json = None,
-    model: Annotated[str, typer.Option(help="Hub name, directory, or nano; at an endpoint, its name there.")] = "nano",
-    design: Annotated[Design, typer.Option(help="iranker or dranker.")] = "iranker",
-    think: Annotated[bool, typer.Option(help="A free thought before each answer.")] = False,
-    layout: Annotated[
-        Layout, typer.Option(help="relist (the paper's), or append: one prefix, for models trained in it (iranker).")
-    ] = "relist",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 1024,
-    shuffles: Annotated[int, typer.Option(min=1, help="Rank in this many random orders and merge.")] = 1,
-    top_k: Annotated[
-        int, typer.Option(min=1, help="Stop when this many are left (iranker).", rich_help_panel=CHEAPER)
-    ] = 1,
-    drop: Annotated[
-        int, typer.Option(min=1, help="Remove this many in one step (iranker, no thought).", rich_help_panel=CHEAPER)
-    ] = 1,
-    head: Annotated[
-        int | None,
-        typer.Option(min=1, help="Rank directly, then the best this many again iteratively.", rich_help_panel=CHEAPER),
-    ] = None,
-    max_calls: Annotated[
-        int | None, typer.Option(min=0, help="Calls a query may cost (iranker).", rich_help_panel=CHEAPER)
-    ] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(min=0, help="Tokens a query may cost (iranker).", rich_help_panel=CHEAPER)
-    ] = None,
-    max_seconds: Annotated[
-        float | None, typer.Option(min=0, help="Seconds a query may take (iranker).", rich_help_panel=CHEAPER)
-    ] = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="Folder that keeps every reply, to ask nothing twice.", rich_help_panel=CHEAPER)
-    ] = None,
-    window: Annotated[
-        int | None, typer.Option(min=1, help="Slide a window of this size from end to head.", rich_help_panel=LONG)
-    ] = None,
-    stride: Annotated[
-        int | None, typer.Option(min=1, help="Slide it by this many; default: half of it.", rich_help_panel=LONG)
-    ] = None,
-    tournament: Annotated[
-        int | None,
-        typer.Option(min=2, help="Groups of this size; the better half of each goes on.", rich_help_panel=LONG),
-    ] = None,
-    base_url: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="OpenAI-compatible, such as http://localhost:8000/v1; repeatable.", rich_help_panel=ENDPOINTS
-        ),
-    ] = None,
-    concurrency: Annotated[
-        int, typer.Option(min=1, help="Queries under way at a time.", rich_help_panel=ENDPOINTS)
-    ] = 32,
-    prices: Annotated[
-        Path | None, typer.Option(help="YAML or JSON file of prices by model.", rich_help_panel=ENDPOINTS)
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda.", rich_help_panel=RUNS)] = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Queries in one batch.", rich_help_panel=RUNS)] = 64,
-    ray: Annotated[
-        str | None, typer.Option(help="Address of a Ray cluster, auto, or local.", rich_help_panel=RUNS)
-    ] = None,
-) -> None:
-    """Rank the candidates of every problem; writes a TREC run file. Exits with 1 when a query failed.
-
-    Example: `r1ranker rank problems.jsonl --model runs/iranker/model --out run.trec --resume`
-
-    Long lists: `r1ranker rank problems.jsonl --window 20 --stride 10`
-
-    The best ten, cheaper: `r1ranker rank problems.jsonl --layout append --top-k 10 --max-calls 15`
-
-    Endpoints: `r1ranker rank problems.jsonl --model org/model --base-url http://a:8000/v1 --base-url http://b:8000/v1`
-    """
-    from r1ranker.jobs import failed_of, rank_file
-    from r1ranker.spec import RankerSpec
-
-    with _errors():
-        spec = RankerSpec(
-            design=design,
-            model=model,
-            think=think,
-            layout=layout,
-            top_k=top_k,
-            drop=drop,
-            max_calls=max_calls,
-            max_tokens=max_tokens,
-            max_seconds=max_seconds,
-            head=head,
-            window=window,
-            stride=stride,
-            tournament=tournament,
-            shuffles=shuffles,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            device=device,
-            base_urls=tuple(base_url or ()),
-            concurrency=concurrency,
-            prices=prices,
-            cache=cache,
-        )
-        result = rank_file(problems, spec, out, resume=resume, trace=trace, ray=ray)
-    usage = result.usage
-    console.print(
-        f"run {out}   queries {result.queries}   kept {result.kept}   broken answers {result.broken}   "
-        f"calls {usage.calls}   retries {usage.retries}   cost {usage.cost:.4g}   "
-        f"seconds {result.seconds:.1f}   tokens/s {result.tokens_per_second:.0f}",
-        soft_wrap=True,
-    )
-    _write_json(json_, {"spec": dataclasses.asdict(spec)} | dataclasses.asdict(result))
-    if result.failed:
-        where = f"{failed_of(out)} says why; remove it and go on by --resume to try them again"
-        stderr.print(f"[bold red]failed:[/] {result.failed} queries; {escape(where)}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1)
+app.command()(rank)
+app.command()(reproduce)
 
 
 @app.command()
@@ -264,7 +134,7 @@ def evaluate(
     from r1ranker.evaluation.table import results_table
     from r1ranker.training.config import load_config
 
-    with _errors():
+    with errors():
         loaded = load_config(config, settings or [])
         problems = _split(load_splits(loaded.data), split)
         models = [parse_system(text, loaded) for text in system or []]
@@ -281,7 +151,7 @@ def evaluate(
         )
     console.print(results_table(result.rows, result.comparisons, intervals=console.width >= 150))
     console.print(f"results {out / 'results.json'}   page {out / 'report.html'}")
-    _write_json(json_, [dataclasses.asdict(row) for row in result.rows])
+    write_json(json_, [dataclasses.asdict(row) for row in result.rows])
 
 
 @app.command()
@@ -299,10 +169,32 @@ def compare(
     from r1ranker.evaluation.systems import read_per_query
     from r1ranker.evaluation.table import comparison_table
 
-    with _errors():
+    with errors():
         tests = comparison(against, read_per_query(out), measures=[measure])
     console.print(comparison_table(tests))
-    _write_json(json_, [dataclasses.asdict(test) for test in tests])
+    write_json(json_, [dataclasses.asdict(test) for test in tests])
+
+
+@app.command()
+def push(
+    model: Annotated[Path, typer.Argument(help="Model directory, such as runs/iranker/model.")],
+    repo: Annotated[str, typer.Argument(help="Where it goes on the hub: ORG/NAME.")],
+    results: Annotated[
+        Path | None, typer.Option(help="Folder of a finished `r1ranker evaluate`, for the card's table.")
+    ] = None,
+    private: Annotated[bool, typer.Option(help="Create the repository private.")] = False,
+    json_: Json = None,
+) -> None:
+    """Publish a trained model as an ordinary transformers model, with a model card that holds its results.
+
+    Example: `r1ranker push runs/iranker/model org/my-ranker --results runs/eval`
+    """
+    from r1ranker.publish import push as run
+
+    with errors():
+        url = run(model, repo, results=results, private=private)
+    console.print(f"published {url}", soft_wrap=True)
+    write_json(json_, {"url": url})
 
 
 @data_app.command("list")
@@ -319,7 +211,7 @@ def data_list(json_: Json = None) -> None:
     for name, source in SOURCES.items():
         table.add_row(name, source.description, source.layout, source.licence)
     console.print(table)
-    _write_json(json_, {name: {"layout": s.layout, "options": list(s.options)} for name, s in SOURCES.items()})
+    write_json(json_, {name: {"layout": s.layout, "options": list(s.options)} for name, s in SOURCES.items()})
 
 
 @data_app.command("validate")
@@ -333,13 +225,13 @@ def data_validate(
     """
     from r1ranker.datasets.jsonl import NOTE, validate_jsonl
 
-    with _errors():
+    with errors():
         messages = validate_jsonl(path)
     for message in messages:
         console.print(message, highlight=False, soft_wrap=True, markup=False)
     faults = [message for message in messages if f" {NOTE}" not in message]
     console.print(f"{len(faults)} faults, {len(messages) - len(faults)} notes")
-    _write_json(json_, {"faults": faults, "messages": messages})
+    write_json(json_, {"faults": faults, "messages": messages})
     if faults:
         raise typer.Exit(1)
 
@@ -357,14 +249,14 @@ def data_convert(
     """
     from r1ranker.datasets.jsonl import write_jsonl
 
-    with _errors():
+    with errors():
         splits = _load(config, settings)
         out.mkdir(parents=True, exist_ok=True)
         for split, problems in splits.items():
             write_jsonl(problems, out / f"{split}.jsonl")
     counts = {split: len(problems) for split, problems in splits.items()}
     console.print(f"wrote {out}: {counts}")
-    _write_json(json_, counts)
+    write_json(json_, counts)
 
 
 @data_app.command("stats")
@@ -381,13 +273,13 @@ def data_stats(
 
     from r1ranker.data import stats
 
-    with _errors():
+    with errors():
         rows = stats(_load(config, settings))
     table = Table(*rows[0])
     for row in rows:
         table.add_row(*(f"{value:.1f}" if isinstance(value, float) else str(value) for value in row.values()))
     console.print(table)
-    _write_json(json_, rows)
+    write_json(json_, rows)
 
 
 def _load(config: Path | None, settings: Sequence[str] | None) -> Splits:
@@ -397,7 +289,7 @@ def _load(config: Path | None, settings: Sequence[str] | None) -> Splits:
     return load_splits(load_config(config, settings or []).data)
 
 
-def _split(splits: Splits, split: str) -> list[Any]:
+def _split(splits: Splits, split: str) -> list[Problem]:
     if not splits.get(split):
         raise ConfigError(f"the data have no {split!r} problems; splits: {', '.join(splits)}")
     return splits[split]

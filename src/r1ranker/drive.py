@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
-from r1ranker.backends.base import Ask, AsyncBackend, Backend, Choice, Completion, Session
+from r1ranker.backends.base import Ask, AsyncBackend, Backend, CallError, Choice, Completion, Session
 from r1ranker.errors import BackendError
 from r1ranker.plans import Plan, Planner, Reply
 from r1ranker.problem import Problem, Ranking, Usage
@@ -115,8 +115,8 @@ async def _all(
 
 
 async def _ranked(problem: Problem, plan: Plan, session: Session) -> Ranking:
-    """The query's ranking; an empty one with the error in it when a call failed for good."""
-    spent = Usage()
+    """The query's ranking; an empty one with the error in it when a call failed for good, whose cost counts too."""
+    spent, began = Usage(), time.perf_counter()
     try:
         ask = next(plan)
         while True:
@@ -128,4 +128,6 @@ async def _ranked(problem: Problem, plan: Plan, session: Session) -> Ranking:
         ranking: Ranking = done.value
         return ranking
     except BackendError as error:
+        spent += Usage(seconds=time.perf_counter() - began)
+        spent += error.usage if isinstance(error, CallError) else Usage()
         return Ranking(problem.qid, (), (), usage=spent, error=str(error))

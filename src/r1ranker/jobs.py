@@ -135,10 +135,10 @@ def rank_file(
         tally.add(RETRY)
     again, end, before = frozenset(tally.again), tally.end, tally.usage
     todo = (problem for place, problem in enumerate(iter_jsonl(problems)) if place >= end or place in again)
-    places = [*sorted(again), *range(end, total)]
+    places, left = itertools.chain(sorted(again), range(end, total)), len(again) + total - end
     began = time.perf_counter()
-    finished = iter(_ranked(todo, spec, ray)) if places else iter(())
-    with track(len(places), "rank") as advance:
+    finished = iter(_ranked(todo, spec, ray)) if left else iter(())
+    with track(left, "rank") as advance:
         # The first query is ranked before a file is touched: a model that cannot be loaded leaves nothing behind.
         first = list(itertools.islice(finished, 1))
         if going:
@@ -149,8 +149,7 @@ def rank_file(
         _write(files, tally, zip(places, _in_order(done), strict=True), advance)
     seconds = time.perf_counter() - began
     tokens = _tokens(tally.usage) - _tokens(before)
-    kept = total - len(places)
-    return JobResult(total, kept, len(tally.failed), tally.broken, tally.usage, seconds, tokens / seconds)
+    return JobResult(total, total - left, len(tally.failed), tally.broken, tally.usage, seconds, tokens / seconds)
 
 
 def journal_of(out: Path) -> Path:

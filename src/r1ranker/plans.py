@@ -17,7 +17,7 @@ from r1ranker.answers import completed_order, parse_ranking, parse_removal, remo
 from r1ranker.backends.base import Ask, Choice, Completion
 from r1ranker.elimination import ranking_from, start
 from r1ranker.problem import Answer, Problem, Ranking, Step, Usage, part_of
-from r1ranker.prompts import NO_THOUGHT, Layout, Prompt, bare_past, build_prompt, next_prompt, past_entry
+from r1ranker.prompts import NO_THOUGHT, Layout, Prompt, bare_past, build_prompt, next_prompt, past_entry, with_advice
 
 EMPTY_THOUGHT_TOKENS = 16
 """Room for a ranking without a thought: this many tokens plus TOKENS_PER_CANDIDATE for each candidate."""
@@ -189,6 +189,19 @@ def shuffled(problem: Problem, inner: Planner, repeats: int, seed: int) -> Plan:
         steps += more
         usage += cost
     return ranking_from(problem, sorted(places, key=lambda k: places[k]), steps, usage)
+
+
+def advised(problem: Problem, inner: Planner, thoughts: Sequence[str]) -> Plan:
+    """What `inner` asks, each prompt behind the same recorded thoughts."""
+    plan = inner(problem)
+    try:
+        ask = next(plan)
+        while True:
+            reply = yield dataclasses.replace(ask, prompt=with_advice(ask.prompt, thoughts))
+            ask = plan.send(reply)
+    except StopIteration as done:
+        ranking: Ranking = done.value
+        return ranking
 
 
 def _part(problem: Problem, pool: Sequence[int], inner: Planner) -> Part:

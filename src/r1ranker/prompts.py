@@ -8,7 +8,10 @@ One template per scenario, shared by both designs; only the last sentence differ
 - `append` always lists the whole pool; what the assistant wrote in earlier steps stands behind it in
   `past`. The prefix never changes during an episode, so it need be computed only once.
 
+Thoughts that were recorded on similar queries may stand before it all (`with_advice`).
+
 Candidate text cannot forge an answer or a turn: tags, bracketed numbers and control tokens are neutralised.
+The same goes for recorded thoughts.
 """
 
 from __future__ import annotations
@@ -46,6 +49,7 @@ _TASK = {
     "dranker": "Rank all candidates, best first. Think inside <think> </think>, then give the identifiers inside "
     "<answer> </answer>, separated by >.",
 }
+_ADVICE = "Thoughts of an expert on similar cases; the numbers in them name other candidates:\n{thoughts}\n\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +118,14 @@ def next_prompt(prompt: Prompt, past: Sequence[str], *, think: bool = True) -> P
     shown = tuple(past) if prompt.stays else ()
     prefill = "" if think else ANOTHER if shown else NO_THOUGHT
     return dataclasses.replace(prompt, past=shown, prefill=prefill)
+
+
+def with_advice(prompt: Prompt, thoughts: Sequence[str]) -> Prompt:
+    """The prompt behind recorded thoughts, one a line (paper, Thought templates); without any, as it is."""
+    if not thoughts:
+        return prompt
+    lines = "\n".join(f"- {neutralise(thought)}" for thought in thoughts)
+    return dataclasses.replace(prompt, text=f"{_ADVICE.format(thoughts=lines)}{prompt.text}")
 
 
 def past_entry(completion: str, removed: int, valid: bool) -> str:

@@ -11,7 +11,7 @@ answered by `drive`; training and evaluation run the same code.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -194,3 +194,15 @@ class Shuffled(_Composed):
     def plan(self, problem: Problem) -> Plan:
         """See `plans.shuffled`."""
         return plans.shuffled(problem, self.inner.plan, self.repeats, self.seed)
+
+
+@dataclass
+class Advised(_Composed):
+    """Each prompt of `inner` stands behind thoughts recorded on similar queries, as `advise` finds them."""
+
+    inner: Ranker
+    advise: Callable[[Problem], Sequence[str]]
+
+    def plan(self, problem: Problem) -> Plan:
+        """See `plans.advised`."""
+        return plans.advised(problem, self.inner.plan, self.advise(problem))

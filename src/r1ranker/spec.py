@@ -20,7 +20,7 @@ from r1ranker.backends.base import AsyncBackend, Backend
 from r1ranker.errors import ConfigError
 from r1ranker.plans import Budget
 from r1ranker.prompts import Design, Layout
-from r1ranker.rankers import DRanker, Hybrid, IRanker, Ranker, Shuffled, Tournament, Windows
+from r1ranker.rankers import Advised, DRanker, Hybrid, IRanker, Ranker, Shuffled, Tournament, Windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,8 @@ class RankerSpec:
     head: the direct design ranks first, and the iterative one the best `head` of that again.
     window, stride: slide over lists longer than the context. tournament: group size, instead of windows.
     shuffles: rank in this many random orders and merge.
+    thoughts: file of recorded thoughts, of which those on similar queries stand before each prompt.
+    recall: how they are found, see `thoughts.advisor`; None is by BM25.
     base_urls: OpenAI-compatible endpoints, such as http://localhost:8000/v1; none loads the model here.
     prices: YAML or JSON file of prices by model, for `cost`. cache: folder that keeps every reply.
     """
@@ -50,6 +52,8 @@ class RankerSpec:
     stride: int | None = None
     tournament: int | None = None
     shuffles: int = 1
+    thoughts: str | None = None
+    recall: str | None = None
     max_new_tokens: int = 1024
     batch_size: int = 64
     device: str = "auto"
@@ -96,7 +100,14 @@ class RankerSpec:
             ranker = Windows(ranker, self.window, self.stride or max(1, self.window // 2))
         if self.tournament:
             ranker = Tournament(ranker, self.tournament)
-        return Shuffled(ranker, self.shuffles) if self.shuffles > 1 else ranker
+        if self.shuffles > 1:
+            ranker = Shuffled(ranker, self.shuffles)
+        return self._advised(ranker) if self.thoughts else ranker
+
+    def _advised(self, ranker: Ranker) -> Ranker:
+        from r1ranker.thoughts import advisor, read_thoughts
+
+        return Advised(ranker, advisor(read_thoughts(Path(str(self.thoughts))), self.recall))
 
     def _direct(self, backend: Backend | AsyncBackend) -> DRanker:
         return DRanker(backend, think=self.think, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size)

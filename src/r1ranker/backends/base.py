@@ -11,6 +11,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from r1ranker.errors import BackendError
+from r1ranker.problem import Usage
 from r1ranker.prompts import Prompt
 
 STOP = "</answer>"
@@ -53,6 +55,17 @@ class Choice:
     cost: float = 0.0
 
 
+class CallError(BackendError):
+    """A call over a network that failed for good. usage: what its attempts cost, without their time."""
+
+    def __init__(
+        self, message: str, *, prompt_tokens: int = 0, generated_tokens: int = 0, retries: int = 0, cost: float = 0.0
+    ) -> None:
+        """What it cost is named as in a Completion."""
+        super().__init__(message)
+        self.usage = Usage(1, prompt_tokens, generated_tokens, 0.0, max(0, retries), cost)
+
+
 class Backend(Protocol):
     """A model that can be asked. Calls return one result per prompt, in order, or raise BackendError."""
 
@@ -73,7 +86,7 @@ class Session(Protocol):
     """An open connection to an endpoint."""
 
     async def answer(self, ask: Ask) -> Completion | Choice:
-        """Raises BackendError when the call failed for good; only that query is lost."""
+        """Raises BackendError when the call failed for good, CallError to say its cost; only that query is lost."""
         ...
 
 

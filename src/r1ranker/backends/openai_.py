@@ -1,4 +1,4 @@
-"""Models behind OpenAI-compatible endpoints: vLLM, SGLang, hosted ones. In: asks. Out: what they said, or BackendError.
+"""Models behind OpenAI-compatible endpoints: vLLM, SGLang, hosted ones. In: asks. Out: what they said, or CallError.
 
     backend = OpenAIBackend("Qwen/Qwen2.5-3B-Instruct", ["http://localhost:8000/v1", "http://other:8000/v1"])
     rankings = DRanker(backend).rank_many(problems)
@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from r1ranker.answers import parse_removal
-from r1ranker.backends.base import STOP, Ask, Choice, Completion
+from r1ranker.backends.base import STOP, Ask, CallError, Choice, Completion
 from r1ranker.backends.prices import Prices
 from r1ranker.errors import BackendError, ConfigError
 from r1ranker.prompts import Prompt
@@ -155,7 +155,7 @@ class _Session:
         self.gate = asyncio.Semaphore(backend.concurrency)
 
     async def answer(self, ask: Ask) -> Completion | Choice:
-        """The reply; what attempts before it cost is in it. Raises BackendError when there is none."""
+        """The reply; what attempts before it cost is in it. Raises CallError when there is none."""
         backend, spent, failures = self.backend, _Spent(), 0
         last = f"no answer from {', '.join(server.url for server in backend._servers)}"
         try:
@@ -167,15 +167,15 @@ class _Session:
                     except _Failure as failure:
                         last, failures = str(failure), failures + 1
                         if failures > backend.retries:
-                            raise BackendError(f"{last}; gave up after {failures} attempts") from failure
+                            raise CallError(f"{last}; gave up after {failures} attempts", **vars(spent)) from failure
                         backoff = min(LONGEST_BACKOFF, BACKOFF * 2 ** (failures - 1))
                         delay = failure.wait + random.uniform(0, backoff)  # jitter: not all at once again
                     if delay > (timer.when() or math.inf) - asyncio.get_running_loop().time():
                         raise TimeoutError  # waiting would not help: the time is up before the next attempt
                     await asyncio.sleep(delay)
         except TimeoutError as error:
-            limit = f"the deadline of {backend.deadline:g} s"
-            raise BackendError(f"{last}; gave up at {limit} after {failures} failed attempts") from error
+            when = f"the deadline of {backend.deadline:g} s after {failures} failed attempts"
+            raise CallError(f"{last}; gave up at {when}", **vars(spent)) from error
 
     def _server(self) -> _Server:
         """The one with the fewest calls in flight among those that can be reached."""
@@ -199,7 +199,7 @@ class _Session:
             raise _Failure(f"{server.url} answered {status}: {said}", _seconds(wait))
         if status != 200:
             remedy = REMEDIES.get(status, "the request itself is wrong for this server, so it is not made again")
-            raise BackendError(f"{server.url} answered {status}: {said}; {remedy}")
+            raise CallError(f"{server.url} answered {status}: {said}; {remedy}", **vars(spent))
         try:
             reply = json.loads(data)
             choice = reply["choices"][0]

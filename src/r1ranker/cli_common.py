@@ -1,0 +1,40 @@
+"""What all commands share: their consoles, options that have one form everywhere, errors and results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from r1ranker.errors import R1RankerError
+
+console = Console()
+stderr = Console(stderr=True)
+
+Json = Annotated[Path | None, typer.Option("--json", help="Also write the result here, machine-readable.")]
+Config = Annotated[Path | None, typer.Argument(help="YAML of the run; see configs/.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", "-s", help="Override any key of the YAML, such as -s ppo.steps=100.")
+]
+
+
+@contextmanager
+def errors() -> Iterator[None]:
+    """Errors meant for users become one message and exit code 1."""
+    try:
+        yield
+    except R1RankerError as error:
+        stderr.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+
+
+def write_json(path: Path | None, result: Any) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=2, default=str) + "\n")

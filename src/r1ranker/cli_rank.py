@@ -1,0 +1,141 @@
+"""`r1ranker rank`, the command with the most options: each is a field of `RankerSpec`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from r1ranker.cli_common import Json, console, errors, stderr, write_json
+from r1ranker.prompts import Design, Layout
+
+CHEAPER, LONG, ENDPOINTS, RUNS = "Cheaper", "Long lists", "Endpoints", "Where it runs"
+
+
+def rank(
+    problems: Annotated[Path, typer.Argument(help="Problems as JSON Lines; `r1ranker data convert` makes them.")],
+    out: Annotated[Path, typer.Option(help="TREC run file to write.")] = Path("run.trec"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a job that was killed.")] = False,
+    trace: Annotated[
+        Path | None, typer.Option(help="Also write whole rankings here: steps, thoughts, usage (JSON Lines).")
+    ] = None,
+    json_: Json = None,
+    model: Annotated[str, typer.Option(help="Hub name, directory, or nano; at an endpoint, its name there.")] = "nano",
+    design: Annotated[Design, typer.Option(help="iranker or dranker.")] = "iranker",
+    think: Annotated[bool, typer.Option(help="A free thought before each answer.")] = False,
+    layout: Annotated[
+        Layout, typer.Option(help="relist (the paper's), or append: one prefix, for models trained in it (iranker).")
+    ] = "relist",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 1024,
+    thoughts: Annotated[
+        str | None, typer.Option(help="File of recorded thoughts; those on like queries stand before each prompt.")
+    ] = None,
+    recall: Annotated[
+        str | None, typer.Option(help="How they are found: a sentence-transformers model; default BM25.")
+    ] = None,
+    shuffles: Annotated[int, typer.Option(min=1, help="Rank in this many random orders and merge.")] = 1,
+    top_k: Annotated[
+        int, typer.Option(min=1, help="Stop when this many are left (iranker).", rich_help_panel=CHEAPER)
+    ] = 1,
+    drop: Annotated[
+        int, typer.Option(min=1, help="Remove this many in one step (iranker, no thought).", rich_help_panel=CHEAPER)
+    ] = 1,
+    head: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rank directly, then the best this many again iteratively.", rich_help_panel=CHEAPER),
+    ] = None,
+    max_calls: Annotated[
+        int | None, typer.Option(min=0, help="Calls a query may cost (iranker).", rich_help_panel=CHEAPER)
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=0, help="Tokens a query may cost (iranker).", rich_help_panel=CHEAPER)
+    ] = None,
+    max_seconds: Annotated[
+        float | None, typer.Option(min=0, help="Seconds a query may take (iranker).", rich_help_panel=CHEAPER)
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder that keeps every reply, to ask nothing twice.", rich_help_panel=CHEAPER)
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(min=1, help="Slide a window of this size from end to head.", rich_help_panel=LONG)
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option(min=1, help="Slide it by this many; default: half of it.", rich_help_panel=LONG)
+    ] = None,
+    tournament: Annotated[
+        int | None,
+        typer.Option(min=2, help="Groups of this size; the better half of each goes on.", rich_help_panel=LONG),
+    ] = None,
+    base_url: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="OpenAI-compatible, such as http://localhost:8000/v1; repeatable.", rich_help_panel=ENDPOINTS
+        ),
+    ] = None,
+    concurrency: Annotated[
+        int, typer.Option(min=1, help="Queries under way at a time.", rich_help_panel=ENDPOINTS)
+    ] = 32,
+    prices: Annotated[
+        Path | None, typer.Option(help="YAML or JSON file of prices by model.", rich_help_panel=ENDPOINTS)
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda.", rich_help_panel=RUNS)] = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Queries in one batch.", rich_help_panel=RUNS)] = 64,
+    ray: Annotated[
+        str | None, typer.Option(help="Address of a Ray cluster, auto, or local.", rich_help_panel=RUNS)
+    ] = None,
+) -> None:
+    """Rank the candidates of every problem; writes a TREC run file. Exits with 1 when a query failed.
+
+    Example: `r1ranker rank problems.jsonl --model runs/iranker/model --out run.trec --resume`
+
+    Long lists: `r1ranker rank problems.jsonl --window 20 --stride 10`
+
+    The best ten, cheaper: `r1ranker rank problems.jsonl --layout append --top-k 10 --max-calls 15`
+
+    Endpoints: `r1ranker rank problems.jsonl --model org/model --base-url http://a:8000/v1 --base-url http://b:8000/v1`
+    """
+    from r1ranker.jobs import failed_of, rank_file
+    from r1ranker.spec import RankerSpec
+
+    with errors():
+        spec = RankerSpec(
+            design=design,
+            model=model,
+            think=think,
+            layout=layout,
+            top_k=top_k,
+            drop=drop,
+            max_calls=max_calls,
+            max_tokens=max_tokens,
+            max_seconds=max_seconds,
+            head=head,
+            window=window,
+            stride=stride,
+            tournament=tournament,
+            thoughts=thoughts,
+            recall=recall,
+            shuffles=shuffles,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            device=device,
+            base_urls=tuple(base_url or ()),
+            concurrency=concurrency,
+            prices=prices,
+            cache=cache,
+        )
+        result = rank_file(problems, spec, out, resume=resume, trace=trace, ray=ray)
+    usage = result.usage
+    console.print(
+        f"run {out}   queries {result.queries}   kept {result.kept}   broken answers {result.broken}   "
+        f"calls {usage.calls}   retries {usage.retries}   cost {usage.cost:.4g}   "
+        f"seconds {result.seconds:.1f}   tokens/s {result.tokens_per_second:.0f}",
+        soft_wrap=True,
+    )
+    write_json(json_, {"spec": dataclasses.asdict(spec)} | dataclasses.asdict(result))
+    if result.failed:
+        where = f"{failed_of(out)} says why; remove it and go on by --resume to try them again"
+        stderr.print(f"[bold red]failed:[/] {result.failed} queries; {escape(where)}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1)
