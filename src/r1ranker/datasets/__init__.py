@@ -23,6 +23,7 @@ from r1ranker.datasets import (
     msmarco_qa,
     rankllm,
     recbole,
+    trec,
 )
 from r1ranker.datasets.common import SPLIT_NAMES, MissingFileError, Source, check_disjoint
 from r1ranker.errors import ConfigError, DataError
@@ -52,6 +53,7 @@ SOURCES: dict[str, Source] = {
     "lastfm": lastfm.SOURCE,
     "llmrouter": llmrouter.SOURCE,
     "rankllm": rankllm.SOURCE,
+    "trec": trec.SOURCE,
     "msmarco-qa": msmarco_qa.SOURCE,
     "jsonl": jsonl.SOURCE,
 }

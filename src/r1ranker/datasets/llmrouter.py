@@ -15,7 +15,7 @@ import logging
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,15 @@ def load(
             if ties:
                 log.info("route-%s, %s: %d questions where all LLMs tie are dropped", name, split, ties)
     return limit_per_task(splits, limit, seed)
+
+
+def outcomes(path: Path, qids: Iterable[str]) -> dict[str, dict[str, tuple[float, float]]]:
+    """Score, and cost in [0, 1], of each LLM on the question of each qid: what gains and the prior are made of."""
+    llms = _read(path / "llm_candidates.json", dict)
+    scores = {question.row: question.scores for question in _questions(path / "train.json", llms, DESCRIPTION_CHARS)}
+    costs = _costs(llms, {name for of_question in scores.values() for name in of_question})
+    rows = {qid: int(qid.removeprefix("q").partition(":")[0]) for qid in qids}
+    return {qid: {name: (score, costs[name]) for name, score in scores[row].items()} for qid, row in rows.items()}
 
 
 def _read(path: Path, kind: type) -> Any:

@@ -1,0 +1,60 @@
+"""What specialists share: lazy libraries, one model a task, timed scores. In: `Problem`s. Out: `Ranking`s.
+
+A specialist is a `Fit`: training problems of one task in, a `Scorer` out. A scorer takes problems and gives each
+a score by docid; `ordering.ranked_by` makes the ranking, ties broken by a fair coin.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from r1ranker.baselines.ordering import ranked_by
+from r1ranker.errors import BackendError, ConfigError, DataError
+from r1ranker.evaluation.measures import by_task
+from r1ranker.problem import Problem, Ranking, Scenario, Usage
+
+Scorer = Callable[[Sequence[Problem]], Sequence[Mapping[str, float]]]
+"""Scores by docid of each problem's pool; a docid left out comes last."""
+Fit = Callable[[Sequence[Problem]], Scorer]
+
+
+def library(module: str) -> Any:
+    """The module by name, imported when first asked for; BackendError names the extra that has it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        name = module.partition(".")[0]
+        raise BackendError(f"this baseline needs {name}: pip install 'r1-ranker[specialists]' ({error})") from error
+
+
+def fit_and_rank(
+    fit: Fit, train: Sequence[Problem], test: Sequence[Problem], system: str, scenario: Scenario
+) -> list[Ranking]:
+    """Rankings of `test` in its order, by one model for each task, fitted to the training problems of that task.
+
+    Raises ConfigError where a problem is of another scenario, DataError where a task has no training problem.
+    """
+    for problem in test:
+        if problem.scenario != scenario:
+            raise ConfigError(
+                f"{system} ranks {scenario} problems; {problem.qid!r} of task {problem.task!r} is {problem.scenario}"
+            )
+    known = by_task(train)
+    rankings: dict[int, Ranking] = {}
+    for task, of_task in by_task(test).items():
+        if task not in known:
+            raise DataError(f"{system}: task {task!r} has no training problem; give some, or leave the system out")
+        ranked = rank_scored(fit(known[task]), of_task, system)
+        rankings |= {id(problem): ranking for problem, ranking in zip(of_task, ranked, strict=True)}
+    return [rankings[id(problem)] for problem in test]
+
+
+def rank_scored(score: Scorer, problems: Sequence[Problem], system: str) -> list[Ranking]:
+    """Rankings by `score`; each is charged its share of the seconds that scoring took (fitting is not counted)."""
+    began = time.perf_counter()
+    scores = score(problems)
+    usage = Usage(seconds=(time.perf_counter() - began) / max(1, len(problems)))
+    return [ranked_by(problem, known, system, usage) for problem, known in zip(problems, scores, strict=True)]

@@ -1,0 +1,157 @@
+"""Recommenders that read no words: item-kNN, BPR, SASRec. In: training and test problems. Out: `Ranking`s.
+
+    rankings = bpr(splits["train"], splits["test"])                            # what the training problems hold
+    everything = interactions("movielens", "ml-1m", seed=0)                    # see datasets.interactions
+    rankings = bpr([p for split in everything.values() for p in split], splits["test"])
+
+An interaction is a title in a training problem's history, or its positive: all that a language model could learn
+from too. Problems of one user (`group`) are joined. A test user is new: each model reads the test problem's
+history and nothing else of the user. A candidate that no training user chose comes last.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+
+from r1ranker.backends.loading import pick_device
+from r1ranker.baselines.common import Scorer, fit_and_rank, library
+from r1ranker.problem import Problem, Ranking
+
+_YEAR = re.compile(r" \(\d{4}\)$")
+CONTEXT = 20
+"""Titles that SASRec reads: as many as a history holds by default."""
+
+
+def item_knn(train: Sequence[Problem], test: Sequence[Problem]) -> list[Ranking]:
+    """A candidate's cosine similarity to each title of the history, summed (Sarwar et al., WWW 2001).
+
+    The vectors are the items' users, 0 or 1; all neighbours count, since the pool holds few near ones. Not by
+    cornac: its ItemKNN compares two items over their common users only, where all 0-1 vectors are alike.
+    """
+    return fit_and_rank(_fit_item_knn, train, test, "item-knn", "recommendation")
+
+
+def bpr(train: Sequence[Problem], test: Sequence[Problem], *, seed: int = 0) -> list[Ranking]:
+    """Matrix factorisation by Bayesian personalised ranking (Rendle et al., UAI 2009), by cornac.
+
+    The factors of a new user are the mean item factors of the history, made as long as those of training users
+    are on average: a mean of many is short, and item biases (popularity) would decide alone.
+    """
+    return fit_and_rank(partial(_fit_bpr, seed=seed), train, test, "bpr", "recommendation")
+
+
+def sasrec(train: Sequence[Problem], test: Sequence[Problem], *, seed: int = 0, epochs: int = 20) -> list[Ranking]:
+    """Self-attention over the history (Kang and McAuley, ICDM 2018), by cornac; on a GPU where there is one."""
+    return fit_and_rank(partial(_fit_sasrec, seed=seed, epochs=epochs), train, test, "sasrec", "recommendation")
+
+
+@dataclass(frozen=True)
+class _Log:
+    """Who chose what: titles by user, oldest first, and a number for each title."""
+
+    sequences: Mapping[str, tuple[str, ...]]
+    numbers: Mapping[str, int]
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        return [(user, title) for user, titles in self.sequences.items() for title in titles]
+
+    def history(self, problem: Problem) -> list[int]:
+        """Numbers of the history's known titles, oldest first."""
+        return [self.numbers[title] for title in problem.history if title in self.numbers]
+
+    def pool(self, problem: Problem) -> dict[str, int]:
+        """Number of each known candidate, by docid."""
+        titles = {c.docid: _title(c.text, self.numbers) for c in problem.candidates}
+        return {docid: self.numbers[title] for docid, title in titles.items() if title in self.numbers}
+
+
+def _log_of(train: Sequence[Problem]) -> _Log:
+    named = {title for problem in train for title in problem.history}
+    chosen: dict[str, dict[str, None]] = {}
+    for problem in train:
+        positives = [problem.candidate(k).text for k in problem.identifiers if problem.is_relevant(k)]
+        titles = [*problem.history, *(_title(text, named) for text in positives)]
+        chosen.setdefault(problem.group, {}).update(dict.fromkeys(titles))
+    sequences = {user: tuple(titles) for user, titles in chosen.items()}
+    distinct = dict.fromkeys(title for titles in sequences.values() for title in titles)
+    return _Log(sequences, {title: number for number, title in enumerate(distinct)})
+
+
+def _title(text: str, known: Container[str]) -> str:
+    """The title that a candidate shows: histories hold "Heat", candidates "Heat | Action" or "Heat (1995)"."""
+    bare, beginning = text.partition(" | ")[0], text
+    while beginning not in known and " | " in beginning:
+        beginning = beginning.rpartition(" | ")[0]
+    dated = _YEAR.sub("", bare)
+    return next((title for title in (beginning, dated) if title in known), bare)
+
+
+def _fit_item_knn(train: Sequence[Problem]) -> Scorer:
+    log = _log_of(train)
+    users = {user: row for row, user in enumerate(log.sequences)}
+    cells = np.array([(users[user], log.numbers[title]) for user, title in log.pairs]).T
+    chosen = library("scipy.sparse").csc_array((np.ones(cells.shape[1]), cells), shape=(len(users), len(log.numbers)))
+    unit = library("sklearn.preprocessing").normalize(chosen, axis=0)
+
+    def score(problem: Problem) -> dict[str, float]:
+        pool = log.pool(problem)
+        # The sum of cosines is one product with the sum of the history's unit vectors.
+        similar = unit[:, list(pool.values())].T @ unit[:, log.history(problem)].sum(axis=1)
+        return dict(zip(pool, similar.tolist(), strict=True))
+
+    return lambda problems: [score(problem) for problem in problems]
+
+
+def _fit_bpr(train: Sequence[Problem], seed: int) -> Scorer:
+    log = _log_of(train)
+    data = library("cornac.data").Dataset.from_uir([(*pair, 1.0) for pair in log.pairs], seed=seed)
+    model = library("cornac.models").BPR(k=64, max_iter=200, learning_rate=0.05, lambda_reg=0.01, seed=seed)
+    model.fit(data)
+    # cornac numbers items in the order it meets them, which is the log's.
+    items, biases = model.i_factors, model.i_biases
+    length = np.linalg.norm(model.u_factors, axis=1).mean()
+
+    def score(problem: Problem) -> dict[str, float]:
+        pool, history = log.pool(problem), log.history(problem)
+        values = biases[list(pool.values())]
+        if history:
+            mean = items[history].mean(axis=0)
+            values = values + items[list(pool.values())] @ mean * (length / max(np.linalg.norm(mean), 1e-9))
+        return dict(zip(pool, values.tolist(), strict=True))
+
+    return lambda problems: [score(problem) for problem in problems]
+
+
+def _fit_sasrec(train: Sequence[Problem], seed: int, epochs: int) -> Scorer:
+    log = _log_of(train)
+    rows = [(user, user, title, place) for place, (user, title) in enumerate(log.pairs)]
+    data = library("cornac.data").SequentialDataset.from_usit(rows, seed=seed)
+    device = pick_device()
+    # Negatives are drawn uniformly, as those of a pool are; in the batch they would be drawn by popularity,
+    # and the model would learn to discount it.
+    model = library("cornac.models").SASRec(
+        embedding_dim=64,
+        batch_size=128,
+        learning_rate=0.003,
+        n_sample=512,
+        sample_alpha=0.0,
+        n_epochs=epochs,
+        max_len=CONTEXT,
+        device=str(device),
+        seed=seed,
+    )
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):  # cornac seeds torch's global generator
+        model.fit(data)
+
+    def score(problem: Problem) -> dict[str, float]:
+        values = model.score(None, log.history(problem))
+        return {docid: float(values[number]) for docid, number in log.pool(problem).items()}
+
+    return lambda problems: [score(problem) for problem in problems]

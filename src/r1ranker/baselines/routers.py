@@ -1,0 +1,152 @@
+"""Routers that learn which LLM answers which query. In: training and test problems of routing. Out: `Ranking`s.
+
+    rankings = knn_router(splits["train"], splits["test"])
+
+One router a task, since a task has one objective: what they learn is the gain of each LLM on a query, which a
+source has made of its utility under that objective. A query is its TF-IDF vector (cut to its main directions by
+SVD where a router needs few numbers), or a pretrained encoder's embedding. An LLM that training did not see comes
+last; one that lacks a gain for some query counts there as it does on average.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from r1ranker.baselines import encoders
+from r1ranker.baselines.common import Scorer, fit_and_rank, library
+from r1ranker.problem import Problem, Ranking
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Featurise = Callable[[Sequence[str]], Any]
+NEIGHBOURS = 50
+DIRECTIONS = 64
+"""Numbers that describe a query after SVD."""
+EPOCHS = 30
+BATCH = 32
+RANK = 32
+"""Length of the vectors of the matrix factorisation."""
+
+
+def knn_router(train: Sequence[Problem], test: Sequence[Problem], *, neighbours: int = NEIGHBOURS) -> list[Ranking]:
+    """Mean gain of each LLM on the most similar training queries (cosine of TF-IDF)."""
+    fit = partial(_fit_router, features=_tfidf, learn=partial(_knn, neighbours=neighbours))
+    return fit_and_rank(fit, train, test, "router-knn", "routing")
+
+
+def mlp_router(train: Sequence[Problem], test: Sequence[Problem], *, seed: int = 0) -> list[Ranking]:
+    """A network with one hidden layer from the query to the gains of all LLMs."""
+    fit = partial(_fit_router, features=partial(_main_directions, seed=seed), learn=partial(_mlp, seed=seed))
+    return fit_and_rank(fit, train, test, "router-mlp", "routing")
+
+
+def factor_router(train: Sequence[Problem], test: Sequence[Problem], *, seed: int = 0) -> list[Ranking]:
+    """Query vector times LLM vector plus the LLM's bias, learnt from which of two LLMs gains more.
+
+    The matrix factorisation of RouteLLM (Ong et al., 2024), there between two LLMs and over text embeddings.
+    """
+    fit = partial(_fit_router, features=partial(_main_directions, seed=seed), learn=partial(_factors, seed=seed))
+    return fit_and_rank(fit, train, test, "router-mf", "routing")
+
+
+def encoder_router(
+    train: Sequence[Problem], test: Sequence[Problem], *, model: str = encoders.DENSE, seed: int = 0
+) -> list[Ranking]:
+    """`mlp_router` over a BERT-style encoder's embeddings. The encoder itself is not tuned."""
+    fit = partial(_fit_router, features=partial(_embeddings, model=model), learn=partial(_mlp, seed=seed))
+    return fit_and_rank(fit, train, test, "router-encoder", "routing")
+
+
+def _fit_router(
+    train: Sequence[Problem],
+    features: Callable[[Sequence[str]], Featurise],
+    learn: Callable[[Any, Array], Callable[[Any], Array]],
+) -> Scorer:
+    llms = sorted({candidate.docid for problem in train for candidate in problem.candidates})
+    featurise = features([problem.query for problem in train])
+    gains_Q_L = np.array([_gains(problem, llms) for problem in train])
+    gains_Q_L = np.where(np.isnan(gains_Q_L), np.nanmean(gains_Q_L, axis=0), gains_Q_L)
+    predict = learn(featurise([problem.query for problem in train]), gains_Q_L)
+
+    def score(problems: Sequence[Problem]) -> list[dict[str, float]]:
+        predicted_Q_L = predict(featurise([problem.query for problem in problems]))
+        return [dict(zip(llms, row, strict=True)) for row in predicted_Q_L.tolist()]
+
+    return score
+
+
+def _gains(problem: Problem, llms: Sequence[str]) -> list[float]:
+    pool = {candidate.docid for candidate in problem.candidates}
+    return [float(problem.gains.get(llm, 0)) if llm in pool else float("nan") for llm in llms]
+
+
+def _tfidf(queries: Sequence[str]) -> Featurise:
+    """Words of any form: code and formulas route too, so a single sign is a word."""
+    text = library("sklearn.feature_extraction.text")
+    transform: Featurise = text.TfidfVectorizer(sublinear_tf=True, token_pattern=r"\w+|[^\w\s]").fit(queries).transform
+    return transform
+
+
+def _main_directions(queries: Sequence[str], seed: int) -> Featurise:
+    """Standardised coordinates of TF-IDF vectors along their first directions."""
+    tfidf = _tfidf(queries)
+    known = tfidf(queries)
+    size = min(DIRECTIONS, *known.shape)
+    svd = library("sklearn.decomposition").TruncatedSVD(size, random_state=seed).fit(known)
+    scaler = library("sklearn.preprocessing").StandardScaler().fit(svd.transform(known))
+    return lambda texts: scaler.transform(svd.transform(tfidf(texts)))
+
+
+def _embeddings(queries: Sequence[str], model: str) -> Featurise:
+    encoder = encoders.load("SentenceTransformer", model)
+
+    def featurise(texts: Sequence[str]) -> Any:
+        return encoder.encode(list(texts), batch_size=encoders.BATCH, show_progress_bar=False)
+
+    scaler = library("sklearn.preprocessing").StandardScaler().fit(featurise(queries))
+    return lambda texts: scaler.transform(featurise(texts))
+
+
+def _knn(queries: Any, gains_Q_L: Array, neighbours: int) -> Callable[[Any], Array]:
+    nearest = library("sklearn.neighbors").KNeighborsRegressor(
+        min(neighbours, len(gains_Q_L)), metric="cosine", algorithm="brute"
+    )
+    predict: Callable[[Any], Array] = nearest.fit(queries, gains_Q_L).predict
+    return predict
+
+
+def _mlp(queries: Any, gains_Q_L: Array, seed: int) -> Callable[[Any], Array]:
+    mean = gains_Q_L.mean(axis=0)  # what is learnt is the difference: little training still ranks as averages do
+    network = library("sklearn.neural_network").MLPRegressor(
+        hidden_layer_sizes=(64,), alpha=1.0, batch_size=min(BATCH, len(gains_Q_L)), random_state=seed
+    )
+    for _ in range(EPOCHS):
+        network.partial_fit(queries, gains_Q_L - mean)
+    return lambda asked: mean + network.predict(asked).reshape(len(asked), -1)
+
+
+def _factors(queries: Any, gains_Q_L: Array, seed: int) -> Callable[[Any], Array]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = torch.nn.Sequential(torch.nn.Linear(queries.shape[1], RANK), torch.nn.Linear(RANK, gains_Q_L.shape[1]))
+    queries_Q_D, gains = torch.tensor(queries).float(), torch.tensor(gains_Q_L).float()
+    better_Q_L_L = (gains[:, :, None] > gains[:, None, :]).float()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
+    for _ in range(100):
+        scores = model(queries_Q_D)
+        lost = torch.nn.functional.softplus(scores[:, None, :] - scores[:, :, None])
+        loss = (better_Q_L_L * lost).sum() / better_Q_L_L.sum().clamp(min=1)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+    def predict(asked: Any) -> Array:
+        with torch.no_grad():
+            predicted: Array = model(torch.tensor(asked).float()).double().numpy()
+        return predicted
+
+    return predict

@@ -1,0 +1,267 @@
+"""Harder tests and other splits than the sources' own. In: problems, or what users did when. Out: problems.
+
+    hard = matched_negatives(recommendation_problems)                   # popularity says nothing any more
+    splits = time_split({"u1": [("i7", 964982703.0), ...]}, {"i7": "Heat (1995)"}, task="rec-movie")
+
+The sources split by user or by query, and draw negatives uniformly or in proportion to popularity (their option
+`negatives`). What is here besides:
+
+| function | the pool, or the split |
+| --- | --- |
+| `matched_negatives` | negatives as popular as the positive |
+| `hard_negatives` | negatives that BM25 takes for the best answers |
+| `full_catalogue` | everything the user has not had, most popular first: rank it in windows (`rankers.Windows`) |
+| `leave_last_out` | each user's last item is test, the one before dev, earlier ones train |
+| `time_split` | before a moment is train, after another is test, for all users alike |
+
+Next in the data flow is `prompts`, as for any problem.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+from typing import TypedDict, Unpack
+
+from r1ranker.datasets.common import SPLIT_NAMES, rng_for
+from r1ranker.datasets.recommendation import NegativeSampler
+from r1ranker.datasets.trec import bm25
+from r1ranker.errors import DataError
+from r1ranker.evaluation.measures import by_task
+from r1ranker.problem import Candidate, Problem, Splits
+
+Events = Mapping[str, Sequence[tuple[str, float]]]
+"""What each user had, and when, oldest first."""
+MIN_ITEMS = 6
+"""Users with fewer items are left out, as by default in the sources."""
+MORE = (" | ", " (")
+"""What follows a title in the text of a candidate, before genres or a year."""
+SHARES = (0.8, 0.9)
+"""Shares of all events before which `time_split` divides train from dev, and dev from test."""
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """All that stood in a pool of a task. `prior` is popularity where the task is a recommendation."""
+
+    candidates: Mapping[str, Candidate]
+    prior: Mapping[str, float]
+
+    def free(self, problem: Problem) -> list[str]:
+        """Docids that could be negatives of a problem: not relevant, not had by the user, no text twice.
+
+        A history holds titles and only the latest ones, so an item that left it long ago can come back.
+        """
+        relevant = {docid for docid, gain in problem.gains.items() if gain > 0}
+        taken = {self.candidates[docid].text for docid in relevant if docid in self.candidates} | set(problem.history)
+        had = tuple(f"{title}{more}" for title in problem.history for more in MORE)
+        free: dict[str, str] = {}
+        for docid, candidate in self.candidates.items():
+            if not (docid in relevant or candidate.text in taken or candidate.text.startswith(had)):
+                free.setdefault(candidate.text, docid)
+        return list(free.values())
+
+
+Order = Callable[[Problem, Catalogue, Random], list[str]]
+"""The free docids of a catalogue in the order in which they become negatives."""
+
+
+def catalogue(problems: Sequence[Problem]) -> Catalogue:
+    """Of all problems given, of one task; take those of every split to have the whole."""
+    candidates = {c.docid: c for problem in problems for c in problem.candidates}
+    return Catalogue(candidates, {docid: value for p in problems for docid, value in p.prior.items()})
+
+
+def matched_negatives(problems: Sequence[Problem], known: Sequence[Problem] = (), seed: int = 0) -> list[Problem]:
+    """The same recommendations among items whose popularity is nearest to the positive's, in pools of the same size.
+
+    known: more problems of the same tasks, for their items. Popularity can then tell only where the positive is
+    among the most popular items of all, which have few neighbours.
+    """
+
+    def nearest(problem: Problem, of_task: Catalogue, rng: Random) -> list[str]:
+        levels = [problem.prior.get(docid, 0.0) for docid in _relevant(problem, problem.relevant_at)]
+        free = rng.sample(found := of_task.free(problem), len(found))  # equals in a random order
+        return sorted(free, key=lambda docid: abs(_log(of_task, docid) - math.log1p(max(levels, default=0.0))))
+
+    return _replaced(problems, known, nearest, "matched", seed)
+
+
+def hard_negatives(problems: Sequence[Problem], known: Sequence[Problem] = (), seed: int = 0) -> list[Problem]:
+    """The same problems among the candidates of the whole task that share most words with the question (BM25).
+
+    Where passages are judged by pool only, one that answers may have been judged for another query alone, and then
+    counts as not relevant. The prior of passages, a first stage's score, becomes BM25's.
+    """
+    scores: dict[str, Mapping[str, float]] = {}
+    for task, of_task in _catalogues([*problems, *known]).items():
+        texts = {docid: candidate.text for docid, candidate in of_task.candidates.items()}
+        scores |= bm25({p.qid: " ".join((p.query, *p.history)) for p in problems if p.task == task}, texts, len(texts))
+
+    def alike(problem: Problem, of_task: Catalogue, rng: Random) -> list[str]:
+        free = rng.sample(found := of_task.free(problem), len(found))  # what shares no word, in a random order
+        return sorted(free, key=lambda docid: -scores[problem.qid].get(docid, 0.0))
+
+    hard = _replaced(problems, known, alike, "hard", seed)
+    zero = {c.docid: 0.0 for p in hard for c in p.candidates}
+    return [_with_prior(p, {**zero, **scores[p.qid]}) if p.scenario == "passage" else p for p in hard]
+
+
+def full_catalogue(problems: Sequence[Problem], known: Sequence[Problem] = (), seed: int = 0) -> list[Problem]:
+    """The same recommendations among all items the user has not had, the most popular first, equals at random."""
+    catalogues = _catalogues([*problems, *known])
+    whole = []
+    for problem in problems:
+        of_task = catalogues[problem.task]
+        docids = [*_relevant(problem), *of_task.free(problem)]
+        rng_for(seed, "catalogue", problem.qid).shuffle(docids)
+        whole.append(_with_pool(problem, sorted(docids, key=lambda d: -_log(of_task, d)), of_task))
+    return whole
+
+
+def _catalogues(problems: Sequence[Problem]) -> dict[str, Catalogue]:
+    return {task: catalogue(of_task) for task, of_task in by_task(problems).items()}
+
+
+def _relevant(problem: Problem, least: int = 1) -> list[str]:
+    """Docids of the pool with a gain of at least `least`."""
+    return [c.docid for c in problem.candidates if problem.gains.get(c.docid, 0) >= least]
+
+
+def _log(of_task: Catalogue, docid: str) -> float:
+    return math.log1p(of_task.prior.get(docid, 0.0))
+
+
+def _replaced(
+    problems: Sequence[Problem], known: Sequence[Problem], order: Order, name: str, seed: int
+) -> list[Problem]:
+    """Each pool with other negatives: its relevant candidates and the first of `order`, in a random order."""
+    catalogues = _catalogues([*problems, *known])
+    replaced = []
+    for problem in problems:
+        of_task, rng = catalogues[problem.task], rng_for(seed, name, problem.qid)
+        kept = _relevant(problem)
+        pool = [*kept, *order(problem, of_task, rng)[: len(problem.candidates) - len(kept)]]
+        rng.shuffle(pool)
+        replaced.append(_with_pool(problem, pool, of_task))
+    return replaced
+
+
+def _with_pool(problem: Problem, docids: Sequence[str], of_task: Catalogue) -> Problem:
+    """A problem with other candidates; judgements of those that left the pool would not fit it."""
+    gains = {docid: problem.gains[docid] for docid in docids if docid in problem.gains}
+    candidates = tuple(of_task.candidates[docid] for docid in docids)
+    return _with_prior(replace(problem, candidates=candidates, gains=gains), of_task.prior)
+
+
+def _with_prior(problem: Problem, prior: Mapping[str, float]) -> Problem:
+    return replace(problem, prior={c.docid: prior[c.docid] for c in problem.candidates if c.docid in prior})
+
+
+def leave_last_out(
+    events: Events, titles: Mapping[str, str], *, task: str, seed: int = 0, **options: Unpack[SplitOptions]
+) -> Splits:
+    """The last item of each user is a test positive, the one before it a dev positive, earlier ones train.
+
+    By its definition a user stands on all sides; a test item never occurs in training, as a positive, in a history
+    or as a negative, since all that a user ever had is barred from that user's negatives.
+    """
+
+    def side(user: str, place: int) -> str:
+        return {1: "test", 2: "dev"}.get(len(known.histories[user]) - place, "train")
+
+    known = _Log.read(events, titles, task, seed, options)
+    return known.splits(side)
+
+
+def time_split(
+    events: Events, titles: Mapping[str, str], *, task: str, seed: int = 0, **options: Unpack[SplitOptions]
+) -> Splits:
+    """The first 80 % of all events are train, the next 10 % dev and the last test: one moment divides all users.
+
+    A user's first item with a past in dev, and in test, is a positive there. Histories hold all that came before, and
+    popularity what came before dev: nothing is known that was not known then.
+    """
+    known = _Log.read(events, titles, task, seed, options)
+    moments = sorted(time for times in known.times.values() for time in times)
+    first, second = (moments[int(share * len(moments))] for share in SHARES)
+
+    def side(user: str, place: int) -> str:
+        time = known.times[user][place]
+        return "train" if time < first else "dev" if time < second else "test"
+
+    return known.splits(side)
+
+
+class SplitOptions(TypedDict, total=False):
+    """As in `datasets.recommendation`: texts are what candidates show, where it is more than the title."""
+
+    texts: Mapping[str, str]
+    history: int
+    pool_size: int
+    windows_per_user: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Log:
+    """Distinct titled items of each user, oldest first, and when; users with fewer than `MIN_ITEMS` left out."""
+
+    histories: Mapping[str, Sequence[str]]
+    times: Mapping[str, Sequence[float]]
+    titles: Mapping[str, str]
+    task: str
+    seed: int
+    options: SplitOptions
+
+    @classmethod
+    def read(cls, events: Events, titles: Mapping[str, str], task: str, seed: int, options: SplitOptions) -> _Log:
+        first: dict[str, dict[str, float]] = {user: {} for user in events}
+        for user, of_user in events.items():
+            for item, time in sorted(of_user, key=lambda event: event[1]):
+                if item in titles:
+                    first[user].setdefault(item, time)
+        kept = {user: times for user, times in first.items() if len(times) >= MIN_ITEMS}
+        if not kept:
+            raise DataError(f"task {task!r}: no user has {MIN_ITEMS} items with a title")
+        histories = {user: list(times) for user, times in kept.items()}
+        return cls(histories, {user: list(times.values()) for user, times in kept.items()}, titles, task, seed, options)
+
+    def splits(self, side: Callable[[str, int], str]) -> Splits:
+        """Problems by the side on which each event falls: of train a few per user, of dev and test the first."""
+        places = {user: [side(user, place) for place in range(len(items))] for user, items in self.histories.items()}
+        popularity = Counter(
+            item
+            for user, items in self.histories.items()
+            for item, on in zip(items, places[user], strict=True)
+            if on == "train"
+        )
+        sampler = NegativeSampler(self.options.get("texts", self.titles))
+        splits: Splits = {split: [] for split in SPLIT_NAMES}
+        for user, sides in places.items():
+            with_past = {on: [place for place in range(1, len(sides)) if sides[place] == on] for on in SPLIT_NAMES}
+            train = with_past["train"]
+            count = min(self.options.get("windows_per_user", 4), len(train))
+            chosen = sorted(rng_for(self.seed, "windows", user).sample(train, count))
+            for place in (*chosen, *with_past["dev"][:1], *with_past["test"][:1]):
+                splits[sides[place]].append(self._problem(user, place, popularity, sampler))
+        return splits
+
+    def _problem(self, user: str, place: int, popularity: Mapping[str, int], sampler: NegativeSampler) -> Problem:
+        items, texts = self.histories[user], self.options.get("texts", self.titles)
+        qid = f"{self.task}:u{user}:{place}"
+        rng = rng_for(self.seed, qid)
+        drawn = sampler.draw(rng, {texts[item] for item in items}, self.options.get("pool_size", 20) - 1)
+        pool = [items[place], *drawn]
+        rng.shuffle(pool)
+        return Problem(
+            qid=qid,
+            task=self.task,
+            scenario="recommendation",
+            history=tuple(self.titles[item] for item in items[max(0, place - self.options.get("history", 20)) : place]),
+            candidates=tuple(Candidate(item, texts[item]) for item in pool),
+            gains={items[place]: 1},
+            prior={item: float(popularity.get(item, 0)) for item in pool},
+        )
