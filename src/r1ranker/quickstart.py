@@ -6,12 +6,14 @@ fast as one after the other on two threads, and neither disturbs the other (docs
 
 from __future__ import annotations
 
+import os
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib.resources import files
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 from r1ranker.data import load_splits
@@ -25,6 +27,8 @@ from r1ranker.training.config import RunConfig, load_config
 from r1ranker.training.logs import read_log
 
 DESIGNS: tuple[Design, ...] = ("dranker", "iranker")
+OF_DESIGN: dict[Design, tuple[str, ...]] = {"dranker": ("ppo.batch=64", "ppo.minibatch=32"), "iranker": ()}
+"""An episode of an IRanker is one sample of many credited decisions; a ranking of a DRanker has one reward."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +44,14 @@ class QuickstartResult:
 def run_quickstart(out: Path, *, seed: int = 0, tokens: int | None = None) -> QuickstartResult:
     """Train, evaluate, report. Everything is written below `out`; `results.json` and `report.html` on top."""
     began = time.perf_counter()
-    runs = {design: quickstart_config(design, out, seed, tokens) for design in DESIGNS}
+    runs: dict[str, RunConfig] = {design: quickstart_config(design, out, seed, tokens) for design in DESIGNS}
     base = runs["iranker"]
     problems = load_splits(base.data)["test"]
     untrained = [
         model_system("base-direct", "dranker", base.model, base),
         model_system("base-iterative", "iranker", base.model, base),
     ]
-    trained = [model_system(design, design, str(config.out / "model"), base) for design, config in runs.items()]
+    trained = [model_system(name, config.design, str(config.out / "model"), base) for name, config in runs.items()]
     result = evaluate_systems(
         ["random", "prior", "bm25", *trained],
         problems,
@@ -64,29 +68,10 @@ def run_quickstart(out: Path, *, seed: int = 0, tokens: int | None = None) -> Qu
 
 def quickstart_config(design: Design, out: Path, seed: int, tokens: int | None) -> RunConfig:
     """The packaged run of one design."""
-    overrides = [f"design={design}", f"out={out / design}", f"seed={seed}"]
+    overrides = [f"design={design}", f"out={out / design}", f"seed={seed}", *OF_DESIGN[design]]
     if tokens is not None:
         overrides.append(f"ppo.token_budget={tokens}")
     return load_config(Path(str(files("r1ranker") / "configs" / "quickstart.yaml")), overrides)
-
-
-def train_side_by_side(
-    runs: dict[Design, RunConfig], untrained: Sequence[ModelSystem], problems: Sequence[Problem]
-) -> dict[str, list[Ranking]]:
-    """Train each run in a process of its own, with one progress bar for all.
-
-    The process that is done first ranks with the untrained systems meanwhile; returns their rankings by name.
-    """
-    budgets = {design: config.ppo.token_budget for design, config in runs.items()}
-    if None in budgets.values():
-        raise ConfigError("quickstart compares designs at equal training tokens: set ppo.token_budget")
-    with ProcessPoolExecutor(len(runs), mp_context=get_context("spawn")) as pool:
-        training = [pool.submit(_train, config) for config in runs.values()]
-        ranking = {system.name: pool.submit(rank_with, system, problems) for system in untrained}
-        _watch(training, runs)
-        for future in training:
-            future.result()
-        return {name: ranked.result() for name, ranked in ranking.items()}
 
 
 def _train(config: RunConfig) -> Path:
@@ -95,11 +80,49 @@ def _train(config: RunConfig) -> Path:
     return train(config, load_splits(config.data))
 
 
-def _watch(training: list[Future[Path]], runs: dict[Design, RunConfig]) -> None:
+def train_side_by_side(
+    runs: Mapping[str, RunConfig],
+    untrained: Sequence[ModelSystem] = (),
+    problems: Sequence[Problem] = (),
+    *,
+    workers: int | None = None,
+    train: Callable[[RunConfig], Path] = _train,
+) -> dict[str, list[Ranking]]:
+    """Train each run in a process of its own, `workers` at a time (all), with one progress bar for all.
+
+    The process that is done first ranks with the untrained systems meanwhile; returns their rankings by name.
+    """
+    budgets = {name: config.ppo.token_budget for name, config in runs.items()}
+    if None in budgets.values():
+        raise ConfigError("runs are compared at equal training tokens: set ppo.token_budget")
+    with worker_pool(workers or len(runs)) as pool:
+        training = [pool.submit(train, config) for config in runs.values()]
+        ranking = {system.name: pool.submit(rank_with, system, problems) for system in untrained}
+        _watch(training, runs)
+        for future in training:
+            future.result()
+        return {name: ranked.result() for name, ranked in ranking.items()}
+
+
+def worker_pool(workers: int) -> ProcessPoolExecutor:
+    """Processes that end with this one, even when it is killed: else they would go on beside the run that resumes."""
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    def wait() -> None:
+        if parent := parent_process():
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _watch(training: Sequence[Future[Path]], runs: Mapping[str, RunConfig]) -> None:
     """A bar of the tokens trained on so far, read from the runs' logs."""
     total = sum(config.ppo.token_budget or 0 for config in runs.values())
     seen = 0
-    with track(total, "training dranker and iranker (tokens)") as advance:
+    with track(total, "training (tokens)") as advance:
         while not all(future.done() for future in training):
             time.sleep(1)
             if any(future.done() and future.exception() for future in training):

@@ -1,0 +1,113 @@
+"""`r1ranker reproduce`: one command for each of the paper's tables. In: a scale. Out: a folder, and `results.md` in it.
+
+What is done is found done, so the same command goes on after it was stopped, however it was.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+from rich.console import Console
+from rich.markup import escape
+
+from r1ranker.errors import ConfigError, R1RankerError
+from r1ranker.reproduce import EXPERIMENTS
+from r1ranker.reproduce.report import write_results
+from r1ranker.reproduce.study import Study
+from r1ranker.training.config import RunConfig, load_config
+
+SCALES = ("mini", "small", "paper")
+LIMITS = {("mini", "ablations"): 40, ("mini", "zero-shot"): 60}
+"""Test problems per task where all would take too long, by scale and experiment."""
+
+console = Console()
+stderr = Console(stderr=True)
+
+
+def reproduce(
+    experiment: Annotated[str, typer.Argument(help=f"{', '.join(EXPERIMENTS)}, all, or report.")],
+    scale: Annotated[
+        str, typer.Option(help="mini (embedded, two cores), small (seconds, a test), or paper (public data, GPUs).")
+    ] = "mini",
+    out: Annotated[
+        Path | None, typer.Option(help="Where results go; default runs/reproduce/SCALE-seedSEED.", show_default=False)
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML of your own base run, in place of a scale.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", "-s", help="Override any key of the YAML, such as -s ppo.batch=32.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of training; the data stay the same.")] = 0,
+    json_: Annotated[Path | None, typer.Option("--json", help="Also write the result here, machine-readable.")] = None,
+) -> None:
+    """Make the paper's tables: train, evaluate, test, render. Run it again to go on where it was stopped.
+
+    Example: `r1ranker reproduce main`
+
+    Everything, then the page alone: `r1ranker reproduce all` and `r1ranker reproduce report`
+
+    Public data: `r1ranker reproduce main --scale paper -s data.0.path=data/ml-1m`
+    """
+    began = time.perf_counter()
+    name = config.stem if config else scale
+    folder = out or Path("runs/reproduce") / f"{name}-seed{seed}"
+    try:
+        names = _names(experiment)
+        failed = run(names, name, _config(scale, config, [*(settings or []), f"seed={seed}"]), folder) if names else {}
+        write_results(folder, folder / "results.md")
+    except R1RankerError as error:
+        stderr.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+    seconds = time.perf_counter() - began
+    console.print(f"results {folder / 'results.md'}   seconds {seconds:.0f}", soft_wrap=True)
+    if json_:
+        done = [one for one in names if one not in failed]
+        result = {"results": str(folder / "results.md"), "done": done, "failed": failed, "seconds": seconds}
+        json_.parent.mkdir(parents=True, exist_ok=True)
+        json_.write_text(json.dumps(result, indent=2) + "\n")
+    if failed:
+        raise typer.Exit(1)
+
+
+def run(names: Sequence[str], scale: str, config: RunConfig, out: Path) -> dict[str, str]:
+    """Run experiments; of several, one that cannot run does not stop the others. Returns what failed and why."""
+    models = out / "models"
+    base = Study("base", scale, config, out / "base", models, None)
+    if config.warmstart.scratch:
+        config = config.model_copy(update={"model": str(base.warmstarted())})
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    failed: dict[str, str] = {}
+    for name in names:
+        console.print(f"{name} ({scale})")
+        try:
+            EXPERIMENTS[name](Study(name, scale, config, out / name, models, LIMITS.get((scale, name))))
+        except R1RankerError as error:
+            if len(names) == 1:
+                raise
+            failed[name] = str(error)
+            stderr.print(f"[bold red]{name}:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+    return failed
+
+
+def _names(experiment: str) -> list[str]:
+    """The experiments to run; none for `report`."""
+    if experiment in ("all", "report"):
+        return list(EXPERIMENTS) if experiment == "all" else []
+    if experiment not in EXPERIMENTS:
+        raise ConfigError(f"unknown experiment {experiment!r}; there are {', '.join(EXPERIMENTS)}, all and report")
+    return [experiment]
+
+
+def _config(scale: str, path: Path | None, settings: Sequence[str]) -> RunConfig:
+    if path is None:
+        if scale not in SCALES:
+            raise ConfigError(f"unknown scale {scale!r}; there are {', '.join(SCALES)}, or give your own with --config")
+        path = Path(str(files("r1ranker") / "configs" / f"reproduce-{scale}.yaml"))
+    return load_config(path, settings)

@@ -1,0 +1,161 @@
+"""From what the experiments saved to `results.md`. In: the folder of all experiments. Out: one Markdown file.
+
+    save_tables(study.out, [Table("Cost", ("system", "calls"), [("iranker", "11.3")])])     # an experiment
+    write_results(Path("runs/reproduce/mini-seed0"), Path("runs/reproduce/mini-seed0/results.md"))
+
+A folder shows the tables that its experiment saved (`tables.json`), else the usual one of its `results.json`. Nothing
+is measured here, and nothing is written by hand: each part names its folder and what it was made with.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from r1ranker.errors import DataError
+from r1ranker.evaluation.results import AVERAGE, Comparison, Row, read_results
+from r1ranker.evaluation.table import caption, lines_of, markdown_table, systems_of
+from r1ranker.provenance import provenance
+from r1ranker.reproduce import EXPERIMENTS
+
+TABLES = "tables.json"
+MEASURES = ("MRR", "nDCG@5", "nDCG@10", "nDCG@20")
+"""Shown where they were measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Cells are text; the first column names the row. `**` makes a cell bold."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+def save_tables(folder: Path, tables: Sequence[Table], settings: dict[str, Any] | None = None) -> None:
+    """Write `tables.json`; with `settings` also `provenance.json`, for tables that no evaluation stands behind."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = json.loads(json.dumps([asdict(table) for table in tables]))
+    if settings is not None and content != _read(folder / TABLES):
+        _write(folder / "provenance.json", provenance() | {"settings": settings})
+    _write(folder / TABLES, content)
+
+
+def results_table(
+    title: str,
+    rows: Sequence[Row],
+    comparisons: Sequence[Comparison],
+    note: str = "",
+    measures: Sequence[str] = MEASURES,
+) -> Table:
+    """Tasks by systems, by those of the measures that are known."""
+    known = [measure for measure in measures if any(row.measure == measure for row in rows)]
+    several = len(known) > 1
+    lines = []
+    for line in lines_of(rows, comparisons, known):
+        cells = (f"**{cell.text}**" if cell.best else cell.text for cell in line.cells)
+        lines.append((line.task, *([line.measure] if several else []), *cells))
+    columns = ("task", *(["measure"] if several else []), *systems_of(rows))
+    return Table(title, columns, lines, f"{caption(comparisons)}. {note}".strip())
+
+
+def by_system(rows: Sequence[Row], measure: str, task: str = AVERAGE) -> dict[str, Row]:
+    """Rows of one measure by system; of the only task where there is no average."""
+    tasks = dict.fromkeys(row.task for row in rows)
+    task = task if task in tasks else next(iter(tasks), "")
+    return {row.system: row for row in rows if (row.task, row.measure) == (task, measure)}
+
+
+def read_comparisons(folder: Path) -> list[Comparison]:
+    """The tests that an evaluation saved."""
+    return [Comparison(**one) for one in _read(folder / "comparisons.json") or []]
+
+
+def write_results(out: Path, target: Path) -> None:
+    """Write `target` from all that lies below `out`. DataError where nothing does."""
+    parts = [(name, folder) for name in EXPERIMENTS for folder in _folders(out / name)]
+    if not parts:
+        raise DataError(f"{out} holds no results yet; run an experiment, such as `r1ranker reproduce main`")
+    lines = [f"# Results in `{out.name}`", "", "Rendered by `r1ranker reproduce report` from the files it names.", ""]
+    before = ""
+    for name, folder in parts:
+        if name != before:
+            lines += [f"## {name}", ""]
+        before = name
+        lines += [*_part(folder, out, target), ""]
+    fresh = target.with_name(f"{target.name}.new")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    fresh.rename(target)
+
+
+def _folders(experiment: Path) -> list[Path]:
+    """Folders with something to show, those above first."""
+    found = {path.parent for kind in (TABLES, "results.json") for path in experiment.rglob(kind)}
+    return sorted(found, key=lambda folder: (len(folder.parts), folder))
+
+
+def _part(folder: Path, out: Path, target: Path) -> list[str]:
+    tables, results = folder / TABLES, folder / "results.json"
+    shown: list[str] = []
+    if tables.is_file():
+        for table in json.loads(tables.read_text(encoding="utf-8")):
+            shown += _markdown(Table(**table))
+    else:
+        shown += [f"### {folder.relative_to(out)}", "", markdown_table(read_results(results), read_comparisons(folder))]
+    page = folder / "report.html"
+    links = [f"[page]({os.path.relpath(page, target.parent)})"] if page.is_file() else []
+    return [*shown, *_origin(folder, out, links)]
+
+
+def _markdown(table: Table) -> list[str]:
+    right = ["---", *["---:"] * (len(table.columns) - 1)]
+    lines = [f"### {table.title}", "", *map(_pipes, [table.columns, right, *table.rows]), ""]
+    return [*lines, table.note, ""] if table.note else lines
+
+
+def _origin(folder: Path, out: Path, links: Sequence[str]) -> list[str]:
+    """One paragraph: where the files lie and what they were made with."""
+    origin = _read(folder / "provenance.json") or {}
+    settings = origin.get("settings", {})
+    chosen = {key: settings.get(key) for key in ("scale", "model", "design", "think", "layout", "seed", "limit")}
+    chosen["token budget"] = settings.get("ppo", {}).get("token_budget")
+    facts = [
+        f"Folder `{folder.relative_to(out)}`",
+        ", ".join(f"{key} {_relative(value, out)}" for key, value in chosen.items() if value is not None),
+        f"data {_relative(json.dumps(settings['data']), out)}" if "data" in settings else "",
+        ", ".join(f"{name} {number}" for name, number in origin.get("versions", {}).items() if number),
+        f"revision {origin['revision']}" if origin.get("revision") else "",
+        _machine(origin.get("machine", {})),
+        str(origin.get("time", "")),
+        *links,
+    ]
+    return [f"<sub>{'; '.join(filter(None, facts))}.</sub>"]
+
+
+def _machine(machine: dict[str, Any]) -> str:
+    return f"{machine['cores']} cores, {machine['gpu'] or 'no GPU'}" if machine else ""
+
+
+def _relative(value: Any, out: Path) -> str:
+    """Text of a setting; paths below the folder of all experiments without it."""
+    return str(value).replace(f"{out.resolve()}/", "").replace(f"{out}/", "")
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _write(path: Path, content: Any) -> None:
+    fresh = path.with_name(f"{path.name}.new")
+    fresh.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    fresh.rename(path)
+
+
+def _pipes(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"

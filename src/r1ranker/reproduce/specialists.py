@@ -1,0 +1,203 @@
+"""One model for everything against specialists of one scenario. In: a `Study`. Out: results by scenario, tables.
+
+The specialists (`baselines.specialists`) learn from the very training problems that the ranker has, and again, as
+`NAME-all`, from all that their source holds without the targets of dev and test users, which is what a recommender
+would have. Recommendations are tested three more ways (`evaluation.protocols`): with negatives as popular as the
+positive, with negatives that share words with the history, and among the whole catalogue where it is small.
+Routers are also shown as quality against cost (`evaluation.routing`).
+
+A specialist whose library or pretrained model is not there is left out, and the tables say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+from r1ranker import datasets
+from r1ranker.baselines import BASELINES
+from r1ranker.baselines.specialists import SERVES, SPECIALISTS
+from r1ranker.data import load_splits, show_prior
+from r1ranker.datasets import llmrouter, mini, mini_routing
+from r1ranker.datasets.interactions import interactions
+from r1ranker.datasets.mini_words import words
+from r1ranker.errors import BackendError
+from r1ranker.evaluation import routing
+from r1ranker.evaluation.measures import by_task
+from r1ranker.evaluation.protocols import full_catalogue, hard_negatives, matched_negatives
+from r1ranker.evaluation.results import Row
+from r1ranker.evaluation.routing import Outcome, Outcomes, Weights
+from r1ranker.evaluation.table import systems_of
+from r1ranker.problem import SCENARIOS, Problem, Ranking
+from r1ranker.reproduce.report import Table, by_system, save_tables
+from r1ranker.reproduce.study import Study
+from r1ranker.training.config import DataConfig
+
+BASES = ("random", "prior", "oracle")
+LARGEST_CATALOGUE = 500
+"""Items of a task that are all ranked; a larger catalogue would take thousands of calls a query."""
+FEW = 10
+"""Test problems per task that are ranked among the whole catalogue."""
+BUDGETS = (0.1, 0.25, 0.5)
+"""Mean costs a query, as shares of the dearest LLM's."""
+
+
+def specialists(study: Study) -> None:
+    """Train the ranker in both designs and every specialist, evaluate each scenario, save the tables."""
+    models = dict(zip(("dranker", "iranker"), study.trained_all([["design=dranker"], ["design=iranker"]]), strict=True))
+    learn, lacking = {"": study.problems("train"), "-all": everything(study)}, dict[str, str]()
+    rows: dict[str, list[Row]] = {}
+    tables: list[Table] = []
+    for part, problems in test_sets(study).items():
+        settings = ["window=20"] if part == "whole-catalogue" else []
+        systems = [study.system(name, name, str(model), *settings) for name, model in models.items()]
+        given = rankings_of_specialists(learn, problems, lacking)
+        title = f"R1-Ranker and specialists, {part} ({study.scale})"
+        rows[part] = study.evaluate([*BASES, *systems], problems, part, given=given, baseline="iranker", title=title)
+        if part == "routing":
+            ranked = {name: BASELINES[name](problems) for name in BASES} | given | study.rankings(systems, problems)
+            tables += routing_table(outcomes(study, problems), problems, ranked)
+    known = {"experiment": study.name, "scale": study.scale, "limit": study.limit}
+    save_tables(study.out, [_summary(rows, lacking), *tables], study.config.model_dump(mode="json") | known)
+
+
+def test_sets(study: Study) -> dict[str, list[Problem]]:
+    """The study's test problems by scenario, and recommendations by the other protocols."""
+    test = study.problems("test")
+    sets: dict[str, list[Problem]] = {s: [p for p in test if p.scenario == s] for s in SCENARIOS}
+    for data in study.config.data:
+        splits = load_splits([data.model_copy(update={"show_prior": False})])
+        wanted = {problem.qid for problem in sets["recommendation"]}
+        plain = [problem for problem in splits["test"] if problem.qid in wanted]
+        known = [
+            problem for problems in splits.values() for problem in problems if problem.scenario == "recommendation"
+        ]
+        few = [
+            problem
+            for task, of_task in by_task(plain).items()
+            if len({c.docid for p in known if p.task == task for c in p.candidates}) <= LARGEST_CATALOGUE
+            for problem in of_task[:FEW]
+        ]
+        found = {
+            "matched-popularity": matched_negatives(plain, known),
+            "similar-words": hard_negatives(plain, known),
+            "whole-catalogue": full_catalogue(few, known),
+        }
+        for part, problems in found.items():
+            sets.setdefault(part, []).extend(map(show_prior, problems) if data.show_prior else problems)
+    return {part: problems for part, problems in sets.items() if problems}
+
+
+def everything(study: Study) -> list[Problem]:
+    """All that the sources let specialists learn from, where that is more than the run's training problems."""
+    found: list[Problem] = []
+    for data in study.config.data:
+        if "history" in datasets.SOURCES[data.source].options:
+            splits = interactions(data.source, data.path, seed=data.seed, **data.options)
+            found += [problem for problems in splits.values() for problem in problems]
+        elif data.limit is not None and data.path is not None:  # a limit of the embedded source is for a quick test
+            found += datasets.load(data.source, data.path, seed=data.seed, **data.options)["train"]
+    return found
+
+
+def rankings_of_specialists(
+    learn: Mapping[str, Sequence[Problem]], test: Sequence[Problem], lacking: dict[str, str]
+) -> dict[str, list[Ranking]]:
+    """Rankings by every specialist of the scenario, from each set of training problems, by name and its suffix.
+
+    A task that a larger set does not hold is learnt from the first one. `lacking` collects why one is left out.
+    """
+    scenario, tasks = test[0].scenario, {problem.task for problem in test}
+    given: dict[str, list[Ranking]] = {}
+    small = [problem for problem in learn[""] if problem.task in tasks]
+    for suffix, problems in learn.items():
+        of_tasks = [problem for problem in problems if problem.task in tasks]
+        held = {problem.task for problem in of_tasks}
+        train = [*of_tasks, *(problem for problem in small if problem.task not in held)]
+        for name in (name for name, scenarios in SERVES.items() if scenario in scenarios):
+            trains = SERVES[name] != SCENARIOS  # encoders read any texts and are not trained here
+            if name in lacking or (suffix and not (trains and held)):
+                continue
+            try:
+                given[name + suffix] = SPECIALISTS[name](train, test)
+            except BackendError as error:
+                lacking[name] = str(error)
+    return given
+
+
+def outcomes(study: Study, problems: Sequence[Problem]) -> Outcomes:
+    """Score and relative cost of each LLM on each test query, where the source knows them."""
+    found: dict[str, dict[str, Outcome]] = {}
+    for data in study.config.data:
+        if data.source == "llmrouter" and data.path is not None:
+            qids = [problem.qid for problem in problems]
+            known = llmrouter.outcomes(data.path, qids)
+            found |= {qid: {llm: Outcome(*pair) for llm, pair in pairs.items()} for qid, pairs in known.items()}
+        if data.source == "mini":
+            found |= _mini_outcomes(data, problems)
+    return found
+
+
+def _mini_outcomes(data: DataConfig, problems: Sequence[Problem]) -> dict[str, dict[str, Outcome]]:
+    prices = {llm["name"]: float(llm["price"]) for llm in words()["routing"]["llms"]}
+    most = max(prices.values())
+    queries = {f"route-{q.name}": q for q in mini_routing.queries(data.seed, mini.SIZES)["test"]}
+    return {
+        problem.qid: {llm: Outcome(score, prices[llm] / most) for llm, score in queries[problem.group].scores.items()}
+        for problem in problems
+    }
+
+
+def routing_table(known: Outcomes, problems: Sequence[Problem], ranked: Mapping[str, Sequence[Ranking]]) -> list[Table]:
+    """Mean score and cost of what each router chose under each objective, and the area under these points.
+
+    Only questions that stand in every task count, so that all points are of the same. None where costs are not known.
+    """
+    tasks = by_task(problems)
+    shared = set.intersection(*({p.group for p in of_task} for of_task in tasks.values()))
+    asked = {p.qid: p.task for p in problems if p.group in shared and p.qid in known}
+    if not asked:
+        return []
+    alone = routing.llm_points({qid: known[qid] for qid in asked})
+    low, high = min(p.cost for p in alone.values()), max(p.cost for p in alone.values())
+    lines = [("all LLMs, mixed", *[""] * len(tasks), *_curve(list(alone.values()), low, high), "")]
+    for name, rankings in ranked.items():
+        chosen = routing.first_choices(r for r in rankings if r.qid in asked)
+        of_task = {task: {q: llm for q, llm in chosen.items() if asked[q] == task} for task in tasks}
+        points = [routing.point(choices, known) for choices in of_task.values()]
+        lost = [fmean(routing.regret(c, known, _weights(task)).values()) for task, c in of_task.items()]
+        cells = [f"{point.quality:.3f} for {point.cost:.3f}" for point in points]
+        lines.append((name, *cells, *_curve(points, low, high), f"{fmean(lost):.3f}"))
+    within = (f"quality within {share:.0%}" for share in BUDGETS)
+    note = (
+        f"Mean score for mean cost on {len(shared)} questions, costs as shares of the dearest LLM's. AIQ "
+        f"(RouterBench): mean quality over all mean costs from {low:.3f} to {high:.3f}, on the convex hull of a "
+        "router's points; so is quality within a mean cost. regret: utility lost to the oracle, mean over the "
+        "objectives. The router's own cost is not in it: no price of its tokens is known here."
+    )
+    columns = ("router", *(task.removeprefix("route-") for task in tasks), "AIQ", *within, "regret")
+    return [Table("Routing: quality and cost", columns, lines, note)]
+
+
+def _curve(points: Sequence[routing.Point], low: float, high: float) -> list[str]:
+    values = [routing.aiq(points, low, high), *(routing.quality_within(points, share * high) for share in BUDGETS)]
+    return [f"{value:.3f}" for value in values]
+
+
+def _weights(task: str) -> Weights:
+    objective = llmrouter.OBJECTIVES[task.removeprefix("route-")]
+    return Weights(objective.quality, objective.cost)
+
+
+def _summary(rows: Mapping[str, Sequence[Row]], lacking: Mapping[str, str]) -> Table:
+    """MRR of every system on every set of test problems, mean over tasks."""
+    found = {part: by_system(of_part, "MRR") for part, of_part in rows.items()}
+    systems = systems_of([row for of_part in rows.values() for row in of_part])
+    lines = [(s, *(f"{of[s].value:.3f}" if s in of else "" for of in found.values())) for s in systems]
+    counts = ", ".join(f"{part} {next(iter(of.values())).n}" for part, of in found.items())
+    note = (
+        f"MRR, mean over tasks; test queries: {counts}. Names with -all learnt from all that the source holds, the "
+        "others from the training problems of the ranker. Intervals and tests stand in the parts below."
+    )
+    absent = "".join(f" Left out: {name} ({reason})." for name, reason in lacking.items())
+    return Table("Specialists", ("system", *(part.replace("-", " ") for part in rows)), lines, note + absent)
