@@ -31,7 +31,7 @@ from unittest import mock
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from r1ranker.backends.base import STOP
@@ -118,6 +118,7 @@ def trl(rows: Any, limit: int, rounds: int, **settings: Any) -> tuple[Mark, Mark
             **settings,
         )
         trainer = GRPOTrainer(network, for_trl.reward, config, rows, processing_class=tokenizer, callbacks=[clock])
+        trainer.remove_callback(PrinterCallback)  # it would print into the tables
         trainer.train()
     return clock.marks[updates - 1], clock.marks[-1]
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from importlib.resources import files
 
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
+
 from r1ranker import DRanker, IRanker, TransformersBackend
 from r1ranker.datasets import load
 from r1ranker.evaluation.measures import by_task
@@ -21,3 +24,12 @@ def test_nano_ranks_one_problem_of_each_embedded_task_in_both_designs() -> None:
 def test_nano_is_a_few_megabytes() -> None:
     weights = files("r1ranker") / "nano" / "model.safetensors"
     assert len(weights.read_bytes()) < 10_000_000
+
+
+def test_everyone_who_loads_nano_reads_with_the_tokenizer_it_was_taught_with() -> None:
+    directory = files("r1ranker") / "nano"
+    described = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    loaded = AutoTokenizer.from_pretrained(str(directory))
+    for text in ("The Iron Galaxy (1995)\n[3] A short\tone", "Äußerst 2020-03, naïve"):
+        assert loaded(text, add_special_tokens=False)["input_ids"] == described.encode(text).ids
+    assert loaded.tokenize("The Galaxy") == loaded.tokenize("the galaxy")

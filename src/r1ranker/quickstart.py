@@ -27,8 +27,6 @@ from r1ranker.training.config import RunConfig, load_config
 from r1ranker.training.logs import read_log
 
 DESIGNS: tuple[Design, ...] = ("dranker", "iranker")
-OF_DESIGN: dict[Design, tuple[str, ...]] = {"dranker": ("ppo.batch=64", "ppo.minibatch=32"), "iranker": ()}
-"""An episode of an IRanker is one sample of many credited decisions; a ranking of a DRanker has one reward."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +66,7 @@ def run_quickstart(out: Path, *, seed: int = 0, tokens: int | None = None) -> Qu
 
 def quickstart_config(design: Design, out: Path, seed: int, tokens: int | None) -> RunConfig:
     """The packaged run of one design."""
-    overrides = [f"design={design}", f"out={out / design}", f"seed={seed}", *OF_DESIGN[design]]
+    overrides = [f"design={design}", f"out={out / design}", f"seed={seed}"]
     if tokens is not None:
         overrides.append(f"ppo.token_budget={tokens}")
     return load_config(Path(str(files("r1ranker") / "configs" / "quickstart.yaml")), overrides)

@@ -26,7 +26,7 @@ Featurise = Callable[[Sequence[str]], Any]
 NEIGHBOURS = 50
 DIRECTIONS = 64
 """Numbers that describe a query after SVD."""
-EPOCHS = 30
+EPOCHS = 20
 BATCH = 32
 RANK = 32
 """Length of the vectors of the matrix factorisation."""

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 import yaml
@@ -19,9 +19,9 @@ from rich.markup import escape
 
 from r1ranker.errors import ConfigError, R1RankerError
 from r1ranker.reproduce import EXPERIMENTS
-from r1ranker.reproduce.report import write_results
-from r1ranker.reproduce.study import Study
-from r1ranker.training.config import RunConfig, load_config
+
+if TYPE_CHECKING:
+    from r1ranker.training.config import RunConfig
 
 SCALES = ("mini", "small", "paper")
 LIMITS = {("mini", "ablations"): 40, ("mini", "zero-shot"): 60}
@@ -54,6 +54,8 @@ def reproduce(
 
     Public data: `r1ranker reproduce main --scale paper -s data.0.path=data/ml-1m`
     """
+    from r1ranker.reproduce.report import write_results
+
     began = time.perf_counter()
     name = config.stem if config else scale
     folder = out or Path("runs/reproduce") / f"{name}-seed{seed}"
@@ -77,6 +79,8 @@ def reproduce(
 
 def run(names: Sequence[str], scale: str, config: RunConfig, out: Path) -> dict[str, str]:
     """Run experiments; of several, one that cannot run does not stop the others. Returns what failed and why."""
+    from r1ranker.reproduce.study import Study
+
     models = out / "models"
     base = Study("base", scale, config, out / "base", models, None)
     if config.warmstart.scratch:
@@ -106,6 +110,8 @@ def _names(experiment: str) -> list[str]:
 
 
 def _config(scale: str, path: Path | None, settings: Sequence[str]) -> RunConfig:
+    from r1ranker.training.config import load_config
+
     if path is None:
         if scale not in SCALES:
             raise ConfigError(f"unknown scale {scale!r}; there are {', '.join(SCALES)}, or give your own with --config")
