@@ -24,10 +24,12 @@ from r1ranker import cli
 from r1ranker.backends.base import Ask, AsyncBackend, Backend, CallError, Choice, Completion, Session
 from r1ranker.backends.scripted import ScriptedBackend
 from r1ranker.datasets.jsonl import iter_jsonl, write_jsonl
+from r1ranker.drive import AHEAD
 from r1ranker.errors import BackendError, ConfigError, DataError
 from r1ranker.evaluation.runs import read_run
 from r1ranker.jobs import JobResult, failed_of, journal_of, rank_file
 from r1ranker.problem import Candidate, Problem
+from r1ranker.rankers import IRanker
 from r1ranker.spec import RankerSpec
 
 MakeProblem = Callable[..., Problem]
@@ -313,6 +315,21 @@ def test_memory_does_not_grow_with_the_number_of_queries(
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[2] - peaks[1] < 700 * 600, "of a query its name may be kept, not its 4000 bytes of text"
+
+
+@pytest.mark.parametrize("taken", [1, 3])
+def test_calls_do_not_run_ahead_of_who_takes_the_rankings(taken: int, make_problem: MakeProblem) -> None:
+    endpoint, most = Endpoint(), AHEAD * Endpoint.concurrency
+    rankings = IRanker(endpoint, think=False).rank_each(make_problem(2, qid=f"q{i}") for i in range(400))
+    for _ in range(taken):
+        next(rankings)
+    time.sleep(0.1)
+    assert endpoint.calls == most + taken
+    if taken == 1:
+        rankings.close()  # type: ignore[attr-defined]
+        assert endpoint.calls == most + taken
+    else:
+        assert len(list(rankings)) == 400 - taken
 
 
 def test_the_options_of_the_command_default_to_those_of_a_spec() -> None:

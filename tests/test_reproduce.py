@@ -113,6 +113,8 @@ def test_the_main_table_has_every_system_and_says_where_it_comes_from(finished: 
 def test_what_is_trained_differs_from_what_it_began_with(finished: Path) -> None:
     weights = outcome(finished)["weights"]
     assert len(weights) == len(set(weights.values())) == 3
+    assert len(list(finished.glob("models/*/done.json"))) == 3
+    assert not list(finished.glob("models/*/checkpoint.pt"))  # as large as several models, and of no more use
 
 
 @pytest.mark.parametrize("trigger", ["models/*ranker-*/checkpoint.pt", "rankings/*.trec"])

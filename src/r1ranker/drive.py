@@ -12,6 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 
 from r1ranker.backends.base import Ask, AsyncBackend, Backend, CallError, Choice, Completion, Session
@@ -21,6 +22,9 @@ from r1ranker.problem import Problem, Ranking, Usage
 
 Finished = tuple[int, Ranking]
 """A ranking and the place of its problem among those given."""
+AHEAD = 4
+"""Queries that may be under way or finished but not yet taken, as a multiple of the concurrency: calls go on while a
+ranking is written, but replies never pile up where the calls are faster than who takes them."""
 
 
 def drive(
@@ -75,7 +79,8 @@ def _one_by_one(problems: Iterable[Problem], planner: Planner, backend: AsyncBac
     """The event loop lives in a thread of its own, so that this works inside another one, as in a notebook."""
     finished: queue.SimpleQueue[Finished | BaseException | None] = queue.SimpleQueue()
     loop = asyncio.new_event_loop()
-    work = loop.create_task(_all(problems, planner, backend, finished.put))
+    room = asyncio.Semaphore(AHEAD * backend.concurrency)
+    work = loop.create_task(_all(problems, planner, backend, room, finished.put))
 
     def run() -> None:
         try:
@@ -92,22 +97,31 @@ def _one_by_one(problems: Iterable[Problem], planner: Planner, backend: AsyncBac
         while (item := finished.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
+            with suppress(RuntimeError):  # when all is finished the loop is closed, and nobody waits for room
+                loop.call_soon_threadsafe(room.release)
             yield item
     finally:
-        if thread.is_alive() and not loop.is_closed():
+        with suppress(RuntimeError):
             loop.call_soon_threadsafe(work.cancel)
         thread.join()
 
 
 async def _all(
-    problems: Iterable[Problem], planner: Planner, backend: AsyncBackend, finish: Callable[[Finished], None]
+    problems: Iterable[Problem],
+    planner: Planner,
+    backend: AsyncBackend,
+    room: asyncio.Semaphore,
+    finish: Callable[[Finished], None],
 ) -> None:
-    """At most `concurrency` queries at a time, each with one call under way."""
+    """At most `concurrency` queries at a time, each with one call under way, and none without room for its ranking."""
     waiting = enumerate(problems)
 
     async def worker(session: Session) -> None:
+        await room.acquire()
         for index, problem in waiting:  # shared: each worker takes the next
             finish((index, await _ranked(problem, planner(problem), session)))
+            await room.acquire()
+        room.release()  # of no use: the problems are at an end
 
     async with backend.session() as session, asyncio.TaskGroup() as group:
         for _ in range(backend.concurrency):

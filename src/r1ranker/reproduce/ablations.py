@@ -43,9 +43,9 @@ VARIANTS = (
     Variant("design", "iterative", ("design=iranker",)),
     Variant("thinking", "on", ("think=true",)),
     Variant("thinking", "off", ("think=false",)),
-    # Each layout with the training states that are its own: sampled pools, or whole episodes as one sequence.
-    Variant("layout", "relist", ("layout=relist", "ppo.episode_share=0.0")),
-    Variant("layout", "append", ("layout=append", "ppo.episode_share=1.0")),
+    # Each layout with the training states that are its own: sampled pools, or whole episodes, of up to 19 decisions each.
+    Variant("layout", "relist", ("layout=relist", "ppo.episode_share=0.0", "ppo.minibatch=32")),
+    Variant("layout", "append", ("layout=append", "ppo.episode_share=1.0", "ppo.minibatch=4")),
     Variant("rewards", "paper", ("ppo.reward=paper",)),
     Variant("rewards", "graded", ("ppo.reward=graded",)),
     Variant("credit", "sampled", ("ppo.answer=sampled",)),

@@ -99,9 +99,6 @@ class Study:
         else:
             for config in todo.values():
                 train_or_resume(config)
-        for name, config in todo.items():
-            _write_whole(self.models / name / DONE, json.dumps(config.model_dump(mode="json"), indent=2))
-            discard(config.out)
         return [config.out / "model" for config in runs]
 
     def warmstarted(self, overrides: Sequence[str] = ()) -> Path:
@@ -194,10 +191,13 @@ class Study:
 
 
 def train_or_resume(config: RunConfig) -> Path:
-    """Train to the end, from the checkpoint in the run's folder where there is one."""
+    """Train to the end, from the checkpoint in the run's folder where there is one; then it is of no more use."""
     from r1ranker.training.ppo import train
 
-    return train(config, _splits(config), resume=(config.out / CHECKPOINT).is_file())
+    model = train(config, _splits(config), resume=(config.out / CHECKPOINT).is_file())
+    _write_whole(config.out / DONE, json.dumps(config.model_dump(mode="json"), indent=2))
+    discard(config.out)
+    return model
 
 
 def _splits(config: RunConfig) -> Splits:

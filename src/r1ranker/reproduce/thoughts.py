@@ -35,6 +35,8 @@ TEACH_THOUGHTS = (
 STEPS = {"small": 10}
 """Of that supervised start, by scale; elsewhere `ENOUGH`: with a third of it most answers are still broken."""
 ENOUGH = 300
+GENTLY = ("think=true", "ppo.actor_lr=0.00005", "ppo.kl=0.01")
+"""The rate at which a small model learns to answer ruins its thoughts within two steps."""
 
 
 def thoughts(study: Study) -> None:
@@ -61,8 +63,8 @@ def _models(study: Study) -> tuple[str, str]:
         return study.config.model, str(study.trained(["design=iranker"]))
     steps = f"warmstart.steps={STEPS.get(study.scale, ENOUGH)}"
     untrained = str(study.warmstarted([*TEACH_THOUGHTS, steps]))
-    start = ("think=true", f"model={json.dumps(untrained)}", f"ppo.token_budget={study.budget(SHORT)}")
-    return untrained, str(study.trained(["design=iranker", *start]))
+    settings = (*GENTLY, f"model={json.dumps(untrained)}", f"ppo.token_budget={study.budget(SHORT)}")
+    return untrained, str(study.trained(["design=iranker", *settings]))
 
 
 def record(study: Study, trained: str) -> tuple[Path, list[Thought]]:

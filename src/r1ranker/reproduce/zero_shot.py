@@ -34,7 +34,7 @@ def zero_shot(study: Study) -> None:
     budget = f"ppo.token_budget={study.budget(SHORT)}"
     without = {scenario: _data_without(study, scenario) for scenario in scenarios}
     starts = {scenario: _start(study, data) for scenario, data in without.items()}
-    variants = [["design=iranker", budget, data, f"model={starts[s]}"] for s, data in without.items()]
+    variants = [["design=iranker", budget, data, f"model={json.dumps(starts[s])}"] for s, data in without.items()]
     *models, full = study.trained_all([*variants, ["design=iranker", budget]])
     trained = dict(zip(scenarios, models, strict=True))
     given: dict[str, list[Ranking]] = {"untrained": [], "zero-shot": [], "full": []}
