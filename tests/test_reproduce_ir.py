@@ -46,7 +46,7 @@ def test_the_embedded_collection_judges_every_passage_and_agrees_with_the_proble
     problems, note = ir.benchmark(embedded, 20)
     assert note == f"{len(problems)} of {len(problems)} judged queries, 0 are in training or dev"
     assert {p.qid for p in problems} == {p.group for p in passages}
-    lines = (embedded.out / "collection" / "corpus.jsonl").read_text().splitlines()
+    lines = (embedded.out / "embedded-passages" / "corpus.jsonl").read_text().splitlines()
     text_of = {doc["_id"]: doc["text"] for doc in map(json.loads, lines)}
     assert len(set(text_of.values())) == len(text_of)
     by_qid = {problem.qid: problem for problem in problems}
@@ -226,7 +226,7 @@ def test_ir_from_end_to_end(tmp_path: Path, tiny_dir: Path) -> None:
     assert column(table, "top 20: nDCG@10")["oracle"] >= max(column(table, "top 20: nDCG@10").values())
     assert float(column(table, "top 20: calls")["dranker"]) > 1, "a list longer than a window takes several calls"
     assert "windows of 9 by 4; top 20: 9 of 9 judged queries, 0 are in training or dev" in table["note"]
-    assert {row.task for row in read_results(whole.out / "top100" / "results.json")} == {"collection"}
+    assert {row.task for row in read_results(whole.out / "top100" / "results.json")} == {"embedded-passages", "average"}
     before = (whole.out / "top20" / "results.json").stat().st_mtime_ns
     ir.ir(whole)
     assert (whole.out / "top20" / "results.json").stat().st_mtime_ns == before, "done is found done"

@@ -106,7 +106,7 @@ def _collection(study: Study, data: DataConfig, top_k: int) -> DataConfig | None
         return DataConfig(source="trec", path=data.path, show_prior=data.show_prior, options=options)
     if data.source == "mini":
         passages = [problem for problem in study.problems("test") if problem.scenario == "passage"]
-        path = write_collection(passages, study.out / "collection")
+        path = write_collection(passages, study.out / "embedded-passages")
         return DataConfig(source="trec", path=path, show_prior=data.show_prior, options=options | {"relevant_at": 3})
     return None
 
