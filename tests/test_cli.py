@@ -24,7 +24,7 @@ from r1ranker.training.config import load_config
 
 MakeProblem = Callable[..., Problem]
 MINI = ["-s", "data.0.source=mini", "-s", "data.0.limit=1"]
-COMMANDS = ["quickstart", "warmstart", "train", "rank", "evaluate", "compare"]
+COMMANDS = ["quickstart", "warmstart", "train", "rank", "evaluate", "compare", "reproduce", "push"]
 COMMANDS += ["data list", "data validate", "data convert", "data stats"]
 PPO = {"steps": 2, "batch": 6, "minibatch": 6, "validate_every": 1, "validate_problems": 1, "largest_pool": 4}
 

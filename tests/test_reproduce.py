@@ -244,6 +244,15 @@ def test_every_listed_variant_is_a_valid_run_at_every_scale() -> None:
             assert config.ppo.token_budget, scale
 
 
+def test_mini_trains_what_the_quickstart_trains() -> None:
+    mini = packaged("mini")
+    quickstart = load_config(Path(str(files("r1ranker") / "configs" / "quickstart.yaml")))
+    assert mini.ppo.model_copy(update={"checkpoint_every": quickstart.ppo.checkpoint_every}) == quickstart.ppo
+    assert (mini.model, mini.think, mini.layout, mini.data) == (
+        *(quickstart.model, quickstart.think, quickstart.layout, quickstart.data),
+    )
+
+
 def test_chance_is_the_mean_over_all_orders(make_problem: MakeProblem) -> None:
     for n, relevant in [(5, 1), (5, 2), (4, 3), (3, 3)]:
         problem = make_problem(n, gains={f"d{k}": 1 for k in range(1, relevant + 1)})

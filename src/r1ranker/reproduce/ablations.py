@@ -44,7 +44,7 @@ VARIANTS = (
     Variant("thinking", "on", ("think=true",)),
     Variant("thinking", "off", ("think=false",)),
     # Each layout with training states of its own: sampled pools, or whole episodes of up to 19 decisions each.
-    Variant("layout", "relist", ("layout=relist", "ppo.episode_share=0.0", "ppo.minibatch=32")),
+    Variant("layout", "relist", ("layout=relist", "ppo.episode_share=0.0")),
     Variant("layout", "append", ("layout=append", "ppo.episode_share=1.0", "ppo.minibatch=4")),
     Variant("rewards", "paper", ("ppo.reward=paper",)),
     Variant("rewards", "graded", ("ppo.reward=graded",)),

@@ -5,7 +5,6 @@ What is done is found done, so the same command goes on after it was stopped, ho
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from importlib.resources import files
@@ -14,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 import yaml
-from rich.console import Console
 from rich.markup import escape
 
+from r1ranker.cli_common import Json, Settings, console, errors, stderr, write_json
 from r1ranker.errors import ConfigError, R1RankerError
 from r1ranker.reproduce import EXPERIMENTS
 
@@ -26,9 +25,6 @@ if TYPE_CHECKING:
 SCALES = ("mini", "small", "paper")
 LIMITS = {("mini", "ablations"): 40, ("mini", "zero-shot"): 60}
 """Test problems per task where all would take too long, by scale and experiment."""
-
-console = Console()
-stderr = Console(stderr=True)
 
 
 def reproduce(
@@ -40,11 +36,9 @@ def reproduce(
         Path | None, typer.Option(help="Where results go; default runs/reproduce/SCALE-seedSEED.", show_default=False)
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML of your own base run, in place of a scale.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", "-s", help="Override any key of the YAML, such as -s ppo.batch=32.")
-    ] = None,
+    settings: Settings = None,
     seed: Annotated[int, typer.Option(help="Seed of training; the data stay the same.")] = 0,
-    json_: Annotated[Path | None, typer.Option("--json", help="Also write the result here, machine-readable.")] = None,
+    json_: Json = None,
 ) -> None:
     """Make the paper's tables: train, evaluate, test, render. Run it again to go on where it was stopped.
 
@@ -59,20 +53,14 @@ def reproduce(
     began = time.perf_counter()
     name = config.stem if config else scale
     folder = out or Path("runs/reproduce") / f"{name}-seed{seed}"
-    try:
+    with errors():
         names = _names(experiment)
         failed = run(names, name, _config(scale, config, [*(settings or []), f"seed={seed}"]), folder) if names else {}
         write_results(folder, folder / "results.md")
-    except R1RankerError as error:
-        stderr.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
     seconds = time.perf_counter() - began
     console.print(f"results {folder / 'results.md'}   seconds {seconds:.0f}", soft_wrap=True)
-    if json_:
-        done = [one for one in names if one not in failed]
-        result = {"results": str(folder / "results.md"), "done": done, "failed": failed, "seconds": seconds}
-        json_.parent.mkdir(parents=True, exist_ok=True)
-        json_.write_text(json.dumps(result, indent=2) + "\n")
+    done = [one for one in names if one not in failed]
+    write_json(json_, {"results": folder / "results.md", "done": done, "failed": failed, "seconds": seconds})
     if failed:
         raise typer.Exit(1)
 
