@@ -188,7 +188,7 @@ def test_the_routing_table_is_of_questions_that_every_objective_has() -> None:
 
 
 def test_embedded_outcomes_are_what_gains_are_made_of(tmp_path: Path) -> None:
-    embedded = study(tmp_path, "data=[{source: mini, limit: 10}]")
+    embedded = study(tmp_path, "data=[{source: mini, limit: 20}]")
     problems = [p for p in embedded.problems("test") if p.task == "route-performance"]
     known = specialists.outcomes(embedded, problems)
     for problem in problems:

@@ -75,6 +75,9 @@ def train(
     engine: Annotated[
         Literal["own", "verl"], typer.Option(help="own, or verl on Ray for many GPUs (docs/verl.md).")
     ] = "own",
+    verl: Annotated[
+        list[str] | None, typer.Option(help="KEY=VALUE of verl's own config, in hydra's grammar; repeatable.")
+    ] = None,
     json_: Json = None,
 ) -> None:
     """Train a ranker by PPO; keeps the model that is best on dev.
@@ -90,10 +93,12 @@ def train(
 
     with errors():
         loaded = load_config(config, settings or [])
+        if verl and engine != "verl":
+            raise ConfigError("--verl sets verl's own config: give --engine verl with it")
         if engine == "verl":
             from r1ranker.verl.launch import launch
 
-            directory = launch(loaded, resume=resume)
+            directory = launch(loaded, verl or [], resume=resume)
             console.print(f"model {directory}")
             write_json(json_, {"model": directory})
             return
