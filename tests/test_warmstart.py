@@ -13,6 +13,7 @@ from r1ranker.answers import parse_ranking, parse_removal, thought_of
 from r1ranker.backends.encoding import Encoder
 from r1ranker.backends.padding import positions
 from r1ranker.backends.transformers_ import TransformersBackend
+from r1ranker.errors import DataError
 from r1ranker.problem import Problem
 from r1ranker.prompts import NO_THOUGHT
 from r1ranker.rewards import score_ranking, score_removal
@@ -86,6 +87,29 @@ def test_an_episode_is_perfect_answers_one_after_the_other(
         assert len(left) == 1
         lengths.add(len(shown))
     assert len(lengths) > 2
+
+
+@pytest.mark.parametrize("ranking", [0.0, 1.0])
+def test_examples_by_the_prior_answer_as_the_prior_would_and_are_judged_by_the_gains(
+    ranking: float, tiny: TransformersBackend, make_problem: MakeProblem
+) -> None:
+    prior = {f"d{k}": float(k) for k in range(1, N + 1)}
+    problem = make_problem(N, gains={"d1": 2}, prior=prior)
+    config = shares(think=0, ranking=ranking).model_copy(update={"answers": "prior"})
+    for seed in range(10):
+        example = demonstrate(problem, tiny.encoder, config, random.Random(seed))
+        pool, text = pool_of(tiny.encoder, example, problem), completion_of(tiny.encoder, example)
+        if ranking:
+            assert parse_ranking(text, pool).ids == tuple(sorted(pool, reverse=True))
+        else:
+            assert parse_removal(text, pool).ids == (min(pool),)
+        assert [gain for _, _, gain in example.ends] == [float(k == 1) for k in pool]
+
+
+def test_examples_by_the_prior_need_one(tiny: TransformersBackend, make_problem: MakeProblem) -> None:
+    config = WarmstartConfig(answers="prior")
+    with pytest.raises(DataError, match=r"no prior for 'd1'.*warmstart.answers=gains"):
+        demonstrate(make_problem(N, **PROBLEM), tiny.encoder, config, random.Random(0))
 
 
 def test_in_an_episode_answers_are_chosen_among_what_is_left(

@@ -61,6 +61,9 @@ class WarmstartConfig(_Strict):
     think_share: float = Field(0.5, ge=0, le=1)
     ranking_share: float = Field(0.5, ge=0, le=1)
     append_share: float = Field(0.25, ge=0, le=1)
+    answers: Literal["gains", "prior"] = Field(
+        "gains", description="what worked examples answer by; prior: form and a weak habit, the rest is left to RL"
+    )
     pointwise: float = Field(0.0, ge=0, description="weight of judging each candidate at its end; for new models")
     pointing: float = Field(
         0.0, ge=0, description="beside that, of judging by the last layer's attention from where the answer is given"

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from r1ranker.backends.encoding import Encoder
 from r1ranker.elimination import sampled_pool
+from r1ranker.errors import DataError
 from r1ranker.problem import Problem, part_of
 from r1ranker.prompts import ANOTHER, build_prompt, neutralise
 from r1ranker.training.config import WarmstartConfig
@@ -48,15 +49,34 @@ def demonstrate(problem: Problem, encoder: Encoder, config: WarmstartConfig, rng
     pool = random_pool(problem, rng)
     think = rng.random() < config.think_share
     ranks = rng.random() < config.ranking_share
-    if ranks:
-        example = _ranking(problem, pool, think, encoder, rng)
-    elif rng.random() < config.append_share and not think:
+    episode = not ranks and rng.random() < config.append_share and not think
+    if episode:
         problem = part_of(problem, pool)
-        example = _episode(problem, encoder, rng)
+    shown = by_prior(problem) if config.answers == "prior" else problem
+    if ranks:
+        example = _ranking(shown, pool, think, encoder, rng)
+    elif episode:
+        example = _episode(shown, encoder, rng)
     else:
-        example = _removal(problem, pool, think, encoder, rng)
+        example = _removal(shown, pool, think, encoder, rng)
     ends = candidate_ends(problem, example.prompt_ids, encoder)
     return dataclasses.replace(example, ends=ends, ranks=ranks)
+
+
+def by_prior(problem: Problem) -> Problem:
+    """The problem with its prior in place of its gains: whoever answers by these knows no more than the prior does.
+
+    Raises DataError where a candidate has none.
+    """
+    missing = [c.docid for c in problem.candidates if c.docid not in problem.prior]
+    if missing:
+        raise DataError(
+            f"problem {problem.qid!r} of task {problem.task!r}: no prior for {missing[0]!r}; "
+            "give one, or set warmstart.answers=gains"
+        )
+    levels = sorted(set(problem.prior.values()))
+    gains = {c.docid: levels.index(problem.prior[c.docid]) for c in problem.candidates}
+    return dataclasses.replace(problem, gains=gains)
 
 
 def candidate_ends(problem: Problem, prompt_ids: list[int], encoder: Encoder) -> tuple[tuple[int, int, float], ...]:
