@@ -24,7 +24,17 @@ from r1ranker.rewards import score_ranking, score_removal
 from r1ranker.training import rollout
 from r1ranker.training.batch import pack, score
 from r1ranker.training.config import RunConfig
-from r1ranker.training.rollout import State, check_prompts, collect, draw, episodes, rank_once, removals, sampled_state
+from r1ranker.training.rollout import (
+    State,
+    check_prompts,
+    collect,
+    draw,
+    episodes,
+    rank_once,
+    removals,
+    sampled_state,
+    whole_episode,
+)
 
 MakeProblem = Callable[..., Problem]
 
@@ -37,10 +47,6 @@ def run_config(**settings: Any) -> RunConfig:
 @pytest.fixture
 def problems(make_problem: MakeProblem) -> list[Problem]:
     return [make_problem(n, positive=1 + n % 3, qid=f"q{n}") for n in (3, 4, 5, 6)]
-
-
-def whole_of(problem: Problem) -> State:
-    return State(problem, problem.identifiers, whole=True)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
@@ -152,7 +158,7 @@ def test_an_episode_in_training_asks_what_the_ranker_asks(
     problem = make_problem(5)
     torch.manual_seed(1)
     config = run_config(layout=layout, think=think)
-    (trajectory,) = episodes(tiny, [whole_of(problem)], config)
+    (trajectory,) = episodes(tiny, [whole_episode(problem)], config)
     assert len(trajectory) == 4
     asked: list[Prompt] = []
 
@@ -192,7 +198,7 @@ def test_a_direct_prompt_in_training_is_the_rankers(tiny: TransformersBackend, m
 
 
 def test_episodes_of_different_length_run_side_by_side(tiny: TransformersBackend, problems: list[Problem]) -> None:
-    trajectories = episodes(tiny, [whole_of(p) for p in problems], run_config())
+    trajectories = episodes(tiny, [whole_episode(p) for p in problems], run_config())
     assert [len(t) for t in trajectories] == [len(p.candidates) - 1 for p in problems]
 
 
@@ -224,7 +230,7 @@ def test_an_episode_in_append_is_one_sample_with_each_reward_on_its_step(
 ) -> None:
     problem = make_problem(12, gains={"d3": 2, "d12": 1})
     config = run_config(layout="append", ppo={"answer": answer})
-    ((whole,),) = episodes(backend, [whole_of(problem)], config)
+    ((whole,),) = episodes(backend, [whole_episode(problem)], config)
     assert whole.steps == len(whole.rewards) == 11
     text = NO_THOUGHT + backend.encoder.decode(whole.completion_ids)
     removed = [int(k) for k in re.findall(r"\[(\d+)\]", text)]
@@ -241,9 +247,9 @@ def test_an_episode_as_one_sample_has_the_log_probabilities_and_gradients_of_its
     tiny: TransformersBackend, make_problem: MakeProblem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = run_config(layout="append")
-    ((whole,),) = episodes(tiny, [whole_of(make_problem(9))], config)
+    ((whole,),) = episodes(tiny, [whole_episode(make_problem(9))], config)
     monkeypatch.setattr(rollout, "joined", lambda trajectory: None)
-    (steps,) = episodes(tiny, [whole_of(make_problem(9))], config)
+    (steps,) = episodes(tiny, [whole_episode(make_problem(9))], config)
     assert len(steps) == whole.steps == 8
     sums, gradients = [], []
     for samples in ([whole], steps):
@@ -325,7 +331,7 @@ def test_chance_is_what_a_random_removal_earns(
 ) -> None:
     config = run_config(layout=layout, ppo={"centre": True, "reward": "paper"})
     problem = make_problem(5)
-    (trajectory,) = collect(tiny, [whole_of(problem)], config)
+    (trajectory,) = collect(tiny, [whole_episode(problem)], config)
     chance = [value for sample in trajectory for _, value in sorted(sample.chance.items())]
     kept = [r for sample in trajectory for _, r in sorted((sample.rewards or {0: sample.reward}).items())]
     alive, expected = True, []
@@ -340,14 +346,14 @@ def test_problems_too_long_for_a_prompt_are_refused_before_training(
 ) -> None:
     for layout in LAYOUTS:
         with pytest.raises(ConfigError, match=r"more than ppo.max_prompt_tokens=20; raise it"):
-            check_prompts(tiny, problems, run_config(layout=layout, ppo={"max_prompt_tokens": 20}))
-        check_prompts(tiny, problems, run_config(layout=layout))
-    whole = collect(tiny, [whole_of(problems[-1])], run_config(layout="append"))[0][0]
+            check_prompts(tiny.encoder, problems, run_config(layout=layout, ppo={"max_prompt_tokens": 20}))
+        check_prompts(tiny.encoder, problems, run_config(layout=layout))
+    whole = collect(tiny, [whole_episode(problems[-1])], run_config(layout="append"))[0][0]
     longest = whole.tokens - len(whole.completion_ids[-1:])
     for limit, refused in ((longest, False), (longest - 1, True)):
         config = run_config(layout="append", ppo={"max_prompt_tokens": limit})
         if refused:
             with pytest.raises(ConfigError):
-                check_prompts(tiny, [problems[-1]], config)
+                check_prompts(tiny.encoder, [problems[-1]], config)
         else:
-            check_prompts(tiny, [problems[-1]], config)
+            check_prompts(tiny.encoder, [problems[-1]], config)

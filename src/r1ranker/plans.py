@@ -114,16 +114,16 @@ def eliminate(
 def _removal(pool: tuple[int, ...], prompt: Prompt, reply: Reply, count: int) -> Step:
     if isinstance(reply.said, Choice):
         likeliest = sorted(pool, key=lambda k: -reply.said.probabilities[k])  # type: ignore[union-attr]
-        return chosen_step(pool, reply.said, likeliest[:count])
+        return chosen_step(pool, likeliest[:count], reply.said.probabilities)
     text, truncated = _written(prompt, reply)
     answer = parse_removal(text, pool, truncated)
     return Step(pool, answer, (removal_of(answer, pool),), thought_of(text), text)
 
 
-def chosen_step(pool: tuple[int, ...], choice: Choice, removed: Sequence[int]) -> Step:
+def chosen_step(pool: tuple[int, ...], removed: Sequence[int], probabilities: Mapping[int, float]) -> Step:
     """The step in which identifiers were chosen for removal without a thought, the worst first."""
     completion = "\n".join(f"{NO_THOUGHT}[{k}]</answer>" for k in removed)
-    return Step(pool, Answer("valid", tuple(removed)), tuple(removed), "", completion, dict(choice.probabilities))
+    return Step(pool, Answer("valid", tuple(removed)), tuple(removed), "", completion, dict(probabilities))
 
 
 def _written(prompt: Prompt, reply: Reply) -> tuple[str, bool]:

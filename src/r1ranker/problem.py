@@ -95,6 +95,11 @@ class Problem:
         """Whether the candidate counts as relevant in binary measures and in the paper's rewards."""
         return self.gain(identifier) >= self.relevant_at
 
+    @property
+    def trainable(self) -> bool:
+        """Whether a ranking of it can be rewarded: there are two candidates and a relevant one."""
+        return len(self.candidates) > 1 and any(map(self.is_relevant, self.identifiers))
+
 
 def part_of(problem: Problem, pool: Sequence[int]) -> Problem:
     """A part of the pool as a problem of its own: candidates in the order given, identifiers counted anew."""

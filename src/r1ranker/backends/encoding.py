@@ -57,7 +57,7 @@ class Encoder:
         self.tokenizer = tokenizer
         self._identifier_paths: dict[int, Path] = {}
         # An episode asks for the same text and the same few answers again and again.
-        self._head_ids = lru_cache(maxsize=1024)(self._encode_head)
+        self._head_ids = lru_cache(maxsize=1024)(lambda text: self.encode_text(self.head(text)))
         self._piece_ids = lru_cache(maxsize=4096)(self.encode_text)
 
     def encode(self, prompt: Prompt) -> list[int]:
@@ -68,13 +68,12 @@ class Encoder:
         pieces = (self._piece_ids(piece) for piece in (*prompt.past, prompt.prefill) if piece)
         return list(chain(self._head_ids(prompt.text), *pieces))
 
-    def _encode_head(self, text: str) -> list[int]:
+    def head(self, text: str) -> str:
+        """How a prompt of this text begins: as a turn of the chat template, or behind the tokenizer's first token."""
         if self.tokenizer.chat_template:
             turn = [{"role": "user", "content": text}]
-            return self.encode_text(
-                self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-            )
-        return self.encode_text(f"{self.tokenizer.bos_token or ''}{text}\n")
+            return str(self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+        return f"{self.tokenizer.bos_token or ''}{text}\n"
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of plain text, nothing added."""

@@ -37,7 +37,7 @@ def pick_device(device: str = "auto") -> torch.device:
 def load(model: str, device: str = "auto", dtype: str = "auto", threads: int | None = None) -> tuple[Any, Any]:
     """(model, tokenizer), the model in eval mode on `device`; float32 on CPU, bfloat16 on a GPU by default."""
     where = pick_device(device)
-    torch_dtype = _dtype(dtype, where)
+    torch_dtype = pick_dtype(dtype, where)
     path = resolve(model)
     _check_directory(path)
     try:
@@ -60,7 +60,8 @@ def set_threads(network: Any, device: torch.device, threads: int | None = None) 
         torch.set_num_threads(1)
 
 
-def _dtype(dtype: str, device: torch.device) -> torch.dtype:
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """`auto` is float32 on a CPU, bfloat16 on a GPU."""
     if dtype == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     found = getattr(torch, dtype, None)

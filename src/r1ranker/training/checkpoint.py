@@ -1,4 +1,4 @@
-"""Checkpoints that survive being killed: written beside, then renamed into place."""
+"""Checkpoints that survive being killed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import AutoConfig
 
 from r1ranker.errors import ConfigError
+from r1ranker.files import replacing
+from r1ranker.training.memory import plain_state
 
 if TYPE_CHECKING:
     from r1ranker.training.config import RunConfig
@@ -18,14 +21,16 @@ if TYPE_CHECKING:
 CHECKPOINT = "checkpoint.pt"
 
 
-def save_model(directory: Path, network: Any, tokenizer: Any) -> None:
-    """An ordinary transformers model directory, replaced as a whole."""
-    fresh = directory.with_name(directory.name + ".new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    network.save_pretrained(fresh)
-    tokenizer.save_pretrained(fresh)
-    shutil.rmtree(directory, ignore_errors=True)
-    fresh.rename(directory)
+def save_model(directory: Path, network: Any, tokenizer: Any, dtype: torch.dtype = torch.float32) -> None:
+    """An ordinary transformers model directory, replaced as a whole; adapters are added into the weights."""
+    with replacing(directory) as fresh:
+        shutil.rmtree(fresh, ignore_errors=True)
+        network.save_pretrained(fresh, state_dict=plain_state(network, dtype))
+        shape = AutoConfig.from_pretrained(fresh)  # which now names the dtype that is trained in
+        shape.dtype = dtype
+        shape.save_pretrained(fresh)
+        tokenizer.save_pretrained(fresh)
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def discard(out: Path) -> None:
@@ -35,20 +40,17 @@ def discard(out: Path) -> None:
 
 def save_checkpoint(out: Path, learner: Learner, config: RunConfig) -> None:
     """All that changes in training. Randomness is drawn from (seed, step) and needs no state."""
-    fresh = out / f"{CHECKPOINT}.new"
-    torch.save(
-        {
-            "policy": learner.policy.state_dict(),
-            "critic": learner.critic.state_dict() if learner.critic else {},
-            "optimizer": learner.optimizer.state_dict(),
-            "step": learner.step,
-            "tokens": learner.tokens,
-            "best": learner.best,
-            "config": _identity(config),
-        },
-        fresh,
-    )
-    fresh.rename(out / CHECKPOINT)
+    state = {
+        "policy": learner.policy.state_dict(),
+        "critic": learner.critic.state_dict() if learner.critic else {},
+        "optimizer": learner.optimizer.state_dict(),
+        "step": learner.step,
+        "tokens": learner.tokens,
+        "best": learner.best,
+        "config": _identity(config),
+    }
+    with replacing(out / CHECKPOINT) as fresh:
+        torch.save(state, fresh)
 
 
 def restore(out: Path, learner: Learner, config: RunConfig) -> None:

@@ -108,6 +108,10 @@ class PPOConfig(_Strict):
     max_grad_norm: float = 1.0
     max_prompt_tokens: int = 1400
     max_new_tokens: int = 1024
+    lora: int | None = Field(
+        None, ge=1, description="train adapters of this rank on all linear layers, and keep the model as it is"
+    )
+    recompute: bool = Field(False, description="compute activations again in the backward pass: less memory, more time")
     micro_tokens: int = Field(16384, description="padded tokens in one forward and backward pass")
     validate_every: int = 50
     validate_problems: int = Field(20, description="dev problems per task")

@@ -109,7 +109,7 @@ def _score_all(learner: Learner, samples: Sequence[Sample], ppo: PPOConfig) -> l
         values_B_T = torch.zeros_like(scores.logprobs_B_T)
         if learner.critic is not None:
             values_B_T = learner.critic(batch, scores.hidden_B_T_H)
-        reference_B_T = score(learner.reference, batch).logprobs_B_T
+        reference_B_T = learner.reference_scores(batch).logprobs_B_T
         for row, i in enumerate(group):
             T = len(samples[i].completion_ids)
             columns = (scores.logprobs_B_T[row, :T], reference_B_T[row, :T], values_B_T[row, :T])

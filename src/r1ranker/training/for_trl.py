@@ -22,6 +22,7 @@ from statistics import fmean
 from typing import Any
 
 from r1ranker.answers import parse_ranking, parse_removal
+from r1ranker.backends.encoding import Encoder
 from r1ranker.distributed import PROBLEM
 from r1ranker.elimination import sampled_pool
 from r1ranker.errors import BackendError, DataError
@@ -44,7 +45,7 @@ def dataset(
     The pools are the paper's training states (see `sampled_pool`). Left out are problems that reward nothing: with
     a single candidate, or no relevant one. Raises DataError when none is left, BackendError without `datasets`.
     """
-    kept = [p for p in problems if len(p.candidates) > 1 and any(map(p.is_relevant, p.identifiers))]
+    kept = [p for p in problems if p.trainable]
     if not kept:
         raise DataError("no training problem has two candidates and a relevant one; there is nothing to reward")
     rng = random.Random(f"trl:{seed}")
@@ -108,12 +109,8 @@ def _as_text(prompt: Prompt, tokenizer: Any) -> str:
 
     That call puts its own special tokens before a text, so the text must not begin with them too.
     """
-    head = f"{tokenizer.bos_token or ''}{prompt.text}\n"
-    if tokenizer.chat_template:
-        turn = [{"role": "user", "content": prompt.text}]
-        head = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
     added = tokenizer.decode(tokenizer("")["input_ids"])
-    return head.removeprefix(added) + prompt.transcript + prompt.prefill
+    return Encoder(tokenizer).head(prompt.text).removeprefix(added) + prompt.transcript + prompt.prefill
 
 
 def _whole(completion: Any, think: bool) -> str:

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import copy
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from r1ranker.backends.loading import load
+from r1ranker.backends.loading import load, pick_device, pick_dtype
 from r1ranker.backends.transformers_ import TransformersBackend
+from r1ranker.training.batch import Batch, Scores, score
 from r1ranker.training.config import PPOConfig, RunConfig
 from r1ranker.training.critic import Critic
+from r1ranker.training.memory import add_lora, passes_in, without_lora
 from r1ranker.training.parallel import Crew, join_crew
 
 
 @dataclass
 class Learner:
-    """Everything that PPO updates, and how far it has come."""
+    """Everything that PPO updates, and how far it has come.
+
+    reference: a frozen network, or None: the policy without its adapters.
+    dtype: of the passes and of what is saved. Weights are trained in float32 whatever it is: at small learning rates
+        most updates are less than the last bit of a bfloat16.
+    """
 
     backend: TransformersBackend
     reference: Any
     critic: Critic | None
     optimizer: torch.optim.Optimizer
+    dtype: torch.dtype = torch.float32
     step: int = 0
     tokens: int = 0
     best: float = -1.0
@@ -33,20 +42,37 @@ class Learner:
         """The network being trained."""
         return self.backend.network
 
+    def passes(self) -> AbstractContextManager[None]:
+        """In here forward passes are computed in `dtype`."""
+        return passes_in(self.dtype, self.policy.device)
+
+    def reference_scores(self, batch: Batch) -> Scores:
+        """How the model that training began from sees a batch."""
+        if self.reference is not None:
+            return score(self.reference, batch)
+        with without_lora(self.policy):
+            return score(self.policy, batch)
+
 
 def new_learner(config: RunConfig) -> Learner:
     """Policy, frozen reference, critic (for the estimator that has one) and optimizer at step 0."""
     crew = join_crew()
-    network, tokenizer = load(config.model, config.device, config.dtype, config.threads)
+    dtype = pick_dtype(config.dtype, pick_device(config.device))
+    network, tokenizer = load(config.model, config.device, "float32", config.threads)
     torch.manual_seed(config.seed)
     critic = Critic(network, config.ppo.critic) if config.ppo.estimator == "gae" else None
-    reference = copy.deepcopy(network).requires_grad_(False)
-    groups = [{"params": list(network.parameters()), "base_lr": config.ppo.actor_lr}]
+    reference = None
+    if config.ppo.lora:
+        add_lora(network, config.ppo.lora)
+    else:
+        reference = copy.deepcopy(network).requires_grad_(False).to(dtype)
+    trained = [p for p in network.parameters() if p.requires_grad]
+    groups = [{"params": trained, "base_lr": config.ppo.actor_lr}]
     if critic is not None:
         groups.append({"params": list(critic.parameters()), "base_lr": config.ppo.critic_lr})
     optimizer = torch.optim.AdamW(groups, lr=config.ppo.actor_lr, weight_decay=0.0)
     backend = TransformersBackend(network, tokenizer, name=config.model)
-    return Learner(backend, reference, critic, optimizer, crew=crew)
+    return Learner(backend, reference, critic, optimizer, dtype, crew=crew)
 
 
 def finished(learner: Learner, ppo: PPOConfig) -> bool:

@@ -11,6 +11,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import zip_longest
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from r1ranker.training.experience import Experience, with_advantages
 from r1ranker.training.learner import Learner, finished, new_learner, progress
 from r1ranker.training.logs import RunLog
 from r1ranker.training.losses import expected_policy_loss, kl_k3, masked_sum, policy_loss, value_loss
+from r1ranker.training.memory import recomputing
 from r1ranker.training.parallel import Crew
 from r1ranker.training.rollout import State, check_prompts, collect, draw
 from r1ranker.training.validation import dev_mrr, validation_problems
@@ -42,11 +44,11 @@ LOSSES = ("policy_loss", "value_loss", "kl", "entropy", "clip_share")
 
 def train(config: RunConfig, splits: Splits, *, resume: bool = False) -> Path:
     """Train by PPO; returns the directory of the model that was best on dev, `<out>/model`."""
-    problems = [p for p in splits["train"] if len(p.candidates) > 1 and any(map(p.is_relevant, p.identifiers))]
+    problems = [p for p in splits["train"] if p.trainable]
     if not problems:
         raise DataError("no training problem has two candidates and a relevant one; there is nothing to reward")
     learner = new_learner(config)
-    check_prompts(learner.backend, problems, config)
+    check_prompts(learner.backend.encoder, problems, config)
     if resume:
         restore(config.out, learner, config)
     elif learner.crew.leads:
@@ -124,8 +126,9 @@ def collect_experience(
     learner: Learner, lanes: Mapping[int, list[State]], config: RunConfig
 ) -> dict[int, list[Experience]]:
     """What the policy does from the states of each lane, credited."""
-    trajectories = collect(learner.backend, [state for states in lanes.values() for state in states], config)
-    experience = iter(with_advantages(learner, trajectories, config.ppo))
+    with learner.passes():
+        trajectories = collect(learner.backend, [state for states in lanes.values() for state in states], config)
+        experience = iter(with_advantages(learner, trajectories, config.ppo))
     done = iter(trajectories)
     return {lane: [next(experience) for _ in states for _ in next(done)] for lane, states in lanes.items()}
 
@@ -166,8 +169,10 @@ def _minibatch(learner: Learner, experience: list[Experience], ppo: PPOConfig) -
     for group in batches([e.sample.tokens for e in experience], ppo.micro_tokens):
         chosen = [experience[i] for i in group]
         batch = pack([e.sample for e in chosen], learner.backend.pad_id, learner.policy.device)
-        loss, parts = ppo_loss(learner, batch, chosen, ppo)
-        loss.backward()
+        with recomputing(learner.policy) if ppo.recompute else nullcontext():
+            with learner.passes():
+                loss, parts = ppo_loss(learner, batch, chosen, ppo)
+            loss.backward()
         totals.update(parts)
     parameters = [p for group in learner.optimizer.param_groups for p in group["params"]]
     (all_tokens,) = learner.crew.total(tokens)
@@ -258,10 +263,11 @@ def _validate(
     learner: Learner, config: RunConfig, dev: Sequence[Problem], log: RunLog, stats: dict[str, float]
 ) -> None:
     """Log the dev MRR; keep the model when it is the best so far (without dev problems, the newest)."""
-    scores = dev_mrr(learner.backend, dev, config, learner.crew)
+    with learner.passes():
+        scores = dev_mrr(learner.backend, dev, config, learner.crew)
     log.write(learner.step, stats | scores)
     mean = scores.get("dev_mrr", float(learner.step))
     if mean > learner.best:
         learner.best = mean
         if learner.crew.leads:
-            save_model(config.out / "model", learner.policy, learner.backend.encoder.tokenizer)
+            save_model(config.out / "model", learner.policy, learner.backend.encoder.tokenizer, learner.dtype)

@@ -20,19 +20,18 @@ from statistics import fmean
 
 from r1ranker.answers import parse_ranking, parse_removal, removal_of
 from r1ranker.backends.base import Choice
-from r1ranker.backends.encoding import IdentifierTrie
+from r1ranker.backends.encoding import Encoder
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.elimination import Elimination, sampled_pool, start
 from r1ranker.errors import ConfigError
 from r1ranker.plans import chosen_step, ranking_tokens
 from r1ranker.problem import Answer, Problem, part_of
-from r1ranker.prompts import ANOTHER, NO_THOUGHT, Prompt, bare_past, build_prompt, past_entry, sampled_past
+from r1ranker.prompts import ANOTHER, Prompt, bare_past, build_prompt, past_entry, sampled_past
 from r1ranker.rewards import Reward, score_ranking, score_removal
 from r1ranker.training.batch import Sample, joined
 from r1ranker.training.config import RunConfig
 
 Trajectory = list[Sample]
-GOOD_FORM = NO_THOUGHT + "[{}]</answer>"
 
 
 @dataclass
@@ -76,11 +75,11 @@ def draw(problems: Sequence[Problem], config: RunConfig, rng: random.Random, lar
     ppo = config.ppo
     starts: list[State] = []
     if config.design == "dranker":
-        starts = [_whole(problem) for problem in rng.choices(problems, k=max(1, ppo.batch // ppo.group))]
+        starts = [whole_episode(problem) for problem in rng.choices(problems, k=max(1, ppo.batch // ppo.group))]
     else:
         left = ppo.batch
         while ppo.batch - left < ppo.batch * ppo.episode_share:
-            starts.append(_whole(sampled_part(rng.choice(problems), rng, largest, config)))
+            starts.append(whole_episode(sampled_part(rng.choice(problems), rng, largest, config)))
             left -= ppo.group * (len(starts[-1].pool) - 1)
         starts += [sampled_state(rng.choice(problems), config, rng, largest) for _ in range(0, left, ppo.group)]
     return [dataclasses.replace(s, rng=random.Random(rng.getrandbits(64))) for s in starts for _ in range(ppo.group)]
@@ -109,7 +108,8 @@ def sampled_part(problem: Problem, rng: random.Random, largest: int | None, conf
     return problem if largest is None else part_of(problem, sampled_state(problem, config, rng, largest).pool)
 
 
-def _whole(problem: Problem) -> State:
+def whole_episode(problem: Problem) -> State:
+    """The whole pool, from which to go on to the last candidate."""
     return State(problem, problem.identifiers, whole=True)
 
 
@@ -184,15 +184,16 @@ def _chosen(
     identifiers, weights = zip(*choice.probabilities.items(), strict=True)
     drawn: int = state.rng.choices(identifiers, weights=weights)[0]
     trie = backend.encoder.trie(state.pool)
-    step = chosen_step(state.pool, choice, (drawn,))
+    step = chosen_step(state.pool, (drawn,), choice.probabilities)
     reward = score_removal(step.completion, step.answer, state.problem, state.pool, kind=config.ppo.reward)
     prompt_ids = backend.encoder.encode(prompt)
     _check_prompt(len(prompt_ids), config)
     sample = _sample(prompt_ids, list(trie.paths[drawn]), trie.allowed(drawn), reward, step.answer, state.problem)
     if config.ppo.answer == "expected" and len(trie.branches) == 1:
-        branch = next(t for t, tokens in enumerate(trie.allowed(drawn)) if len(tokens) > 1)
-        rewards = _answer_rewards(trie, state, choice, config)
-        sample = dataclasses.replace(sample, answer_rewards={branch: rewards})
+        ((node, tokens),) = trie.branches.items()
+        by_token = {path[len(node)]: identifier for identifier, path in trie.paths.items()}
+        rewards = _earned(state, config)
+        sample = dataclasses.replace(sample, answer_rewards={len(node): tuple(rewards[by_token[t]] for t in tokens)})
     return Removal(_with_chance(sample, state, config), step.answer, step.completion)
 
 
@@ -200,22 +201,16 @@ def _with_chance(sample: Sample, state: State, config: RunConfig) -> Sample:
     """With `ppo.centre`, what a removal at random from this pool would have earned, in good form."""
     if not config.ppo.centre:
         return sample
-    by_answer = (
-        score_removal(GOOD_FORM.format(k), Answer("valid", (k,)), state.problem, state.pool, kind=config.ppo.reward)
-        for k in state.pool
-    )
-    return dataclasses.replace(sample, chance={len(sample.completion_ids) - 1: fmean(r.total for r in by_answer)})
+    return dataclasses.replace(sample, chance={len(sample.completion_ids) - 1: fmean(_earned(state, config).values())})
 
 
-def _answer_rewards(trie: IdentifierTrie, state: State, choice: Choice, config: RunConfig) -> tuple[float, ...]:
-    """The reward of each identifier of the pool, in the order of the tokens at which they part."""
-    ((node, tokens),) = trie.branches.items()
-    by_token = {path[len(node)]: identifier for identifier, path in trie.paths.items()}
-    steps = [chosen_step(state.pool, choice, (by_token[token],)) for token in tokens]
-    return tuple(
-        score_removal(step.completion, step.answer, state.problem, state.pool, kind=config.ppo.reward).total
-        for step in steps
-    )
+def _earned(state: State, config: RunConfig) -> dict[int, float]:
+    """What the removal of each identifier of the pool earns, in good form."""
+    steps = {k: chosen_step(state.pool, (k,), {}) for k in state.pool}
+    return {
+        k: score_removal(step.completion, step.answer, state.problem, state.pool, kind=config.ppo.reward).total
+        for k, step in steps.items()
+    }
 
 
 def _sample(
@@ -229,15 +224,15 @@ def _sample(
     return Sample(prompt_ids, completion_ids, allowed, reward.total, reward.parts, answer.kind, problem.task)
 
 
-def check_prompts(backend: TransformersBackend, problems: Sequence[Problem], config: RunConfig) -> None:
+def check_prompts(encoder: Encoder, problems: Sequence[Problem], config: RunConfig) -> None:
     """Refuse, before anything is trained, problems whose whole pool is too long a prompt. Raises ConfigError."""
     prompts = (
         build_prompt(p, p.identifiers, config.design, layout=config.layout, think=config.think) for p in problems
     )
-    grows = len(backend.encoder.encode_text(f"[1]</answer>{ANOTHER}")) if config.layout == "append" else 0
+    grows = len(encoder.encode_text(f"[1]</answer>{ANOTHER}")) if config.layout == "append" else 0
     _check_prompt(
         max(
-            len(backend.encoder.encode(prompt)) + grows * (len(p.candidates) - 2)
+            len(encoder.encode(prompt)) + grows * (len(p.candidates) - 2)
             for prompt, p in zip(prompts, problems, strict=True)
         ),
         config,

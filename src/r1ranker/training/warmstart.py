@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from r1ranker.backends.encoding import Encoder, batches
-from r1ranker.backends.loading import load, pick_device, set_threads
+from r1ranker.backends.loading import load, pick_device, pick_dtype, set_threads
 from r1ranker.backends.padding import positions
 from r1ranker.errors import DataError
 from r1ranker.problem import Problem
@@ -29,6 +29,7 @@ from r1ranker.training.checkpoint import save_model
 from r1ranker.training.config import RunConfig, WarmstartConfig
 from r1ranker.training.demonstrations import Demonstration, demonstrate
 from r1ranker.training.logs import RunLog
+from r1ranker.training.memory import passes_in
 from r1ranker.training.parallel import Crew, join_crew
 from r1ranker.training.scratch import new_network, train_tokenizer
 
@@ -59,12 +60,12 @@ def warmstart(config: RunConfig, problems: Sequence[Problem]) -> Path:
             factor = cosine(step, settings.steps, settings.warmup)
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = group["base_lr"] * factor
-            loss, tokens = _update(network, judge, examples, optimizers, tokenizer.pad_token_id, settings, crew)
+            loss, tokens = _update(network, judge, examples, optimizers, tokenizer.pad_token_id, config, crew)
             if step % settings.log_every == 0 or step == settings.steps - 1:
                 seconds = time.perf_counter() - began
                 log.write(step, {"loss": loss, "tokens_per_s": tokens / seconds, "lr": settings.lr * factor})
             if crew.leads and ((step + 1) % SAVE_EVERY == 0 or step == settings.steps - 1):
-                save_model(config.out / "model", network, tokenizer)
+                save_model(config.out / "model", network, tokenizer, pick_dtype(config.dtype, network.device))
             advance(1)
     crew.wait()
     return config.out / "model"
@@ -80,7 +81,7 @@ def cosine(step: int, steps: int, warmup: int, floor: float = 0.05) -> float:
 def _start(config: RunConfig, problems: Sequence[Problem]) -> tuple[Any, Any]:
     scratch = config.warmstart.scratch
     if scratch is None:
-        return load(config.model, config.device, config.dtype, config.threads)
+        return load(config.model, config.device, "float32", config.threads)
     rng = random.Random(config.seed)
     chosen = rng.sample(list(problems), min(len(problems), TOKENIZER_PROMPTS))
     tokenizer = train_tokenizer((_text(problem) for problem in chosen), scratch)
@@ -115,17 +116,19 @@ def _update(
     examples: list[Demonstration],
     optimizers: Sequence[Any],
     pad_id: int,
-    settings: WarmstartConfig,
+    config: RunConfig,
     crew: Crew,
 ) -> tuple[float, int]:
     """One optimizer step over the examples, each process its share; (mean loss per target token, tokens read)."""
+    settings, dtype = config.warmstart, pick_dtype(config.dtype, network.device)
     read = sum(len(e.prompt_ids) + len(e.target_ids) for e in examples)
     targets = sum(len(e.target_ids) for e in examples)
     candidates = max(1, sum(len(e.ends) for e in examples))
     total = 0.0
     own = crew.share(examples)
     for group in batches([len(e.prompt_ids) + len(e.target_ids) for e in own], MICRO_TOKENS):
-        answer, judged = _losses(network, judge, [own[i] for i in group], pad_id, settings)
+        with passes_in(dtype, network.device):
+            answer, judged = _losses(network, judge, [own[i] for i in group], pad_id, settings)
         (answer / targets + settings.pointwise * judged / candidates).backward()
         total += float(answer.detach()) / targets
     parameters = [*network.parameters(), *judge.parameters()]

@@ -1,0 +1,93 @@
+"""What lets a large model be trained on one device: LoRA, passes in bfloat16, recomputation.
+
+In and out: a network of transformers. Adapters sit inside its linear layers, and what is saved is an ordinary model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from r1ranker.errors import BackendError
+
+ALPHA = 2
+"""LoRA's scale, as a multiple of the rank."""
+
+
+def add_lora(network: Any, rank: int) -> None:
+    """Adapters of `rank` on all linear layers but the output; only they are trained (Hu et al. 2022)."""
+    peft = _peft()
+    settings = peft.LoraConfig(r=rank, lora_alpha=ALPHA * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    peft.inject_adapter_in_model(settings, network)
+
+
+@contextmanager
+def without_lora(network: Any) -> Iterator[None]:
+    """The network as it was before `add_lora`, which is what a reference is."""
+    layers = _adapted(network)
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+def plain_state(network: Any, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The weights of an ordinary model in `dtype`, adapters added into them; the network stays as it is."""
+    state: dict[str, Tensor] = {
+        name.replace(".base_layer", ""): value.to(dtype)
+        for name, value in network.state_dict().items()
+        if ".lora_" not in name
+    }
+    names = {id(module): name for name, module in network.named_modules()}
+    for layer in _adapted(network):
+        name = f"{names[id(layer)]}.weight"
+        whole = layer.base_layer.weight + sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
+        state[name] = whole.detach().to(dtype)
+    return state
+
+
+@contextmanager
+def passes_in(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+    """In here a float32 network computes its forward passes in `dtype`."""
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        yield
+
+
+@contextmanager
+def recomputing(network: Any) -> Iterator[None]:
+    """Activations are computed again in the backward pass instead of kept: less memory, about a third more time.
+
+    transformers has a switch for it that works in training mode only, which would switch dropout on too.
+    """
+    layers = [module for module in network.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _adapted(network: Any) -> list[Any]:
+    from peft.tuners.lora import LoraLayer
+
+    return [module for module in network.modules() if isinstance(module, LoraLayer)]
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise BackendError("ppo.lora needs peft: pip install 'r1-ranker[lora]'") from error
+    return peft
