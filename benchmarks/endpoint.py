@@ -27,7 +27,9 @@ from rich.console import Console
 from rich.table import Table
 
 from r1ranker.backends.openai_ import OpenAIBackend
+from r1ranker.cli_common import write_json
 from r1ranker.problem import Candidate, Problem
+from r1ranker.provenance import provenance
 from r1ranker.rankers import DRanker, IRanker, Ranker
 
 SERVER = Path(__file__).parents[1] / "tests" / "fault_server.py"
@@ -148,8 +150,7 @@ def main() -> None:
     for each in rows:
         table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in each.values()))
     Console().print(table)
-    if given.json:
-        given.json.write_text(json.dumps(rows, indent=1) + "\n")
+    write_json(given.json, {"provenance": provenance(), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A long job as `r1ranker rank` runs it: speed, memory, the estimate on the progress bar, and what a kill leaves.
 
-    python benchmarks/jobs.py                          # 100 000 problems of five candidates, embedded model
+    python benchmarks/jobs.py                          # a DRanker, 100 000 problems of five, embedded model
     python benchmarks/jobs.py --endpoint               # by a server on loopback that answers at once: no model's time
     python benchmarks/jobs.py --queries 5000 --kill    # killed with SIGKILL at half, then --resume
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import pty
 import random
@@ -33,8 +32,10 @@ from endpoint import endpoint
 from rich.console import Console
 from rich.table import Table
 
+from r1ranker.cli_common import write_json
 from r1ranker.datasets.jsonl import write_jsonl
 from r1ranker.problem import Candidate, Problem
+from r1ranker.provenance import provenance
 
 CANDIDATES = 5
 WORDS = "river stone garden winter market letter window bridge silver paper forest engine harbour copper candle mirror"
@@ -206,7 +207,7 @@ def main() -> None:
     """Parse, run, print, and write JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--queries", type=int, default=100_000)
-    parser.add_argument("--design", default="iranker", choices=["iranker", "dranker"])
+    parser.add_argument("--design", default="dranker", choices=["dranker", "iranker"])
     parser.add_argument("--endpoint", action="store_true", help="rank by a server on loopback, not the embedded model")
     parser.add_argument("--kill", action="store_true", help="SIGKILL at half, then --resume")
     parser.add_argument("--json", type=Path)
@@ -226,8 +227,7 @@ def main() -> None:
     for share, left in result["seconds left"].items():
         console.print(f"at {share} the bar showed {left['shown']:.0f} s left, true were {left['true']:.0f} s")
     console.print(f"each of the {given.queries} queries stands in the run once")
-    if given.json:
-        given.json.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(given.json, {"provenance": provenance()} | result)
 
 
 if __name__ == "__main__":

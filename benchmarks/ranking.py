@@ -11,7 +11,6 @@ compared where both read the same prompts.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import time
 from collections.abc import Callable
@@ -25,12 +24,14 @@ from rich.table import Table
 
 from r1ranker.answers import parse_removal, removal_of
 from r1ranker.backends.transformers_ import TransformersBackend
+from r1ranker.cli_common import write_json
 from r1ranker.data import load_splits
 from r1ranker.datasets import mini_recommendation
 from r1ranker.evaluation.measures import evaluate_by_task
 from r1ranker.plans import Budget
 from r1ranker.problem import Candidate, Problem
 from r1ranker.prompts import build_prompt
+from r1ranker.provenance import provenance
 from r1ranker.rankers import DRanker, Hybrid, IRanker, Ranker, Shuffled, Tournament, Windows
 from r1ranker.training.config import DataConfig, ScratchConfig
 from r1ranker.training.scratch import new_network, train_tokenizer
@@ -212,9 +213,8 @@ def main() -> None:
     else:
         rows = time_and_tokens(20, arguments.queries) + time_and_tokens(100, max(1, arguments.queries // 8))
         report(rows, console)
-    if arguments.json:
-        saved = [{key: value for key, value in row.items() if key != "orders"} for row in rows]
-        arguments.json.write_text(json.dumps(saved, indent=1) + "\n")
+    saved = [{key: value for key, value in row.items() if key != "orders"} for row in rows]
+    write_json(arguments.json, {"provenance": provenance(), "rows": saved})
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ each is not counted.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Sequence
@@ -36,6 +35,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from r1ranker.backends.base import STOP
 from r1ranker.backends.loading import load
+from r1ranker.cli_common import write_json
 from r1ranker.datasets import mini
 from r1ranker.problem import Problem
 from r1ranker.provenance import provenance
@@ -193,8 +193,7 @@ def main() -> None:
     console.print(shown("training on completions", tables["completions"]))
     tables["episodes"] = by_sequence(problems, given.rounds)
     console.print(shown(f"training on episodes of {DECISIONS} decisions", tables["episodes"]))
-    if given.json:
-        given.json.write_text(json.dumps(origin | tables, indent=1) + "\n")
+    write_json(given.json, {"provenance": origin} | tables)
 
 
 if __name__ == "__main__":

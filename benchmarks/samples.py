@@ -1,0 +1,100 @@
+"""How much training it takes to be as good as plain PPO is at its end.
+
+    python benchmarks/samples.py --json out.json      # three seeds, about half an hour on two cores
+
+Plain is the paper's: sampled answers, binary rewards, states of every pool size. Ours is what `quickstart` trains with.
+Both begin from the embedded model, at equal learning rates; plain also at a higher and a lower one, its best counts.
+In: nothing. Out: for each seed the best dev MRR of plain within the budget, and what either had been trained on when it
+first stood there: tokens read, and decisions, each of which is one generated token.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from r1ranker.cli_common import write_json
+from r1ranker.provenance import provenance
+from r1ranker.quickstart import train_side_by_side
+from r1ranker.training.config import RunConfig, load_config
+from r1ranker.training.logs import read_log
+
+PLAIN = ("ppo.answer=sampled", "ppo.reward=paper", "ppo.largest_pool=null")
+SETTINGS = {
+    "ours": (),
+    "plain": PLAIN,
+    "plain, lr x 4": (*PLAIN, "ppo.actor_lr=2.0e-4"),
+    "plain, lr / 4": (*PLAIN, "ppo.actor_lr=1.25e-5"),
+}
+OURS_SHARE = 0.4
+"""Of the budget: ours is looked at more often, and not to its end."""
+
+
+def runs(seed: int, budget: int, out: Path) -> Iterator[tuple[str, RunConfig]]:
+    """The runs of one seed by name."""
+    quickstart = Path(str(files("r1ranker") / "configs" / "quickstart.yaml"))
+    for name, changes in SETTINGS.items():
+        tokens, every = (round(OURS_SHARE * budget), 2) if name == "ours" else (budget, 10)
+        common = [f"seed={seed}", f"ppo.token_budget={tokens}", f"ppo.validate_every={every}"]
+        folder = out / f"{name.replace(' ', '').replace(',', '-').replace('/', 'by')}-{seed}"
+        yield name, load_config(quickstart, [*common, "design=iranker", f"out={folder}", *changes])
+
+
+def curve(config: RunConfig) -> list[tuple[float, int, int]]:
+    """(dev MRR, tokens trained on, decisions trained on) at each validation."""
+    return [
+        (row["dev_mrr"], int(row.get("tokens", 0)), int(row["step"]) * config.ppo.batch)
+        for row in read_log(config.out)
+        if "dev_mrr" in row
+    ]
+
+
+def compared(seed: int, budget: int, out: Path) -> dict[str, Any]:
+    """Train all settings with one seed; where plain got to, and when either was there first."""
+    configs = dict(runs(seed, budget, out))
+    train_side_by_side(configs, workers=2)
+    curves = {name: curve(config) for name, config in configs.items()}
+    goal, plain = max((max(points)[0], name) for name, points in curves.items() if name != "ours")
+    first = {name: next((p for p in curves[name] if p[0] >= goal), None) for name in ("ours", plain)}
+    (_, their_tokens, their_decisions), ours = first[plain], first["ours"]
+    return {
+        "seed": seed,
+        "start": curves["ours"][0][0],
+        "plain's best": goal,
+        "by": plain,
+        "plain: tokens": their_tokens,
+        "plain: decisions": their_decisions,
+        "ours: tokens": ours and ours[1],
+        "ours: decisions": ours and ours[2],
+        "share of tokens": ours and ours[1] / their_tokens,
+        "share of decisions": ours and ours[2] / their_decisions,
+        "curves": curves,
+    }
+
+
+def main() -> None:
+    """Parse, run, print, and write JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--budget", type=int, default=1_000_000, help="training tokens of plain PPO")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [compared(seed, given.budget, Path(folder)) for seed in range(given.seeds)]
+    shown = [name for name in rows[0] if name != "curves"]
+    table = Table(*shown, title="training until plain PPO's best dev MRR")
+    for row in rows:
+        table.add_row(*(f"{row[name]:.3f}" if isinstance(row[name], float) else str(row[name]) for name in shown))
+    Console().print(table)
+    write_json(given.json, {"provenance": provenance(), "budget": given.budget, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
