@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from r1ranker import distributed
-from r1ranker.distributed import rank_each_on_ray
+from r1ranker.distributed import absolute, rank_each_on_ray
 from r1ranker.errors import BackendError
 from r1ranker.problem import Problem
 from r1ranker.spec import RankerSpec
@@ -25,6 +25,21 @@ def test_without_ray_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(BackendError, match=r"pip install 'r1-ranker\[ray\]'"):
         list(rank_each_on_ray([], RankerSpec(), "local"))
+
+
+def test_files_are_named_so_that_actors_find_them_and_names_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "nano", "random"):
+        Path(name).mkdir()
+    files = {"thoughts": "kept.jsonl", "prices": Path("prices.yaml"), "cache": Path("cache")}
+    found = absolute(RankerSpec(model="mine", recall="mine", **files))  # type: ignore[arg-type]
+    assert found.model == found.recall == str(tmp_path / "mine")
+    assert found.thoughts == str(tmp_path / "kept.jsonl")
+    assert (found.prices, found.cache) == (tmp_path / "prices.yaml", tmp_path / "cache")
+    for spec in (RankerSpec(recall="random"), RankerSpec(model="org/model", recall="org/encoder")):
+        assert absolute(spec) == spec
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from typer.testing import CliRunner
 
 from r1ranker.backends.transformers_ import TransformersBackend
+from r1ranker.cli import app
 from r1ranker.training.checkpoint import CHECKPOINT
 from r1ranker.training.logs import read_log
 from r1ranker.training.parallel import Crew, join_crew
@@ -29,25 +31,43 @@ PPO = {
     "episode_share": 0.5,
 }
 VARIANTS: dict[str, dict[str, Any]] = {
-    "append, all answers credited": {"layout": "append", "ppo": {"answer": "expected", "critic": "separate"}},
+    "all-credited": {"layout": "append", "ppo": {"answer": "expected", "critic": "separate"}},
     "rloo": {"ppo": {"estimator": "rloo", "group": 2}},
 }
 
 
-def run(command: str, config: Path, *more: str, processes: int = 1, port: int = 29531) -> None:
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(port), "-m"]
-    before = launcher if processes > 1 else ["-m"]
-    done = subprocess.run(
-        [sys.executable, *before, "r1ranker", command, str(config), *more], capture_output=True, text=True, check=False
-    )
+def run(command: str, config: Path, *more: str, processes: int = 2) -> None:
+    """One process is this one; several say once, not each, what they made."""
+    if processes == 1:
+        result = CliRunner().invoke(app, [command, str(config), *more])
+        assert result.exit_code == 0, result.output
+        return
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "29531"]
+    arguments = [sys.executable, *launcher, "-m", "r1ranker", command, str(config), *more]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert sum(line.startswith("model ") for line in done.stdout.splitlines()) == 1, done.stdout
 
 
-def written(folder: Path, name: str, settings: dict[str, Any]) -> Path:
-    """A config file whose run goes to `folder/name`."""
-    path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(settings | {"out": str(folder / name)}))
+def written(out: Path, settings: dict[str, Any]) -> Path:
+    """A config file whose run goes to `out`."""
+    path = out.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(settings | {"out": str(out)}))
     return path
+
+
+def settings_of(name: str, model: Path) -> dict[str, Any]:
+    run = {"model": str(model), "think": False, "device": "cpu", "data": [{"source": "mini", "limit": 2}]}
+    return run | VARIANTS[name] | {"ppo": PPO | {"max_prompt_tokens": 4000} | VARIANTS[name]["ppo"]}
+
+
+@pytest.fixture(scope="module")
+def of_two(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run of each variant by two processes."""
+    folder = tmp_path_factory.mktemp("of-two")
+    for name in VARIANTS:
+        run("train", written(folder / name, settings_of(name, tiny_dir)))
+    return folder
 
 
 def assert_alike(one: Path, other: Path) -> None:
@@ -62,13 +82,9 @@ def assert_alike(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_two_processes_train_as_one_does(name: str, tiny_dir: Path, tmp_path: Path) -> None:
-    settings = {"model": str(tiny_dir), "think": False, "device": "cpu", "data": [{"source": "mini", "limit": 2}]}
-    settings |= VARIANTS[name] | {"ppo": PPO | VARIANTS[name]["ppo"]}
-    settings["ppo"]["max_prompt_tokens"] = 4000
-    for size in (1, 2):
-        run("train", written(tmp_path, f"of{size}", settings), processes=size)
-    assert_alike(tmp_path / "of1", tmp_path / "of2")
+def test_two_processes_train_as_one_does(name: str, of_two: Path, tiny_dir: Path, tmp_path: Path) -> None:
+    run("train", written(tmp_path / "of1", settings_of(name, tiny_dir)), processes=1)
+    assert_alike(tmp_path / "of1", of_two / name)
 
 
 def test_two_processes_start_a_new_model_as_one_does(tmp_path: Path) -> None:
@@ -76,21 +92,21 @@ def test_two_processes_start_a_new_model_as_one_does(tmp_path: Path) -> None:
     warm = {"scratch": scratch, "steps": 4, "batch": 6, "lr": 1e-3, "log_every": 1, "pointwise": 1.0, "pointing": 1.0}
     settings = {"device": "cpu", "data": [{"source": "mini", "limit": 4}], "warmstart": warm}
     for size in (1, 2):
-        run("warmstart", written(tmp_path, f"of{size}", settings), processes=size, port=29532)
+        run("warmstart", written(tmp_path / f"of{size}", settings), processes=size)
     assert_alike(tmp_path / "of1", tmp_path / "of2")
 
 
-def test_two_processes_that_were_stopped_go_on_and_end_where_they_would_have(tiny_dir: Path, tmp_path: Path) -> None:
-    settings = {"model": str(tiny_dir), "think": False, "device": "cpu", "data": [{"source": "mini", "limit": 2}]}
-    settings |= {"ppo": PPO | {"critic": "head", "max_prompt_tokens": 4000}}
-    run("train", written(tmp_path, "whole", settings), processes=2, port=29533)
-    config = written(tmp_path, "halves", settings)
-    run("train", config, "-s", "ppo.steps=1", processes=2, port=29533)
+def test_two_processes_that_were_stopped_go_on_and_end_where_they_would_have(
+    of_two: Path, tiny_dir: Path, tmp_path: Path
+) -> None:
+    config = written(tmp_path / "halves", settings_of("all-credited", tiny_dir))
+    run("train", config, "-s", "ppo.steps=1")
     assert torch.load(tmp_path / "halves" / CHECKPOINT, weights_only=True)["step"] == 1
-    run("train", config, "--resume", processes=2, port=29533)
-    ends = [torch.load(tmp_path / name / CHECKPOINT, weights_only=True)["policy"] for name in ("whole", "halves")]
-    for key, tensor in ends[0].items():
-        torch.testing.assert_close(tensor, ends[1][key], atol=1e-6, rtol=0)
+    run("train", config, "--resume")
+    ends = (of_two / "all-credited", tmp_path / "halves")
+    whole, halves = (torch.load(out / CHECKPOINT, weights_only=True)["policy"] for out in ends)
+    for key, tensor in whole.items():
+        torch.testing.assert_close(tensor, halves[key], atol=1e-6, rtol=0)
 
 
 def test_a_crew_of_one_shares_with_nobody() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import re
@@ -10,10 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +20,7 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 from typer.testing import CliRunner
 
 from conftest import small_problem
+from hub_server import TOKEN, Hub, hub_server
 from r1ranker.cli import app
 from r1ranker.errors import BackendError, ConfigError, DataError
 from r1ranker.evaluation.results import read_results
@@ -36,7 +33,6 @@ from r1ranker.training.ppo import train
 
 PPO = {"steps": 2, "batch": 4, "minibatch": 4, "validate_every": 1, "validate_problems": 2, "critic": "head"}
 SHORT = RunConfig().ppo.model_copy(update={"max_new_tokens": 4})
-TOKEN, COMMIT = "hf_test", "0" * 40
 REPO = "lab/owl-ranker"
 
 
@@ -300,90 +296,10 @@ def test_a_card_of_ones_own_is_kept(model: Path, finished: Path, monkeypatch: py
         push(model, REPO, results=finished / "eval")
 
 
-@dataclass
-class Hub:
-    """The few addresses of a hub that a push needs. Whose token it is may write to `lab/`; the rest is others'.
-
-    files: content by repository and path; a repository is there when it has an entry.
-    """
-
-    url: str = ""
-    files: dict[str, dict[str, bytes]] = field(default_factory=dict)
-    private: set[str] = field(default_factory=set)
-
-    def answer(self, path: str, token: str, body: bytes) -> tuple[int, Any]:
-        """(status, JSON) of one request; a body means POST."""
-        parts = path.partition("?")[0].split("/")[2:]
-        if token != f"Bearer {TOKEN}":
-            return 401, {"error": "Invalid username or password."}
-        if parts == ["validate-yaml"]:
-            return 200, {"errors": [], "warnings": []}
-        if parts == ["repos", "create"]:
-            return self.create(json.loads(body))
-        repo, action = "/".join(parts[1:3]), (parts[3:] or ["info"])[0]
-        if repo not in self.files:
-            return 404, {"error": "Repository not found"}
-        if body and not repo.startswith("lab/"):
-            return 403, {"error": "Forbidden: not yours"}
-        return 200, getattr(self, action)(repo, body)
-
-    def create(self, asked: dict[str, Any]) -> tuple[int, Any]:
-        repo = f"{asked['organization']}/{asked['name']}"
-        if asked["organization"] != "lab":
-            return 403, {"error": "You don't have the rights to create a model there"}
-        if repo in self.files:
-            return 409, {"error": "You already created this model repo", "url": f"{self.url}/{repo}"}
-        self.files[repo] = {".gitattributes": b""}
-        self.private |= {repo} if asked.get("visibility") == "private" or asked.get("private") else set()
-        return 200, {"url": f"{self.url}/{repo}"}
-
-    def info(self, repo: str, _: bytes) -> dict[str, Any]:
-        return {"id": repo, "modelId": repo, "private": repo in self.private, "sha": COMMIT, "siblings": []}
-
-    def tree(self, repo: str, _: bytes) -> list[dict[str, Any]]:
-        return [{"type": "file", "path": path, "size": 1, "oid": COMMIT} for path in self.files[repo]]
-
-    def preupload(self, _: str, body: bytes) -> dict[str, Any]:
-        modes = {"uploadMode": "regular", "shouldIgnore": False}
-        return {"files": [{"path": file["path"], **modes} for file in json.loads(body)["files"]]}
-
-    def commit(self, repo: str, body: bytes) -> dict[str, Any]:
-        for line in map(json.loads, body.splitlines()):
-            value = line["value"]
-            if line["key"] == "file":
-                self.files[repo][value["path"]] = base64.b64decode(value["content"])
-            elif line["key"] == "deletedFile":
-                del self.files[repo][value["path"]]
-        return {"commitUrl": f"{self.url}/{repo}/commit/{COMMIT}", "commitOid": COMMIT}
-
-
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    hub = Hub()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"] or 0))
-            if b"silence" in body:
-                return  # the line is cut without an answer
-            status, content = hub.answer(self.path, self.headers["Authorization"] or "", body)
-            text = json.dumps(content).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
-
-        do_GET = do_POST
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        hub.url = f"http://127.0.0.1:{server.server_port}"
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield hub
-        server.shutdown()
+    with hub_server() as server:
+        yield server
 
 
 PUSHES = """

@@ -24,7 +24,7 @@ from r1ranker.problem import Problem
 from r1ranker.prompts import bare_past, build_prompt, past_entry
 from r1ranker.training.advantages import gae
 from r1ranker.training.config import RunConfig
-from r1ranker.training.rollout import State
+from r1ranker.training.rollout import whole_episode
 from r1ranker.verl.data import DEV, TRAIN, problem_of, write_rows
 from r1ranker.verl.episode import Episode, Written, run_episode, training_state
 from r1ranker.verl.launch import composed, launch, newest_model, prepare
@@ -72,8 +72,7 @@ class Policy:
 
 
 def episode_of(policy: Policy, problem: Problem, config: RunConfig) -> Episode:
-    state = State(problem, problem.identifiers, whole=True)
-    return asyncio.run(run_episode(state, config, policy.encoder, policy.write))
+    return asyncio.run(run_episode(whole_episode(problem), config, policy.encoder, policy.write))
 
 
 def test_an_episode_in_append_is_one_sequence_of_what_ranking_would_read(

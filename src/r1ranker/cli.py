@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from r1ranker.cli_common import Config, Json, Settings, console, errors, write_json
+from r1ranker.cli_common import Against, Config, Json, Seed, Settings, console, errors, write_json
 from r1ranker.cli_rank import rank
 from r1ranker.errors import ConfigError
 from r1ranker.problem import Problem, Splits
@@ -28,7 +28,7 @@ app.add_typer(data_app, name="data")
 @app.command()
 def quickstart(
     out: Annotated[Path, typer.Option(help="Where results go.")] = Path("runs/quickstart"),
-    seed: Annotated[int, typer.Option(help="Seed of training; the data stay the same.")] = 0,
+    seed: Seed = 0,
     tokens: Annotated[
         int | None, typer.Option(help="Training tokens of each design; default: what fits minutes.")
     ] = None,
@@ -58,13 +58,15 @@ def warmstart(config: Config = None, settings: Settings = None, json_: Json = No
     """
     from r1ranker.data import load_splits
     from r1ranker.training.config import load_config
+    from r1ranker.training.parallel import join_crew
     from r1ranker.training.warmstart import warmstart as run
 
     with errors():
         loaded = load_config(config, settings or [])
         directory = run(loaded, load_splits(loaded.data)["train"])
-    console.print(f"model {directory}")
-    write_json(json_, {"model": directory})
+    if join_crew().leads:
+        console.print(f"model {directory}")
+        write_json(json_, {"model": directory})
 
 
 @app.command()
@@ -89,6 +91,7 @@ def train(
     from r1ranker.data import load_splits
     from r1ranker.training.config import load_config
     from r1ranker.training.logs import read_log
+    from r1ranker.training.parallel import join_crew
     from r1ranker.training.ppo import train as run
 
     with errors():
@@ -103,6 +106,8 @@ def train(
             write_json(json_, {"model": directory})
             return
         directory = run(loaded, load_splits(loaded.data), resume=resume)
+    if not join_crew().leads:
+        return
     last = read_log(loaded.out)[-1]
     console.print(f"model {directory}   step {last['step']:.0f}   dev MRR {last.get('dev_mrr', float('nan')):.3f}")
     write_json(json_, {"model": directory, "last": last})
@@ -121,7 +126,7 @@ def evaluate(
     ] = None,
     run: Annotated[list[str] | None, typer.Option(help="NAME=FILE of a TREC run; repeatable.")] = None,
     baselines: Annotated[str, typer.Option(help="Baselines, by comma.")] = "random,prior,bm25",
-    against: Annotated[str, typer.Option(help="System the others are tested against.")] = "prior",
+    against: Against = "prior",
     split: Annotated[str, typer.Option(help="train, dev or test.")] = "test",
     out: Annotated[Path, typer.Option(help="Folder for results.json, report.html and the run files.")] = Path(
         "runs/eval"
@@ -162,7 +167,7 @@ def evaluate(
 @app.command()
 def compare(
     out: Annotated[Path, typer.Argument(help="Folder of a finished `r1ranker evaluate` or `quickstart`.")],
-    against: Annotated[str, typer.Option(help="System the others are tested against.")] = "prior",
+    against: Against = "prior",
     measure: Annotated[str, typer.Option(help="Measure to compare by.")] = "MRR",
     json_: Json = None,
 ) -> None:

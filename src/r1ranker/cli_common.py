@@ -22,6 +22,8 @@ Config = Annotated[Path | None, typer.Argument(help="YAML of the run; see config
 Settings = Annotated[
     list[str] | None, typer.Option("--set", "-s", help="Override any key of the YAML, such as -s ppo.steps=100.")
 ]
+Seed = Annotated[int, typer.Option(help="Seed of training; the data stay the same.")]
+Against = Annotated[str, typer.Option(help="System the others are tested against.")]
 
 
 @contextmanager
@@ -30,8 +32,13 @@ def errors() -> Iterator[None]:
     try:
         yield
     except R1RankerError as error:
-        stderr.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        complain("error", str(error))
         raise typer.Exit(1) from error
+
+
+def complain(what: str, message: str) -> None:
+    """A line on standard error. Brackets in the message are no markup."""
+    stderr.print(f"[bold red]{what}:[/] {escape(message)}", highlight=False, soft_wrap=True)
 
 
 def write_json(path: Path | None, result: Any) -> None:

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from r1ranker.cli_common import Json, console, errors, stderr, write_json
+from r1ranker.cli_common import Json, complain, console, errors, write_json
 from r1ranker.prompts import Design, Layout
 
 CHEAPER, LONG, ENDPOINTS, RUNS = "Cheaper", "Long lists", "Endpoints", "Where it runs"
@@ -137,5 +136,5 @@ def rank(
     write_json(json_, {"spec": dataclasses.asdict(spec)} | dataclasses.asdict(result))
     if result.failed:
         where = f"{failed_of(out)} says why; remove it and go on by --resume to try them again"
-        stderr.print(f"[bold red]failed:[/] {result.failed} queries; {escape(where)}", highlight=False, soft_wrap=True)
+        complain("failed", f"{result.failed} queries; {where}")
         raise typer.Exit(1)

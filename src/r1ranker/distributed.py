@@ -23,12 +23,12 @@ from pydantic import TypeAdapter
 from r1ranker.backends.loading import NANO
 from r1ranker.drive import Finished
 from r1ranker.errors import BackendError, R1RankerError
-from r1ranker.problem import Problem, Ranking
+from r1ranker.jobs import RANKING
+from r1ranker.problem import Problem
 from r1ranker.rankers import Ranker
 from r1ranker.spec import RankerSpec
 
 PROBLEM = TypeAdapter(Problem)
-RANKING = TypeAdapter(Ranking)
 IN_FLIGHT = 2
 """Batches given to an actor at a time: it never waits for one, and a lost one holds few."""
 
@@ -84,7 +84,7 @@ def _rank_each(ray: Any, problems: Iterable[Problem], spec: RankerSpec, actors: 
     )
     rankings = ray.data.from_arrow_refs(blocks).map_batches(
         RankBlock,
-        fn_constructor_args=(_absolute(spec),),
+        fn_constructor_args=(absolute(spec),),
         batch_size=None,
         batch_format="pyarrow",
         compute=pool,
@@ -157,12 +157,18 @@ def _cpus(ray: Any) -> list[int]:
     return [cpus for cpus in found if cpus] or [1]
 
 
-def _absolute(spec: RankerSpec) -> RankerSpec:
-    """Actors run in another directory."""
-    named = spec.model == NANO or not Path(spec.model).is_dir()
-    model = spec.model if named else str(Path(spec.model).absolute())
+def absolute(spec: RankerSpec) -> RankerSpec:
+    """The same ranker in another directory, where actors run: a model is a path where there is such a directory."""
     cache, prices = (path.absolute() if path else None for path in (spec.cache, spec.prices))
-    return dataclasses.replace(spec, model=model, cache=cache, prices=prices)
+    thoughts = str(Path(spec.thoughts).absolute()) if spec.thoughts else None
+    recall = _directory(spec.recall) if spec.recall else None
+    return dataclasses.replace(
+        spec, model=_directory(spec.model), recall=recall, cache=cache, prices=prices, thoughts=thoughts
+    )
+
+
+def _directory(name: str) -> str:
+    return str(Path(name).absolute()) if name not in (NANO, "random") and Path(name).is_dir() else name
 
 
 def _ray() -> Any:

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import bm25s
 from pydantic import TypeAdapter, ValidationError
 
+from r1ranker.baselines.bm25 import query_of, scorer
 from r1ranker.datasets.common import cut, rng_for
 from r1ranker.errors import BackendError, DataError
 from r1ranker.problem import AnswerKind, Problem, Ranking
@@ -54,11 +54,6 @@ class Thought:
 
 
 _THOUGHT = TypeAdapter(Thought)
-
-
-def query_of(problem: Problem) -> str:
-    """What two problems are compared by: query and objective, or the titles of a history."""
-    return " ".join(filter(None, (problem.query, problem.objective, *problem.history)))
 
 
 def recorded(problems: Sequence[Problem], rankings: Sequence[Ranking], reward: str = "paper") -> Iterator[Thought]:
@@ -131,7 +126,12 @@ def _scorers(queries: dict[str, list[str]], recall: str | None) -> dict[str, Sco
         return {task: _bm25(of_task) for task, of_task in queries.items()}
     if recall == "random":
         return {task: _at_random(len(of_task)) for task, of_task in queries.items()}
-    model = _embedder(recall)
+    from r1ranker.baselines.encoders import load
+
+    try:
+        model = load("SentenceTransformer", recall)
+    except BackendError as error:
+        raise BackendError(f"recall={recall}: {error}; or leave recall out for BM25") from error
     return {task: _dense(of_task, model) for task, of_task in queries.items()}
 
 
@@ -144,23 +144,8 @@ def _at_random(count: int) -> Scorer:
 
 
 def _bm25(queries: list[str]) -> Scorer:
-    corpus = _words(queries)
-    index = bm25s.BM25()
-    if any(corpus):
-        index.index(corpus, show_progress=False)
-
-    def scores(problem: Problem) -> Sequence[float]:
-        # bm25s cannot score an empty query, nor index a corpus without a word: then no word matches, all tie.
-        (words,) = _words([query_of(problem)])
-        found: Sequence[float] = index.get_scores(words) if words and any(corpus) else [0.0] * len(queries)
-        return found
-
-    return scores
-
-
-def _words(texts: list[str]) -> list[list[str]]:
-    words: list[list[str]] = bm25s.tokenize(texts, return_ids=False, show_progress=False)
-    return words
+    scores = scorer(queries)
+    return lambda problem: next(scores([query_of(problem)]))
 
 
 def _dense(queries: list[str], model: Any) -> Scorer:
@@ -172,19 +157,3 @@ def _dense(queries: list[str], model: Any) -> Scorer:
         return found
 
     return scores
-
-
-def _embedder(name: str) -> Any:
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise BackendError(
-            f"recall={name} needs sentence-transformers: pip install 'r1-ranker[dense]'; or leave recall out for BM25"
-        ) from error
-    try:
-        return SentenceTransformer(name)
-    except (OSError, ValueError) as error:
-        raise BackendError(
-            f"recall={name}: no sentence-transformers model of that name or directory ({error}); "
-            "give one, `random`, or leave recall out for BM25"
-        ) from error

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import bm25s
+import numpy as np
 
 from r1ranker.baselines.ordering import ranked_by
 from r1ranker.evaluation.measures import by_task
@@ -31,23 +33,34 @@ def _rank_task(problems: Sequence[Problem]) -> list[Ranking]:
     for problem in problems:
         for candidate in problem.candidates:
             row_of.setdefault(candidate.text, len(row_of))
-    corpus = _words(list(row_of))
-    index = bm25s.BM25()
-    if any(corpus):
-        index.index(corpus, show_progress=False)
-    scores = []
-    for problem, words in zip(problems, _words([_question(p) for p in problems]), strict=True):
-        # bm25s cannot score an empty query, nor index a corpus without a word: no word matches, all tie.
-        row_scores = index.get_scores(words) if words and any(corpus) else [0.0] * len(row_of)
-        scores.append({c.docid: float(row_scores[row_of[c.text]]) for c in problem.candidates})
+    found = scorer(list(row_of))([query_of(problem) for problem in problems])
+    scores = [
+        {c.docid: float(of_rows[row_of[c.text]]) for c in problem.candidates}
+        for problem, of_rows in zip(problems, found, strict=True)
+    ]
     usage = Usage(seconds=(time.perf_counter() - began) / len(problems))
     return [ranked_by(problem, known, "bm25", usage) for problem, known in zip(problems, scores, strict=True)]
 
 
-def _question(problem: Problem) -> str:
-    return " ".join((problem.query, problem.objective, *problem.history))
+def query_of(problem: Problem) -> str:
+    """What a problem asks by words: query and objective, or the titles of a history."""
+    return " ".join(filter(None, (problem.query, problem.objective, *problem.history)))
 
 
-def _words(texts: list[str]) -> list[list[str]]:
-    words: list[list[str]] = bm25s.tokenize(texts, return_ids=False, show_progress=False)
+def scorer(texts: Sequence[str], **settings: float) -> Callable[[Sequence[str]], Iterator[Any]]:
+    """Gives for each query the scores of all texts, an array. `settings`: k1 and b; stop words are English."""
+    corpus = _words(texts)
+    index = bm25s.BM25(**settings)
+    if known := any(corpus):
+        index.index(corpus, show_progress=False)
+
+    def scores(queries: Sequence[str]) -> Iterator[Any]:
+        # bm25s cannot score an empty query, nor index a corpus without a word: then no word matches, all tie.
+        return (index.get_scores(words) if words and known else np.zeros(len(texts)) for words in _words(queries))
+
+    return scores
+
+
+def _words(texts: Sequence[str]) -> list[list[str]]:
+    words: list[list[str]] = bm25s.tokenize(list(texts), return_ids=False, show_progress=False)
     return words

@@ -21,13 +21,13 @@ Scorer = Callable[[Sequence[Problem]], Sequence[Mapping[str, float]]]
 Fit = Callable[[Sequence[Problem]], Scorer]
 
 
-def library(module: str) -> Any:
+def library(module: str, extra: str = "specialists") -> Any:
     """The module by name, imported when first asked for; BackendError names the extra that has it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         name = module.partition(".")[0]
-        raise BackendError(f"this baseline needs {name}: pip install 'r1-ranker[specialists]' ({error})") from error
+        raise BackendError(f"this needs {name}: pip install 'r1-ranker[{extra}]' ({error})") from error
 
 
 def fit_and_rank(

@@ -57,7 +57,7 @@ def cross_encoder(train: Sequence[Problem], test: Sequence[Problem], *, model: s
 
 def load(kind: str, model: str) -> Any:
     """The sentence-transformers class `kind` with a model of the hub or of a directory, on a GPU where there is one."""
-    make = getattr(library("sentence_transformers"), kind)
+    make = getattr(library("sentence_transformers", "dense"), kind)
     try:
         return make(model)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -67,7 +67,7 @@ def load(kind: str, model: str) -> Any:
             if Path(model).exists()
             else "check the name and the network; without one, download the model elsewhere and give its directory"
         )
-        raise BackendError(f"cannot load the encoder {model!r}: {reason}; {remedy}, as model=DIRECTORY") from error
+        raise BackendError(f"cannot load the encoder {model!r}: {reason}; {remedy}") from error
 
 
 def question(problem: Problem) -> str:

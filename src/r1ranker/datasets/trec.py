@@ -25,7 +25,7 @@ import gzip
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -240,18 +240,12 @@ def _best(scores: Mapping[str, float], grades: Mapping[str, int], count: int) ->
 
 def bm25(queries: Mapping[str, str], texts: Mapping[str, str], keep: int = 1000) -> Scored:
     """A first stage by bm25s over all `texts`: the best `keep` that share a word with the query."""
-    import bm25s
-
-    def words(of: Iterable[str]) -> list[list[str]]:
-        found: list[list[str]] = bm25s.tokenize(list(of), return_ids=False, show_progress=False)
-        return found
+    from r1ranker.baselines.bm25 import scorer
 
     docids = list(texts)
-    index = bm25s.BM25(k1=K1, b=B)
-    index.index(words(texts.values()), show_progress=False)
+    found = scorer(list(texts.values()), k1=K1, b=B)(list(queries.values()))
     scored: dict[str, dict[str, float]] = {}
-    for qid, tokens in zip(queries, words(queries.values()), strict=True):
-        scores = index.get_scores(tokens) if tokens else np.zeros(len(docids))
+    for qid, scores in zip(queries, found, strict=True):
         order = np.argsort(-scores, kind="stable")[:keep]
         scored[qid] = {docids[row]: float(scores[row]) for row in order if scores[row] > 0}
     return scored

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 import yaml
-from rich.markup import escape
 
-from r1ranker.cli_common import Json, Settings, console, errors, stderr, write_json
+from r1ranker.cli_common import Json, Seed, Settings, complain, console, errors, write_json
 from r1ranker.errors import ConfigError, R1RankerError
 from r1ranker.reproduce import EXPERIMENTS
 
@@ -37,7 +36,7 @@ def reproduce(
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML of your own base run, in place of a scale.")] = None,
     settings: Settings = None,
-    seed: Annotated[int, typer.Option(help="Seed of training; the data stay the same.")] = 0,
+    seed: Seed = 0,
     json_: Json = None,
 ) -> None:
     """Make the paper's tables: train, evaluate, test, render. Run it again to go on where it was stopped.
@@ -84,7 +83,7 @@ def run(names: Sequence[str], scale: str, config: RunConfig, out: Path) -> dict[
             if len(names) == 1:
                 raise
             failed[name] = str(error)
-            stderr.print(f"[bold red]{name}:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+            complain(name, str(error))
     return failed
 
 

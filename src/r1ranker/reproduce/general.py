@@ -27,6 +27,7 @@ from r1ranker.errors import BackendError, ConfigError
 from r1ranker.evaluation import table
 from r1ranker.evaluation.measures import by_task
 from r1ranker.evaluation.results import AVERAGE, Comparison, Row, TaskValues, comparison, rows_of, write_results
+from r1ranker.files import write_whole
 from r1ranker.problem import Problem
 from r1ranker.provenance import provenance
 from r1ranker.reproduce.report import Table, save_tables
@@ -160,10 +161,7 @@ def _values(study: Study, model: str, tasks: Sequence[Task], folder: Path) -> Ta
         except (OSError, ImportError, ValueError) as error:
             failed.append(f"{task.name}: {str(error).strip().splitlines()[0]}")
             continue
-        folder.mkdir(parents=True, exist_ok=True)
-        fresh = file.with_suffix(".new")
-        fresh.write_text(json.dumps(values))
-        fresh.rename(file)
+        write_whole(file, json.dumps(values))
     if failed:
         remedy = "look whether their data can be had from here, then run the same again: what is done stays"
         raise BackendError(f"{model} could not be asked some tasks; {remedy}\n" + "\n".join(failed))
@@ -208,9 +206,7 @@ def _save(study: Study, values: Mapping[str, TaskValues], tasks: Sequence[Task])
     rows = [row for system, known in values.items() for row in rows_of(system, "test", known)]
     rows += rows_of(DIFFERENCE, "test", _differences(values))
     tests = comparison(BASE, values, measures=[MEASURE])
-    settings = study.config.model_dump(mode="json")
-    settings |= {"experiment": study.name, "scale": study.scale, "limit": study.limit, "lm_eval": version("lm_eval")}
-    origin = provenance() | {"settings": settings}
+    origin = provenance() | {"settings": study.settings | {"lm_eval": version("lm_eval")}}
     write_results(study.out / "results.json", rows, {"per_query": values, "comparisons": tests, "provenance": origin})
     save_tables(study.out, [before_and_after(rows, tests, tasks)])
     Console().print(table.results_table(rows, tests, [MEASURE]))

@@ -68,8 +68,7 @@ def ir(study: Study) -> None:
         title = f"R1-Ranker, the top {top_k} of a first stage ({study.scale})"
         found[top_k] = study.evaluate(["random", "prior", "oracle", *systems], problems, f"top{top_k}", title=title)
         notes.append(f"top {top_k}: {note}")
-    known = {"experiment": study.name, "scale": study.scale, "limit": study.limit}
-    save_tables(study.out, [_table(study, found, notes)], study.config.model_dump(mode="json") | known)
+    save_tables(study.out, [_table(study, found, notes)], study.settings)
 
 
 def benchmark(study: Study, top_k: int) -> tuple[list[Problem], str]:

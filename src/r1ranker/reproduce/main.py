@@ -77,7 +77,7 @@ def differences(
     title: str, rows: Sequence[Row], values: Mapping[str, TaskValues], pairs: Sequence[tuple[str, str]], note: str = ""
 ) -> Table:
     """MRR of one system less another's by task, with the stars of the paired test, Holm-adjusted within each pair."""
-    tests = {pair: _tested(pair, values) for pair in pairs}
+    tests = {pair: tested(*pair, values) for pair in pairs}
     lines = [
         (task, *(f"{tests[pair][task].difference:+.3f} {stars(tests[pair][task])}".strip() for pair in pairs))
         for task in tasks_of(rows)
@@ -91,8 +91,8 @@ def differences(
     return Table(title, columns, lines, f"{legend} {note}".strip())
 
 
-def _tested(pair: tuple[str, str], values: Mapping[str, TaskValues]) -> dict[str, Comparison]:
-    system, over = pair
+def tested(system: str, over: str, values: Mapping[str, TaskValues]) -> dict[str, Comparison]:
+    """The paired test of one system's MRR against another's, by task."""
     found = comparison(over, {system: values[system], over: values[over]}, measures=["MRR"])
     return {one.task: one for one in found}
 

@@ -19,6 +19,7 @@ from typing import Any
 from r1ranker.errors import DataError
 from r1ranker.evaluation.results import AVERAGE, Comparison, Row, read_results
 from r1ranker.evaluation.table import caption, lines_of, markdown_table, systems_of
+from r1ranker.files import write_whole
 from r1ranker.provenance import provenance
 from r1ranker.reproduce import EXPERIMENTS
 
@@ -39,7 +40,6 @@ class Table:
 
 def save_tables(folder: Path, tables: Sequence[Table], settings: dict[str, Any] | None = None) -> None:
     """Write `tables.json`; with `settings` also `provenance.json`, for tables that no evaluation stands behind."""
-    folder.mkdir(parents=True, exist_ok=True)
     content = json.loads(json.dumps([asdict(table) for table in tables]))
     if settings is not None and content != _read(folder / TABLES):
         _write(folder / "provenance.json", provenance() | {"settings": settings})
@@ -88,10 +88,7 @@ def write_results(out: Path, target: Path) -> None:
             lines += [f"## {name}", ""]
         before = name
         lines += [*_part(folder, out, target), ""]
-    fresh = target.with_name(f"{target.name}.new")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fresh.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
-    fresh.rename(target)
+    write_whole(target, "\n".join(lines).rstrip() + "\n")
 
 
 def _folders(experiment: Path) -> list[Path]:
@@ -152,9 +149,7 @@ def _read(path: Path) -> Any:
 
 
 def _write(path: Path, content: Any) -> None:
-    fresh = path.with_name(f"{path.name}.new")
-    fresh.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    fresh.rename(path)
+    write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def _pipes(cells: Iterable[str]) -> str:

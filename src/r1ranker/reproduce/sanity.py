@@ -31,8 +31,7 @@ def sanity(study: Study, systems: Sequence[ModelSystem]) -> None:
     test = study.problems("test")
     few = [problem for of_task in by_task(test).values() for problem in of_task[:PER_TASK]]
     tables = [label_table(test, study.problems("train")), order_table(study, systems, few)]
-    known = {"experiment": study.name, "scale": study.scale, "limit": study.limit}
-    save_tables(study.out / "sanity", tables, study.config.model_dump(mode="json") | known)
+    save_tables(study.out / "sanity", tables, study.settings)
 
 
 def order_table(study: Study, systems: Sequence[ModelSystem], problems: Sequence[Problem]) -> Table:

@@ -57,8 +57,7 @@ def specialists(study: Study) -> None:
         if part == "routing":
             ranked = {name: BASELINES[name](problems) for name in BASES} | given | study.rankings(systems, problems)
             tables += routing_table(outcomes(study, problems), problems, ranked)
-    known = {"experiment": study.name, "scale": study.scale, "limit": study.limit}
-    save_tables(study.out, [_summary(rows, lacking), *tables], study.config.model_dump(mode="json") | known)
+    save_tables(study.out, [_summary(rows, lacking), *tables], study.settings)
 
 
 def test_sets(study: Study) -> dict[str, list[Problem]]:

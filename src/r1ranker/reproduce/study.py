@@ -16,7 +16,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from r1ranker.errors import ConfigError
 from r1ranker.evaluation.measures import MEASURES, by_task
 from r1ranker.evaluation.results import Row, read_results
 from r1ranker.evaluation.systems import ModelSystem, evaluate_systems, model_system, name_of
+from r1ranker.files import named_by_content, write_whole
 from r1ranker.jobs import RANKING, WHERE, rank_file
 from r1ranker.problem import Problem, Ranking, Splits
 from r1ranker.quickstart import train_side_by_side, worker_pool
@@ -68,6 +69,11 @@ class Study:
         """Processes side by side: one on a GPU or for small jobs, else one for each of at most two cores."""
         alone = pick_device(self.config.device).type == "cuda" or self.budget() < LEAST
         return 1 if alone else min(2, os.cpu_count() or 1)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What its results are made with, as it is saved beside them."""
+        return self.config.model_dump(mode="json") | {"experiment": self.name, "scale": self.scale, "limit": self.limit}
 
     def budget(self, share: float = 1.0) -> int:
         """Training tokens of each model in an experiment that has this share of the base run's."""
@@ -112,7 +118,7 @@ class Study:
         config = config.model_copy(update={"out": self.models / f"warmstart-{self.digest(settings)}"})
         if not (config.out / DONE).is_file():
             warmstart(config, _splits(config)["train"])
-            _write_whole(config.out / DONE, json.dumps(settings, indent=2))
+            write_whole(config.out / DONE, json.dumps(settings, indent=2))
         return config.out / "model"
 
     def system(self, name: str, design: str, model: str, *settings: str) -> ModelSystem:
@@ -154,13 +160,12 @@ class Study:
             return read_results(out / "results.json")
         (out / STAMP).unlink(missing_ok=True)
         specs = {name: dataclasses.asdict(system.spec) for name, system in models.items()}
-        known = {"experiment": self.name, "scale": self.scale, "limit": self.limit, "ranked": specs}
-        settings = self.config.model_dump(mode="json") | known | dict(more.pop("settings", None) or {})
+        settings = self.settings | {"ranked": specs} | dict(more.pop("settings", None) or {})
         rankings = given | self.rankings(list(models.values()), problems)
         baselines = [system for system in systems if isinstance(system, str)]
         result = evaluate_systems(baselines, problems, out=out, given=rankings, settings=settings, **more)
         if not any(ranking.error for of_system in result.rankings.values() for ranking in of_system):
-            _write_whole(out / STAMP, stamp)
+            write_whole(out / STAMP, stamp)
         return result.rows
 
     def _placed(self, config: RunConfig) -> RunConfig:
@@ -170,13 +175,7 @@ class Study:
 
     def _problem_file(self, problems: Sequence[Problem]) -> Path:
         """The problems as a file that is named by its content."""
-        folder = self.models.with_name("rankings")
-        folder.mkdir(parents=True, exist_ok=True)
-        fresh = folder / f"new-{os.getpid()}.jsonl"
-        write_jsonl(problems, fresh)
-        path = folder / f"{hashlib.sha256(fresh.read_bytes()).hexdigest()[:12]}.jsonl"
-        fresh.rename(path)
-        return path
+        return named_by_content(self.models.with_name("rankings"), partial(write_jsonl, problems))
 
     def _spec_digest(self, spec: RankerSpec) -> str:
         return self.digest({key: value for key, value in dataclasses.asdict(spec).items() if key not in WHERE})
@@ -195,7 +194,7 @@ def train_or_resume(config: RunConfig) -> Path:
     from r1ranker.training.ppo import train
 
     model = train(config, _splits(config), resume=(config.out / CHECKPOINT).is_file())
-    _write_whole(config.out / DONE, json.dumps(config.model_dump(mode="json"), indent=2))
+    write_whole(config.out / DONE, json.dumps(config.model_dump(mode="json"), indent=2))
     discard(config.out)
     return model
 
@@ -225,9 +224,3 @@ def _read_rankings(out: Path, problems: Sequence[Problem]) -> list[Ranking]:
     with out.with_suffix(".jsonl").open("rb") as lines:
         by_qid = {ranking.qid: ranking for ranking in map(RANKING.validate_json, lines)}
     return [by_qid[problem.qid] for problem in problems]
-
-
-def _write_whole(path: Path, text: str) -> None:
-    fresh = path.with_name(f"{path.name}.new")
-    fresh.write_text(text)
-    fresh.rename(path)

@@ -10,16 +10,18 @@ and that is then what counts as untrained.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from r1ranker.evaluation.measures import by_task
-from r1ranker.evaluation.results import Comparison, Row, TaskValues, comparison
+from r1ranker.evaluation.results import Row, TaskValues, comparison
 from r1ranker.evaluation.systems import read_per_query
 from r1ranker.evaluation.table import stars, tasks_of
+from r1ranker.files import named_by_content
+from r1ranker.reproduce.main import tested
 from r1ranker.reproduce.report import Table, results_table, save_tables
 from r1ranker.reproduce.study import SHORT, Study
 from r1ranker.thoughts import Thought, recorded, worth_showing, write_thoughts
@@ -74,16 +76,12 @@ def record(study: Study, trained: str) -> tuple[Path, list[Thought]]:
     system = study.system(TRAINED, "iranker", trained, "think=true")
     rankings = study.rankings([system], problems)[TRAINED]
     kept = list(recorded(problems, rankings, study.config.ppo.reward))
-    study.out.mkdir(parents=True, exist_ok=True)
-    fresh = study.out / "thoughts.new"
-    write_thoughts(kept, fresh)
-    digest = hashlib.sha256(fresh.read_bytes()).hexdigest()[:12]
-    return fresh.rename(study.out / f"thoughts-{digest}.jsonl"), kept
+    return named_by_content(study.out, partial(write_thoughts, kept), "thoughts-{}.jsonl"), kept
 
 
 def gains(rows: Sequence[Row], values: Mapping[str, TaskValues]) -> Table:
     """MRR behind similar thoughts less MRR without any and behind random ones, by task."""
-    over = {base: _tested(base, values) for base in (UNTRAINED, RANDOM)}
+    over = {base: tested(SIMILAR, base, values) for base in (UNTRAINED, RANDOM)}
     mrr = {(row.task, row.system): row.value for row in rows if row.measure == "MRR"}
     lines = []
     for task in tasks_of(rows):
@@ -98,11 +96,6 @@ def gains(rows: Sequence[Row], values: Mapping[str, TaskValues]) -> Table:
         "largest +22.87 % relative."
     )
     return Table("Gain by recorded thoughts", columns, lines, note)
-
-
-def _tested(base: str, values: Mapping[str, TaskValues]) -> dict[str, Comparison]:
-    found = comparison(base, {SIMILAR: values[SIMILAR], base: values[base]}, measures=["MRR"])
-    return {one.task: one for one in found}
 
 
 def stock(kept: Sequence[Thought]) -> Table:

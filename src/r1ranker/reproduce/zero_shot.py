@@ -16,6 +16,7 @@ from r1ranker.errors import ConfigError
 from r1ranker.evaluation.results import Row
 from r1ranker.evaluation.systems import read_per_query
 from r1ranker.evaluation.table import SHOWN
+from r1ranker.files import replacing
 from r1ranker.problem import SCENARIOS, Ranking
 from r1ranker.reproduce.main import beside_paper, differences, embedded
 from r1ranker.reproduce.report import Table, read_comparisons, results_table, save_tables
@@ -88,11 +89,9 @@ def _data_without(study: Study, scenario: str) -> str:
     """An override: training and dev problems of all other scenarios, as files."""
     digest = study.digest({"data": study.config.model_dump(mode="json")["data"]})
     folder = study.models.with_name("data") / f"without-{scenario}-{digest}"
-    folder.mkdir(parents=True, exist_ok=True)
     for split in ("train", "dev"):
-        fresh = folder / f"{split}.new"
-        write_jsonl([p for p in study.problems(split) if p.scenario != scenario], fresh)
-        fresh.rename(folder / f"{split}.jsonl")
+        with replacing(folder / f"{split}.jsonl") as fresh:
+            write_jsonl([p for p in study.problems(split) if p.scenario != scenario], fresh)
     return f"data={json.dumps([{'source': 'jsonl', 'path': str(folder)}])}"
 
 

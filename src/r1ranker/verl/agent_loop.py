@@ -25,7 +25,7 @@ from r1ranker.plans import ranking_tokens
 from r1ranker.problem import Problem
 from r1ranker.prompts import build_prompt
 from r1ranker.training.config import validated
-from r1ranker.training.rollout import State
+from r1ranker.training.rollout import whole_episode
 from r1ranker.verl.data import TRAIN, problem_of
 from r1ranker.verl.episode import Episode, Tokens, Written, run_episode, training_state
 from r1ranker.verl.reward import reciprocal_rank
@@ -100,7 +100,7 @@ class RankerLoop(AgentLoopBase):  # type: ignore[misc]
         calls = _Calls(self.server_manager, self.encoder, sampling_params)
         if self.run_config.design == "dranker":
             return await self._ranking(problem, calls)
-        state = State(problem, problem.identifiers, whole=True)
+        state = whole_episode(problem)
         if row["extra_info"]["split"] == TRAIN:
             # The same for all of a group: verl calls with equal step and index for each of its members.
             drawn = f"verl:{self.run_config.seed}:{row.get('global_steps', 0)}:{row['extra_info']['index']}"

@@ -24,7 +24,7 @@ from r1ranker.problem import Problem, Step
 from r1ranker.prompts import NO_THOUGHT, Prompt, bare_past, build_prompt, past_entry
 from r1ranker.rewards import Reward, score_removal
 from r1ranker.training.config import RunConfig
-from r1ranker.training.rollout import State, sampled_part, sampled_state
+from r1ranker.training.rollout import State, sampled_part, sampled_state, whole_episode
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +141,7 @@ def training_state(problem: Problem, config: RunConfig, rng: random.Random) -> S
     """Where a training row begins: at the whole pool, or at a sampled state (see `rollout`)."""
     largest = config.ppo.largest_pool
     if rng.random() < episode_chance(config.ppo.episode_share, len(problem.candidates) - 1):
-        part = sampled_part(problem, rng, largest, config)
-        return State(part, part.identifiers, whole=True)
+        return whole_episode(sampled_part(problem, rng, largest, config))
     return sampled_state(problem, config, rng, largest)
 
 

@@ -17,8 +17,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import torch
 import yaml
@@ -61,7 +60,7 @@ def prepare(config: RunConfig, overrides: Sequence[str] = ()) -> Any:
     _need_verl()
     refuse(config)
     splits = load_splits(config.data)
-    train = [p for p in splits["train"] if len(p.candidates) > 1 and any(map(p.is_relevant, p.identifiers))]
+    train = [p for p in splits["train"] if p.trainable]
     dev = [p for p in validation_problems(splits["dev"], config.ppo.validate_problems) if len(p.candidates) > 1]
     for split, problems in {TRAIN: train, DEV: dev}.items():
         if not problems:
@@ -111,7 +110,7 @@ def _check_lengths(config: RunConfig, problems: Sequence[Problem], file: dict[st
         tokenizer, shape = AutoTokenizer.from_pretrained(path), AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise BackendError(f"cannot read the tokenizer and config of {path!r}: {str(error).splitlines()[0]}") from error
-    check_prompts(cast(Any, SimpleNamespace(encoder=Encoder(tokenizer))), problems, config)
+    check_prompts(Encoder(tokenizer), problems, config)
     sequence = file["actor_rollout_ref"]["rollout"]["max_model_len"]
     if sequence > shape.max_position_embeddings:
         raise ConfigError(
