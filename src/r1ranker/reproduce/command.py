@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from r1ranker.training.config import RunConfig
 
 SCALES = ("mini", "small", "paper")
-LIMITS = {("mini", "ablations"): 40, ("mini", "zero-shot"): 60}
+LIMITS = {("mini", "ablations"): 40, ("mini", "thoughts"): 40, ("mini", "zero-shot"): 60}
 """Test problems per task where all would take too long, by scale and experiment."""
 
 
