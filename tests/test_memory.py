@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.datasets import mini
 from r1ranker.problem import Splits
+from r1ranker.training.checkpoint import checkpoints
 from r1ranker.training.config import RunConfig, validated
 from r1ranker.training.learner import new_learner
 from r1ranker.training.memory import add_lora, plain_state, recomputing, without_lora
@@ -115,7 +116,7 @@ def test_in_bfloat16_weights_keep_steps_smaller_than_its_last_bit(tiny_dir: Path
     with learner.passes():
         assert learner.policy(input_ids=IDS).logits.dtype == torch.bfloat16
     model = train(settings, few)
-    checkpoint = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    checkpoint = torch.load(checkpoints(tmp_path / "run")[-1], weights_only=True)
     before = AutoModelForCausalLM.from_pretrained(tiny_dir).state_dict()
     assert any(not torch.equal(before[name], value) for name, value in checkpoint["policy"].items())
     assert {p.dtype for p in AutoModelForCausalLM.from_pretrained(model).parameters()} == {torch.bfloat16}

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.cli import app
-from r1ranker.training.checkpoint import CHECKPOINT
+from r1ranker.training.checkpoint import checkpoints
 from r1ranker.training.logs import read_log
 from r1ranker.training.parallel import Crew, join_crew
 
@@ -101,10 +101,10 @@ def test_two_processes_that_were_stopped_go_on_and_end_where_they_would_have(
 ) -> None:
     config = written(tmp_path / "halves", settings_of("all-credited", tiny_dir))
     run("train", config, "-s", "ppo.steps=1")
-    assert torch.load(tmp_path / "halves" / CHECKPOINT, weights_only=True)["step"] == 1
+    assert torch.load(checkpoints(tmp_path / "halves")[-1], weights_only=True)["step"] == 1
     run("train", config, "--resume")
     ends = (of_two / "all-credited", tmp_path / "halves")
-    whole, halves = (torch.load(out / CHECKPOINT, weights_only=True)["policy"] for out in ends)
+    whole, halves = (torch.load(checkpoints(out)[-1], weights_only=True)["policy"] for out in ends)
     for key, tensor in whole.items():
         torch.testing.assert_close(tensor, halves[key], atol=1e-6, rtol=0)
 

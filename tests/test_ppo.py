@@ -19,7 +19,7 @@ from r1ranker.problem import Problem
 from r1ranker.training import ppo as ppo_module
 from r1ranker.training.advantages import gae
 from r1ranker.training.batch import pack
-from r1ranker.training.checkpoint import CHECKPOINT
+from r1ranker.training.checkpoint import checkpoints
 from r1ranker.training.config import PPOConfig, RunConfig
 from r1ranker.training.experience import Experience, with_advantages
 from r1ranker.training.learner import Learner, new_learner
@@ -285,11 +285,12 @@ def test_every_kind_of_run_trains_validates_and_logs(
     assert 0 <= rows[-1]["clip_share"] <= 1
     assert directory == run.out / "model"
     assert TransformersBackend.load(str(directory)).encoder.encode_text("[3]") != []
-    assert {p.name for p in run.out.iterdir()} >= {"config.yaml", "provenance.json", "tensorboard", CHECKPOINT}
+    assert {p.name for p in run.out.iterdir()} >= {"config.yaml", "provenance.json", "tensorboard"}
+    assert checkpoints(run.out)
 
 
 def weights(path: Path) -> dict[str, Any]:
-    return torch.load(path / CHECKPOINT, weights_only=True)  # type: ignore[no-any-return]
+    return torch.load(checkpoints(path)[-1], weights_only=True)  # type: ignore[no-any-return]
 
 
 def assert_same(one: Any, other: Any) -> None:
@@ -317,8 +318,12 @@ def test_a_killed_run_resumes_and_ends_where_it_would_have(
 ) -> None:
     splits = {"train": problems, "dev": problems[:4], "test": []}
     runs = [
-        config(think=think, out=str(tmp_path / name), ppo={"steps": 4, "checkpoint_every": 2, "schedule": "cosine"})
-        for name in ("whole", "killed")
+        config(
+            think=think,
+            out=str(tmp_path / name),
+            ppo={"steps": 4, "checkpoint_every": 2, "schedule": "cosine", "keep": keep},
+        )
+        for name, keep in (("whole", 1), ("killed", 2))
     ]
     train(runs[0], splits)
 
@@ -335,6 +340,10 @@ def test_a_killed_run_resumes_and_ends_where_it_would_have(
         with pytest.raises(Killed):
             train(runs[1], splits)
     assert weights(runs[1].out)["step"] == 2
+    train(runs[1], splits, resume=True)
+    assert_same(weights(runs[0].out), weights(runs[1].out))
+    assert [len(checkpoints(run.out)) for run in runs] == [1, 2]
+    checkpoints(runs[1].out)[-1].unlink()
     train(runs[1], splits, resume=True)
     assert_same(weights(runs[0].out), weights(runs[1].out))
     timeless = [

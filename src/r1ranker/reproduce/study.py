@@ -32,7 +32,7 @@ from r1ranker.jobs import RANKING, WHERE, rank_file
 from r1ranker.problem import Problem, Ranking, Splits
 from r1ranker.quickstart import train_side_by_side, worker_pool
 from r1ranker.spec import RankerSpec, parse_spec
-from r1ranker.training.checkpoint import CHECKPOINT, discard
+from r1ranker.training.checkpoint import checkpoints, discard
 from r1ranker.training.config import DataConfig, RunConfig, load_config
 
 DONE = "done.json"
@@ -193,7 +193,7 @@ def train_or_resume(config: RunConfig) -> Path:
     """Train to the end, from the checkpoint in the run's folder where there is one; then it is of no more use."""
     from r1ranker.training.ppo import train
 
-    model = train(config, _splits(config), resume=(config.out / CHECKPOINT).is_file())
+    model = train(config, _splits(config), resume=bool(checkpoints(config.out)))
     write_whole(config.out / DONE, json.dumps(config.model_dump(mode="json"), indent=2))
     discard(config.out)
     return model

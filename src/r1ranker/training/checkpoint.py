@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from r1ranker.training.config import RunConfig
     from r1ranker.training.learner import Learner
 
-CHECKPOINT = "checkpoint.pt"
-
 
 def save_model(directory: Path, network: Any, tokenizer: Any, dtype: torch.dtype = torch.float32) -> None:
     """An ordinary transformers model directory, replaced as a whole; adapters are added into the weights."""
@@ -33,13 +31,20 @@ def save_model(directory: Path, network: Any, tokenizer: Any, dtype: torch.dtype
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def discard(out: Path) -> None:
-    """Forget the checkpoint of an earlier run in the same folder, so that nothing resumes from it."""
-    (out / CHECKPOINT).unlink(missing_ok=True)
+def checkpoints(out: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    return sorted(out.glob("checkpoint-*.pt"))
+
+
+def discard(out: Path, keep: int = 0) -> None:
+    """Forget all but the newest `keep`; with none left, nothing resumes from an earlier run in the same folder."""
+    found = checkpoints(out)
+    for old in found[: len(found) - keep]:
+        old.unlink()
 
 
 def save_checkpoint(out: Path, learner: Learner, config: RunConfig) -> None:
-    """All that changes in training. Randomness is drawn from (seed, step) and needs no state."""
+    """All that changes in training; `ppo.keep` are kept. Randomness is drawn from (seed, step) and needs no state."""
     state = {
         "policy": learner.policy.state_dict(),
         "critic": learner.critic.state_dict() if learner.critic else {},
@@ -49,15 +54,16 @@ def save_checkpoint(out: Path, learner: Learner, config: RunConfig) -> None:
         "best": learner.best,
         "config": _identity(config),
     }
-    with replacing(out / CHECKPOINT) as fresh:
+    with replacing(out / f"checkpoint-{learner.step:08d}.pt") as fresh:
         torch.save(state, fresh)
+    discard(out, config.ppo.keep)
 
 
 def restore(out: Path, learner: Learner, config: RunConfig) -> None:
-    """Bring a fresh learner to where the checkpoint in `out` stands; only how long the run is may have changed."""
-    path = out / CHECKPOINT
-    if not path.is_file():
-        raise ConfigError(f"nothing to resume: {path} does not exist; start without --resume")
+    """Bring a fresh learner to where the newest checkpoint in `out` stands; only the run's length may have changed."""
+    if not (found := checkpoints(out)):
+        raise ConfigError(f"nothing to resume: there is no checkpoint in {out}; start without --resume")
+    path = found[-1]
     state = torch.load(path, map_location=learner.policy.device, weights_only=True)
     if state["config"] != _identity(config):
         raise ConfigError(f"{path} is of a run with other settings ({out / 'config.yaml'}); start without --resume")
@@ -70,5 +76,5 @@ def restore(out: Path, learner: Learner, config: RunConfig) -> None:
 
 def _identity(config: RunConfig) -> str:
     """The settings that a resumed run must share with the run it goes on from."""
-    settings = config.model_dump(mode="json", exclude={"out": True, "ppo": {"steps", "token_budget"}})
+    settings = config.model_dump(mode="json", exclude={"out": True, "ppo": {"steps", "token_budget", "keep"}})
     return json.dumps(settings, sort_keys=True)

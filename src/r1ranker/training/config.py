@@ -116,6 +116,7 @@ class PPOConfig(_Strict):
     validate_every: int = 50
     validate_problems: int = Field(20, description="dev problems per task")
     checkpoint_every: int = 50
+    keep: int = Field(1, ge=1, description="checkpoints that are kept, the newest; delete one to resume from before it")
 
     @model_validator(mode="after")
     def _groups_are_compared(self) -> PPOConfig:
