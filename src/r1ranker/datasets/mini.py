@@ -14,6 +14,7 @@ Every word they are made of stands in `mini_words.json`. Next in the data flow i
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 from r1ranker.datasets import mini_passage, mini_recommendation, mini_routing
@@ -30,6 +31,10 @@ def load(path: Path | None = None, *, seed: int = 0, limit: int | None = None) -
     """Train, dev and test problems of the nine tasks; the seed draws titles, users, queries and pools."""
     if path is not None:
         raise DataError(f"source 'mini' is generated and reads no files; leave out the path {path}")
-    parts = [scenario.build(seed, SIZES) for scenario in (mini_recommendation, mini_routing, mini_passage)]
-    splits = {split: [problem for part in parts for problem in part[split]] for split in SPLIT_NAMES}
+    splits = {split: [problem for part in _parts(seed) for problem in part[split]] for split in SPLIT_NAMES}
     return limit_per_task(splits, limit, seed)
+
+
+@lru_cache(maxsize=1)  # made whole for any limit, which takes seconds
+def _parts(seed: int) -> list[Splits]:
+    return [scenario.build(seed, SIZES) for scenario in (mini_recommendation, mini_routing, mini_passage)]
