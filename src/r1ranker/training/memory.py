@@ -80,9 +80,7 @@ def recomputing(network: Any) -> Iterator[None]:
 
 
 def _adapted(network: Any) -> list[Any]:
-    from peft.tuners.lora import LoraLayer
-
-    return [module for module in network.modules() if isinstance(module, LoraLayer)]
+    return [module for module in network.modules() if hasattr(module, "lora_A")]
 
 
 def _peft() -> Any:
