@@ -36,17 +36,35 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def run(command: str, config: Path, *more: str, processes: int = 2) -> None:
-    """One process is this one; several say once, not each, what they made."""
-    if processes == 1:
-        result = CliRunner().invoke(app, [command, str(config), *more])
-        assert result.exit_code == 0, result.output
-        return
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "29531"]
-    arguments = [sys.executable, *launcher, "-m", "r1ranker", command, str(config), *more]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+WARM = {
+    "device": "cpu",
+    "data": [{"source": "mini", "limit": 4}],
+    "warmstart": {
+        "scratch": {"vocab": 600, "hidden": 32, "layers": 2, "heads": 2, "context": 2048, "identifiers": 20},
+        **{"steps": 4, "batch": 6, "lr": 1e-3, "log_every": 1, "pointwise": 1.0, "pointing": 1.0},
+    },
+}
+SEVERAL = """
+import json, sys
+from r1ranker.cli import app
+
+for command in json.loads(sys.argv[1]):
+    assert not app(command, standalone_mode=False), command
+"""
+"""Commands one after the other in the same processes, which take long to start."""
+
+
+def by_one(*command: str) -> None:
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+
+
+def by_two(*program: str, models: int) -> None:
+    """Run by two processes, which together say once, not each, what they made: so many models."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29531"]
+    done = subprocess.run([*launcher, *program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert sum(line.startswith("model ") for line in done.stdout.splitlines()) == 1, done.stdout
+    assert sum(line.startswith("model ") for line in done.stdout.splitlines()) == models, done.stdout
 
 
 def written(out: Path, settings: dict[str, Any]) -> Path:
@@ -63,10 +81,15 @@ def settings_of(name: str, model: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def of_two(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run of each variant by two processes."""
+    """A folder with what two processes made: a run of each variant, one that was stopped, and a supervised start."""
     folder = tmp_path_factory.mktemp("of-two")
-    for name in VARIANTS:
-        run("train", written(folder / name, settings_of(name, tiny_dir)))
+    commands = [["train", str(written(folder / name, settings_of(name, tiny_dir)))] for name in VARIANTS]
+    stopped = written(folder / "stopped", settings_of("all-credited", tiny_dir))
+    commands.append(["train", str(stopped), "-s", "ppo.steps=1"])
+    commands.append(["warmstart", str(written(folder / "warm", WARM))])
+    script = folder / "several.py"
+    script.write_text(SEVERAL)
+    by_two(str(script), json.dumps(commands), models=4)
     return folder
 
 
@@ -83,30 +106,22 @@ def assert_alike(one: Path, other: Path) -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_two_processes_train_as_one_does(name: str, of_two: Path, tiny_dir: Path, tmp_path: Path) -> None:
-    run("train", written(tmp_path / "of1", settings_of(name, tiny_dir)), processes=1)
+    by_one("train", str(written(tmp_path / "of1", settings_of(name, tiny_dir))))
     assert_alike(tmp_path / "of1", of_two / name)
 
 
-def test_two_processes_start_a_new_model_as_one_does(tmp_path: Path) -> None:
-    scratch = {"vocab": 600, "hidden": 32, "layers": 2, "heads": 2, "context": 2048, "identifiers": 20}
-    warm = {"scratch": scratch, "steps": 4, "batch": 6, "lr": 1e-3, "log_every": 1, "pointwise": 1.0, "pointing": 1.0}
-    settings = {"device": "cpu", "data": [{"source": "mini", "limit": 4}], "warmstart": warm}
-    for size in (1, 2):
-        run("warmstart", written(tmp_path / f"of{size}", settings), processes=size)
-    assert_alike(tmp_path / "of1", tmp_path / "of2")
+def test_two_processes_start_a_new_model_as_one_does(of_two: Path, tmp_path: Path) -> None:
+    by_one("warmstart", str(written(tmp_path / "of1", WARM)))
+    assert_alike(tmp_path / "of1", of_two / "warm")
 
 
-def test_two_processes_that_were_stopped_go_on_and_end_where_they_would_have(
-    of_two: Path, tiny_dir: Path, tmp_path: Path
-) -> None:
-    config = written(tmp_path / "halves", settings_of("all-credited", tiny_dir))
-    run("train", config, "-s", "ppo.steps=1")
-    assert torch.load(checkpoints(tmp_path / "halves")[-1], weights_only=True)["step"] == 1
-    run("train", config, "--resume")
-    ends = (of_two / "all-credited", tmp_path / "halves")
-    whole, halves = (torch.load(checkpoints(out)[-1], weights_only=True)["policy"] for out in ends)
-    for key, tensor in whole.items():
-        torch.testing.assert_close(tensor, halves[key], atol=1e-6, rtol=0)
+def test_two_processes_that_were_stopped_go_on_and_end_where_they_would_have(of_two: Path) -> None:
+    stopped, whole = of_two / "stopped", of_two / "all-credited"
+    assert torch.load(checkpoints(stopped)[-1], weights_only=True)["step"] == 1
+    by_two("-m", "r1ranker", "train", str(stopped.with_suffix(".yaml")), "--resume", models=1)
+    ends = [torch.load(checkpoints(out)[-1], weights_only=True)["policy"] for out in (whole, stopped)]
+    for key, tensor in ends[0].items():
+        torch.testing.assert_close(tensor, ends[1][key], atol=1e-6, rtol=0)
 
 
 def test_a_crew_of_one_shares_with_nobody() -> None:

@@ -158,6 +158,12 @@ def test_top_k_of_the_whole_pool_asks_nothing(make_problem: MakeProblem) -> None
     assert (watched.sizes, ranking.steps) == ([], ())
 
 
+def test_a_batch_of_problems_with_nothing_to_ask_does_not_end_the_job(make_problem: MakeProblem) -> None:
+    problems = [make_problem(n, qid=f"q{i}") for i, n in enumerate((3, 3, 3, 3, 7, 3))]
+    rankings = IRanker(ScriptedBackend(), think=False, top_k=5, batch_size=2).rank_many(problems)
+    assert [r.qid for r in rankings] == [p.qid for p in problems]
+
+
 def test_a_broken_removal_is_counted_and_takes_the_last_listed(make_problem: MakeProblem) -> None:
     said = {4: "<think>", 3: "<think></think><answer>[9]</answer>", 2: "<think></think><answer>[1] [2]</answer>"}
     backend = ScriptedBackend(lambda prompt: said[len(left(prompt))])

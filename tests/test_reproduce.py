@@ -117,18 +117,17 @@ def test_what_is_trained_differs_from_what_it_began_with(finished: Path) -> None
     assert not list(finished.glob("models/*/checkpoint-*.pt"))  # as large as several models, and of no more use
 
 
-@pytest.mark.parametrize("trigger", ["models/*ranker-*/checkpoint-*.pt", "rankings/*.trec"])
-def test_a_killed_run_goes_on_to_the_same_results(trigger: str, finished: Path, tmp_path: Path) -> None:
+def test_a_run_killed_in_training_and_in_ranking_goes_on_to_the_same_results(finished: Path, tmp_path: Path) -> None:
     arguments = ["main", "--scale", "small", "--out", str(tmp_path / "out")]
-    process = subprocess.Popen(
-        [sys.executable, "-c", RUN, *arguments], stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    while not any(path.stat().st_size for path in (tmp_path / "out").glob(trigger)):
-        assert process.poll() is None, "finished before it could be killed"
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (tmp_path / "out" / "results.md").exists()
+    command, environment = [sys.executable, "-c", RUN, *arguments], os.environ | {"OMP_NUM_THREADS": "1"}
+    for trigger in ("models/*ranker-*/checkpoint-*.pt", "rankings/*.trec"):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
+        while not any(path.stat().st_size for path in (tmp_path / "out").glob(trigger)):
+            assert process.poll() is None, "finished before it could be killed"
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (tmp_path / "out" / "results.md").exists()
     succeed(*arguments)
     assert outcome(tmp_path / "out") == outcome(finished)
 

@@ -40,14 +40,17 @@ def _in_batches(problems: Iterable[Problem], planner: Planner, backend: Backend,
     waiting = enumerate(problems)
     active: list[tuple[int, Plan, Ask]] = []
     while True:
-        for index, problem in islice(waiting, batch - len(active)):
+        drawn = list(islice(waiting, batch - len(active)))
+        for index, problem in drawn:
             plan = planner(problem)
             try:
                 active.append((index, plan, next(plan)))
             except StopIteration as done:  # nothing to ask
                 yield index, done.value
-        if not active:
+        if not active and not drawn:
             return
+        if not active:
+            continue
         replies = _answers(backend, [ask for _, _, ask in active])
         going: list[tuple[int, Plan, Ask]] = []
         for (index, plan, _), reply in zip(active, replies, strict=True):
