@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from r1ranker.baselines import BASELINES
+from r1ranker.datasets import mini
 from r1ranker.errors import BackendError, DataError
 from r1ranker.evaluation.results import read_results
 from r1ranker.evaluation.routing import Outcome
@@ -235,6 +236,7 @@ def test_ir_from_end_to_end(tmp_path: Path, tiny_dir: Path) -> None:
 def test_specialists_from_end_to_end(tmp_path: Path, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("cornac", "sklearn", "sentence_transformers"):
         pytest.importorskip(module)
+    monkeypatch.setattr(mini, "SIZES", {"train": 60, "dev": 20, "test": 20})
     monkeypatch.setattr(specialists, "FEW", 0)
     chosen = ("item-knn", "router-knn", "dense")
     monkeypatch.setattr(specialists, "SERVES", {name: specialists.SERVES[name] for name in chosen})

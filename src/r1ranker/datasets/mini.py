@@ -31,10 +31,10 @@ def load(path: Path | None = None, *, seed: int = 0, limit: int | None = None) -
     """Train, dev and test problems of the nine tasks; the seed draws titles, users, queries and pools."""
     if path is not None:
         raise DataError(f"source 'mini' is generated and reads no files; leave out the path {path}")
-    splits = {split: [problem for part in _parts(seed) for problem in part[split]] for split in SPLIT_NAMES}
+    splits = {split: [problem for part in _parts(seed, **SIZES) for problem in part[split]] for split in SPLIT_NAMES}
     return limit_per_task(splits, limit, seed)
 
 
 @lru_cache(maxsize=1)  # made whole for any limit, which takes seconds
-def _parts(seed: int) -> list[Splits]:
-    return [scenario.build(seed, SIZES) for scenario in (mini_recommendation, mini_routing, mini_passage)]
+def _parts(seed: int, **sizes: int) -> list[Splits]:
+    return [scenario.build(seed, sizes) for scenario in (mini_recommendation, mini_routing, mini_passage)]
