@@ -22,16 +22,17 @@ from r1ranker.training.parallel import Crew, join_crew
 PPO = {
     "batch": 24,
     "minibatch": 8,
-    "steps": 2,
+    "steps": 3,
     "actor_lr": 1e-3,
     "critic_lr": 1e-3,
-    "validate_every": 2,
+    "validate_every": 3,
     "validate_problems": 2,
     "checkpoint_every": 1,
     "episode_share": 0.5,
 }
 VARIANTS: dict[str, dict[str, Any]] = {
-    "all-credited": {"layout": "append", "ppo": {"answer": "expected", "critic": "separate"}},
+    "relist": {"ppo": {"critic": "separate"}},
+    "all-credited": {"layout": "append", "ppo": {"answer": "expected", "critic": "head"}},
     "rloo": {"ppo": {"estimator": "rloo", "group": 2}},
 }
 
@@ -89,7 +90,7 @@ def of_two(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     commands.append(["warmstart", str(written(folder / "warm", WARM))])
     script = folder / "several.py"
     script.write_text(SEVERAL)
-    by_two(str(script), json.dumps(commands), models=4)
+    by_two(str(script), json.dumps(commands), models=5)
     return folder
 
 
