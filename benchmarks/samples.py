@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +21,24 @@ from rich.table import Table
 
 from r1ranker.cli_common import write_json
 from r1ranker.provenance import provenance
-from r1ranker.quickstart import train_side_by_side
-from r1ranker.training.config import RunConfig, load_config
+from r1ranker.quickstart import quickstart_config, train_side_by_side
+from r1ranker.training.config import RunConfig
 from r1ranker.training.logs import read_log
 
-PLAIN = ("ppo.answer=sampled", "ppo.reward=paper", "ppo.largest_pool=null")
-SETTINGS = {
-    "ours": (),
+PLAIN: dict[str, Any] = {"answer": "sampled", "reward": "paper", "largest_pool": None}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "ours": {},
     "plain": PLAIN,
-    "plain, lr x 4": (*PLAIN, "ppo.actor_lr=2.0e-4"),
+    "plain, lr x 4": PLAIN | {"actor_lr": 2.0e-4},
 }
 
 
 def runs(seed: int, budget: int, out: Path) -> Iterator[tuple[str, RunConfig]]:
     """The runs of one seed by name."""
-    quickstart = Path(str(files("r1ranker") / "configs" / "quickstart.yaml"))
     for name, changes in SETTINGS.items():
         every = 5 if name == "ours" else 10  # ours is soon past what plain comes to, so it is looked at more often
-        common = [f"seed={seed}", f"ppo.token_budget={budget}", f"ppo.validate_every={every}"]
-        folder = out / f"{name.replace(' ', '').replace(',', '-')}-{seed}"
-        yield name, load_config(quickstart, [*common, "design=iranker", f"out={folder}", *changes])
+        base = quickstart_config("iranker", out / f"{name.replace(' ', '').replace(',', '-')}-{seed}", seed, budget)
+        yield name, base.model_copy(update={"ppo": base.ppo.model_copy(update=changes | {"validate_every": every})})
 
 
 def curve(config: RunConfig) -> list[tuple[float, int, int]]:

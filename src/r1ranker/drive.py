@@ -39,16 +39,13 @@ def drive(
 def _in_batches(problems: Iterable[Problem], planner: Planner, backend: Backend, batch: int) -> Iterator[Finished]:
     waiting = enumerate(problems)
     active: list[tuple[int, Plan, Ask]] = []
-    while True:
-        drawn = list(islice(waiting, batch - len(active)))
+    while (drawn := list(islice(waiting, batch - len(active)))) or active:
         for index, problem in drawn:
             plan = planner(problem)
             try:
                 active.append((index, plan, next(plan)))
             except StopIteration as done:  # nothing to ask
                 yield index, done.value
-        if not active and not drawn:
-            return
         if not active:
             continue
         replies = _answers(backend, [ask for _, _, ask in active])

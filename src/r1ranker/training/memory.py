@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from r1ranker.errors import BackendError
+from r1ranker.baselines.common import library
 
 ALPHA = 2
 """LoRA's scale, as a multiple of the rank."""
@@ -23,7 +23,7 @@ ALPHA = 2
 
 def add_lora(network: Any, rank: int) -> None:
     """Adapters of `rank` on all linear layers but the output; only they are trained (Hu et al. 2022)."""
-    peft = _peft()
+    peft = library("peft", "lora")
     settings = peft.LoraConfig(r=rank, lora_alpha=ALPHA * rank, target_modules="all-linear", task_type="CAUSAL_LM")
     peft.inject_adapter_in_model(settings, network)
 
@@ -81,11 +81,3 @@ def recomputing(network: Any) -> Iterator[None]:
 
 def _adapted(network: Any) -> list[Any]:
     return [module for module in network.modules() if hasattr(module, "lora_A")]
-
-
-def _peft() -> Any:
-    try:
-        import peft
-    except ImportError as error:
-        raise BackendError("ppo.lora needs peft: pip install 'r1-ranker[lora]'") from error
-    return peft
