@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from r1ranker.data import load_splits, show_prior, stats
+from r1ranker.data import load_splits, stats
 from r1ranker.datasets import mini
 from r1ranker.datasets.jsonl import write_jsonl
 from r1ranker.errors import ConfigError, DataError
@@ -72,15 +72,9 @@ def test_stats_count_pools_ties_groups_and_words(make_problem: MakeProblem) -> N
     assert (second["task"], second["problems"], second["pool"]) == ("other", 1, 5)
 
 
-def test_the_prior_is_shown_as_a_place_and_ties_share_it(make_problem: MakeProblem) -> None:
-    problem = make_problem(4, prior={"d1": 2.0, "d2": 9.0, "d3": 2.0})
-    texts = [candidate.text for candidate in show_prior(problem).candidates]
-    assert [text.partition(" | ")[2] for text in texts] == [f"first stage rank {k} of 4" for k in (2, 1, 2, 4)]
-    assert show_prior(problem).gains == problem.gains
-
-
 def test_only_a_source_that_asks_for_it_shows_its_prior() -> None:
-    (shown,) = load_splits([DataConfig(limit=1, show_prior=True)])["dev"][:1]
+    (shown,) = load_splits([DataConfig(limit=1, show=("prior",))])["dev"][:1]
     (plain,) = load_splits([DataConfig(limit=1)])["dev"][:1]
-    assert all("popularity rank" in candidate.text for candidate in shown.candidates)
-    assert not any("popularity rank" in candidate.text for candidate in plain.candidates)
+    assert sorted(candidate.note for candidate in shown.candidates) == sorted(f"popularity {k}" for k in range(1, 21))
+    assert not any(candidate.note for candidate in plain.candidates)
+    assert [c.text for c in shown.candidates] == [c.text for c in plain.candidates], "baselines read no notes"

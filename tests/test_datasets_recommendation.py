@@ -88,12 +88,13 @@ def test_training_users_give_several_targets_with_the_last_among_them() -> None:
         assert target >= 5
 
 
-def test_the_prior_counts_training_users_only() -> None:
+def test_the_prior_counts_other_training_users_only() -> None:
     made = histories()
     side = split_groups(made, 0)
     trained = Counter(item for user, items in made.items() if side[user] == "train" for item in items)
     for problem in all_of(recommendation_problems(made, TITLES, task="t")):
-        assert problem.prior == {c.docid: trained[c.docid] for c in problem.candidates}
+        own = problem.gains if side[problem.group.removeprefix("u")] == "train" else {}
+        assert problem.prior == {c.docid: trained[c.docid] - own.get(c.docid, 0) for c in problem.candidates}
 
     # What test users consume must not move a single prior or popularity draw of the other problems.
     test_users = {user for user in made if side[user] == "test"}

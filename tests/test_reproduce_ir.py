@@ -87,7 +87,7 @@ def requests(path: Path) -> Path:
 
 
 def test_queries_of_training_are_not_tested_on_and_texts_are_as_long_as_trained(tmp_path: Path) -> None:
-    source = {"source": "rankllm", "path": str(requests(tmp_path / "dl")), "show_prior": True}
+    source = {"source": "rankllm", "path": str(requests(tmp_path / "dl")), "show": ["prior"]}
     source["options"] = {"max_chars": 1000, "tasks": ["passage-5"]}
     of_files = study(tmp_path, f"data={json.dumps([source])}")
     problems, note = ir.benchmark(of_files, 20)
@@ -97,7 +97,7 @@ def test_queries_of_training_are_not_tested_on_and_texts_are_as_long_as_trained(
     assert {p.task for p in problems} == {"dl99"}
     longest = max(len(c.text.split(" | ")[0]) for p in problems for c in p.candidates)
     assert 180 < longest <= 200
-    assert all("first stage rank 1 of 20" in p.candidates[0].text for p in problems), "as the model was trained"
+    assert all(p.candidates[0].note == "first stage 1" for p in problems), "as the model was trained"
     assert len(ir.benchmark(study(tmp_path, f"data={json.dumps([source])}", limit=3), 20)[0]) == 3
 
 
@@ -122,7 +122,7 @@ def test_data_without_a_collection_are_tested_by_name(tmp_path: Path) -> None:
 
 
 def test_recommendations_are_also_tested_against_harder_negatives(tmp_path: Path) -> None:
-    embedded = study(tmp_path, "data=[{source: mini, limit: 30, show_prior: true}]", limit=12)
+    embedded = study(tmp_path, "data=[{source: mini, limit: 30, show: [prior]}]", limit=12)
     sets = specialists.test_sets(embedded)
     assert list(sets) == [
         *("recommendation", "routing", "passage"),
@@ -133,7 +133,7 @@ def test_recommendations_are_also_tested_against_harder_negatives(tmp_path: Path
     for problem in sets["whole-catalogue"]:
         n = len(problem.candidates)
         assert n > 100
-        assert problem.candidates[0].text.endswith(f"| popularity rank 1 of {n}"), "places in the pool it stands in"
+        assert {c.note for c in problem.candidates} == {f"popularity {k}" for k in range(1, n + 1)}, "of this pool"
 
 
 # What specialists learn from.

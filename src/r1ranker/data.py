@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from statistics import mean
 from typing import Any
@@ -10,11 +9,10 @@ from typing import Any
 from r1ranker import datasets
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.evaluation.measures import by_task
-from r1ranker.problem import Candidate, Problem, Splits
+from r1ranker.notes import with_notes
+from r1ranker.problem import Problem, Splits
 from r1ranker.prompts import build_prompt
 from r1ranker.training.config import DataConfig
-
-PRIOR_NAMES = {"recommendation": "popularity", "routing": "average", "passage": "first stage"}
 
 
 def load_splits(sources: Sequence[DataConfig]) -> Splits:
@@ -23,31 +21,17 @@ def load_splits(sources: Sequence[DataConfig]) -> Splits:
     owner: dict[str, int] = {}
     for number, data in enumerate(sources):
         loaded = datasets.load(data.source, data.path, seed=data.seed, limit=data.limit, **data.options)
+        loaded = with_notes(loaded, data.show) if data.show else loaded
         for split, problems in loaded.items():
             for task in {problem.task for problem in problems}:
                 if owner.setdefault(task, number) != number:
                     raise ConfigError(
                         f"data.{owner[task]} and data.{number} both hold a task {task!r}; rename or drop one"
                     )
-            splits[split] += [show_prior(problem) for problem in problems] if data.show_prior else problems
+            splits[split] += problems
     if not any(splits.values()):
         raise DataError("the data of this run holds no problem at all")
     return splits
-
-
-def show_prior(problem: Problem) -> Problem:
-    """The same problem, each candidate with its place by the prior: "Alien | popularity rank 2 of 20".
-
-    A ranker in service knows it too: how often an item was chosen, or what the first stage made of a passage.
-    """
-    name, n = PRIOR_NAMES[problem.scenario], len(problem.candidates)
-    values = [problem.prior.get(candidate.docid, 0.0) for candidate in problem.candidates]
-    places = [1 + sum(other > value for other in values) for value in values]
-    shown = [
-        Candidate(candidate.docid, f"{candidate.text} | {name} rank {place} of {n}")
-        for candidate, place in zip(problem.candidates, places, strict=True)
-    ]
-    return dataclasses.replace(problem, candidates=tuple(shown))
 
 
 def stats(splits: Splits) -> list[dict[str, Any]]:

@@ -27,10 +27,15 @@ SCENARIOS: tuple[str, ...] = get_args(Scenario)
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One thing that can be ranked: a passage, an item, an LLM. `text` is what the model reads."""
+    """One thing that can be ranked: a passage, an item, an LLM.
+
+    text: what it is; baselines read it too. note: what else the model reads behind it, such as other rankers'
+        places (`notes`).
+    """
 
     docid: str
     text: str
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Problem:
         rankings); a docid that is absent is unjudged and counts as 0.
     relevant_at: the lowest gain that counts as relevant in binary measures (MRR, hit@k).
     prior: score by docid of the simple prior: popularity in the training data, average utility of an
-        LLM on training queries, or the first stage's score. The model reads it only with `show_prior`.
+        LLM on training queries, or the first stage's score. The model reads its places only with `show`.
     group: the unit by which splits are made (a user, a query); defaults to `qid`.
     """
 

@@ -91,8 +91,9 @@ def context_of(problem: Problem) -> str:
 
 
 def pool_lines(problem: Problem, pool: Sequence[int]) -> str:
-    """The candidates as `[identifier] text`, one a line."""
-    return "\n".join(f"[{k}] {neutralise(problem.candidate(k).text)}" for k in pool)
+    """The candidates as `[identifier] text`, one a line, each with its note where there is one."""
+    shown = ((k, " | ".join(filter(None, (problem.candidate(k).text, problem.candidate(k).note)))) for k in pool)
+    return "\n".join(f"[{k}] {neutralise(text)}" for k, text in shown)
 
 
 def build_prompt(

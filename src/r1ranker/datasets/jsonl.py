@@ -109,7 +109,9 @@ def _record(problem: Problem) -> dict[str, Any]:
         "query": problem.query,
         "history": list(problem.history),
         "objective": problem.objective,
-        "candidates": [{"docid": c.docid, "text": c.text} for c in problem.candidates],
+        "candidates": [
+            {"docid": c.docid, "text": c.text} | ({"note": c.note} if c.note else {}) for c in problem.candidates
+        ],
         "gains": dict(problem.gains),
         "relevant_at": problem.relevant_at,
         "prior": dict(problem.prior),
@@ -180,7 +182,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_candidate(value: Any) -> bool:
-    return _values_are(_is_text)(value) and value.keys() == {"docid", "text"}
+    return _values_are(_is_text)(value) and {"docid", "text"} <= value.keys() <= {"docid", "text", "note"}
 
 
 def _list_of(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -198,7 +200,7 @@ FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "query": ("a string", _is_text),
     "history": ("a list of strings", _list_of(_is_text)),
     "objective": ("a string", _is_text),
-    "candidates": ('a list of {"docid": string, "text": string}', _list_of(_is_candidate)),
+    "candidates": ('a list of {"docid": string, "text": string}, each perhaps with a "note"', _list_of(_is_candidate)),
     "gains": ("an object of whole numbers by docid", _values_are(_is_whole)),
     "relevant_at": ("a whole number", _is_whole),
     "prior": ("an object of finite numbers by docid", _values_are(_is_number)),
@@ -223,7 +225,7 @@ def _faults(record: dict[str, Any]) -> Iterator[str]:
 
 def _problem(record: dict[str, Any]) -> Problem:
     fields = dict(record)
-    fields["candidates"] = tuple(Candidate(c["docid"], c["text"]) for c in record["candidates"])
+    fields["candidates"] = tuple(Candidate(**candidate) for candidate in record["candidates"])
     fields["history"] = tuple(record.get("history", ()))
     fields["prior"] = {docid: float(score) for docid, score in record.get("prior", {}).items()}
     return Problem(**fields)

@@ -72,6 +72,7 @@ class _Windows:
     titles: Mapping[str, str]
     candidates: Mapping[str, Candidate]
     popularity: Mapping[str, int]
+    counted: Mapping[str, str]
     sampler: NegativeSampler
     task: str
     seed: int
@@ -86,6 +87,8 @@ class _Windows:
         consumed = {self.candidates[item].text for item in items}
         pool = [items[target], *self.sampler.draw(rng, consumed, self.pool_size - 1)]
         rng.shuffle(pool)
+        # Without the user's own choice, which a new user's target has not got: in a long tail one more is much.
+        own = {items[target]: 1} if self.counted[user] == "train" else {}
         return Problem(
             qid=f"{self.task}:{qid}",  # one user may stand in two sources of a run
             task=self.task,
@@ -93,7 +96,7 @@ class _Windows:
             history=tuple(self.titles[item] for item in items[max(0, target - self.history) : target]),
             candidates=tuple(self.candidates[item] for item in pool),
             gains={items[target]: 1},
-            prior={item: float(self.popularity.get(item, 0)) for item in pool},
+            prior={item: float(self.popularity.get(item, 0) - own.get(item, 0)) for item in pool},
             group=f"u{user}",
         )
 
@@ -133,7 +136,7 @@ def recommendation_problems(
 
     A dev or test user gives one problem: the last item is the positive. A training user gives up to
     `windows_per_user`, whose targets are the last item and earlier ones. `texts` are what candidates show
-    where it is more than the title. `prior` counts interactions of training users only.
+    where it is more than the title. `prior` counts interactions of training users only, and never a user's own.
     """
     if min(history, windows_per_user, pool_size - 1, min_items - 1) < 1:
         raise ConfigError("history and windows_per_user must be >= 1, pool_size and min_items >= 2")
@@ -145,7 +148,7 @@ def recommendation_problems(
     shown = {item: (texts or titles)[item] for item in titles}
     sampler = NegativeSampler(shown, popularity if negatives == "popularity" else None)
     candidates = {item: Candidate(item, text) for item, text in shown.items()}
-    windows = _Windows(kept, titles, candidates, popularity, sampler, task, seed, history, pool_size)
+    windows = _Windows(kept, titles, candidates, popularity, side, sampler, task, seed, history, pool_size)
     chosen: dict[str, list[tuple[str, int]]] = {split: [] for split in SPLIT_NAMES}
     for user, items in kept.items():
         rng = rng_for(seed, "windows", user)

@@ -102,11 +102,11 @@ def _collection(study: Study, data: DataConfig, top_k: int) -> DataConfig | None
     if data.source == "rankllm":
         longest = data.options.get("max_chars", 5 * LONGEST) // 5
         options |= {"relevant_at": data.options.get("relevant_at", 2), "max_chars": longest}
-        return DataConfig(source="trec", path=data.path, show_prior=data.show_prior, options=options)
+        return DataConfig(source="trec", path=data.path, show=data.show, options=options)
     if data.source == "mini":
         passages = [problem for problem in study.problems("test") if problem.scenario == "passage"]
         path = write_collection(passages, study.out / "embedded-passages")
-        return DataConfig(source="trec", path=path, show_prior=data.show_prior, options=options | {"relevant_at": 3})
+        return DataConfig(source="trec", path=path, show=data.show, options=options | {"relevant_at": 3})
     return None
 
 

@@ -17,7 +17,7 @@ from statistics import fmean
 from r1ranker import datasets
 from r1ranker.baselines import BASELINES
 from r1ranker.baselines.specialists import SERVES, SPECIALISTS
-from r1ranker.data import load_splits, show_prior
+from r1ranker.data import load_splits
 from r1ranker.datasets import llmrouter, mini, mini_routing
 from r1ranker.datasets.interactions import interactions
 from r1ranker.datasets.mini_words import words
@@ -28,6 +28,7 @@ from r1ranker.evaluation.protocols import full_catalogue, hard_negatives, matche
 from r1ranker.evaluation.results import Row
 from r1ranker.evaluation.routing import Outcome, Outcomes, Weights
 from r1ranker.evaluation.table import systems_of
+from r1ranker.notes import noted_by
 from r1ranker.problem import SCENARIOS, Problem, Ranking
 from r1ranker.reproduce.report import Table, by_system, save_tables
 from r1ranker.reproduce.study import Study
@@ -65,7 +66,7 @@ def test_sets(study: Study) -> dict[str, list[Problem]]:
     test = study.problems("test")
     sets: dict[str, list[Problem]] = {s: [p for p in test if p.scenario == s] for s in SCENARIOS}
     for data in study.config.data:
-        splits = load_splits([data.model_copy(update={"show_prior": False})])
+        splits = load_splits([data.model_copy(update={"show": ()})])
         wanted = {problem.qid for problem in sets["recommendation"]}
         plain = [problem for problem in splits["test"] if problem.qid in wanted]
         known = [
@@ -83,7 +84,7 @@ def test_sets(study: Study) -> dict[str, list[Problem]]:
             "whole-catalogue": full_catalogue(few, known),
         }
         for part, problems in found.items():
-            sets.setdefault(part, []).extend(map(show_prior, problems) if data.show_prior else problems)
+            sets.setdefault(part, []).extend(noted_by(data.show, splits["train"], problems))
     return {part: problems for part, problems in sets.items() if problems}
 
 

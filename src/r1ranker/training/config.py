@@ -35,7 +35,7 @@ class DataConfig(_Strict):
     path: Path | None = None
     seed: int = 0
     limit: int | None = None
-    show_prior: bool = Field(False, description="let the model read popularity, or the first stage's opinion")
+    show: tuple[str, ...] = Field((), description="rankers whose places the model reads: prior, bm25, item-knn, ...")
     options: dict[str, Any] = Field(default_factory=dict)
 
 
