@@ -1,4 +1,4 @@
-"""What other rankers say of each candidate: right places, right problems, and nothing that a new user would not have."""
+"""What other rankers say of each candidate: right places and problems, and nothing that it could not know."""
 
 from __future__ import annotations
 

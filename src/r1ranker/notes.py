@@ -1,6 +1,7 @@
 """What other rankers make of each candidate, written behind it for the model to read. In: `Splits`. Out: the same.
 
-    noted = with_notes(splits, ["prior", "bm25", "item-knn"])       # [3] Alien (1979) | popularity 2 | bm25 7 | item-knn 1
+    noted = with_notes(splits, ["prior", "bm25", "item-knn"])
+    # [3] Alien (1979) | popularity 2 | bm25 7 | item-knn 1
 
 A ranker in service knows what its first stages say; this is how it may learn what each is worth. Nothing leaks:
 a specialist ranks training problems only by what it learnt from other groups (stacking, Wolpert 1992), and dev and
