@@ -1,19 +1,22 @@
 """What CPU threads do to a small model: tokens per second, alone and beside a second process.
 
-    python benchmarks/threads.py
+    python benchmarks/threads.py --json out.json
 
 Each cell is one forward and backward pass over 32 prompts of 200 tokens through a network of 1.1 M parameters.
 """
 
 from __future__ import annotations
 
-import os
-import platform
+import argparse
 import time
 from multiprocessing import get_context
+from pathlib import Path
 
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from r1ranker.cli_common import write_json
+from r1ranker.provenance import provenance
 
 BATCH, LENGTH, PASSES = 32, 200, 3
 
@@ -40,15 +43,20 @@ def tokens_per_second(threads: int) -> float:
 
 
 def main() -> None:
-    """Print the table and the machine."""
-    print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}")
+    """Print the table, and write it with the machine where asked."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--json", type=Path, help="also write the rows here, with versions and machine")
+    args = parser.parse_args()
+    rows = []
     print("| processes | threads each | tokens/s each |")
     print("| --- | --- | --- |")
     for processes in (1, 2):
         for threads in (1, 2):
             with get_context("spawn").Pool(processes) as pool:
                 speeds = pool.map(tokens_per_second, [threads] * processes)
-            print(f"| {processes} | {threads} | {sum(speeds) / processes:,.0f} |", flush=True)
+            rows.append({"processes": processes, "threads": threads, "tokens/s": sum(speeds) / processes})
+            print(f"| {processes} | {threads} | {rows[-1]['tokens/s']:,.0f} |", flush=True)
+    write_json(args.json, {"provenance": provenance(), "rows": rows})
 
 
 if __name__ == "__main__":
