@@ -53,6 +53,24 @@ for command in json.loads(sys.argv[1]):
     assert not app(command, standalone_mode=False), command
 """
 """Commands one after the other in the same processes, which take long to start."""
+KEPT = """
+import json, sys
+from pathlib import Path
+from r1ranker.data import load_splits
+from r1ranker.training.config import load_config
+from r1ranker.training.learner import new_learner
+from r1ranker.training.ppo import ppo_step
+
+config = load_config(Path(sys.argv[1]))
+learner = new_learner(config)
+ppo_step(learner, load_splits(config.data)["train"], config)
+kept = sum(moments["exp_avg"].numel() for moments in learner.optimizer.optim.state.values())
+whole = sum(p.numel() for group in learner.optimizer.param_groups for p in group["params"])
+kept = learner.crew.gather((kept, whole))
+if learner.crew.leads:
+    print(json.dumps(kept))
+"""
+"""How many numbers each process keeps moments of, and of how many weights there are."""
 
 
 def by_one(*command: str) -> None:
@@ -139,3 +157,16 @@ def test_the_shares_of_a_crew_are_the_whole() -> None:
     shares = [Crew(rank, 3).share(items) for rank in range(3)]
     assert sorted(item for share in shares for item in share) == items
     assert Crew(0, 12).lanes == 12
+
+
+def test_each_process_keeps_the_moments_of_a_part_of_the_weights(tiny_dir: Path, tmp_path: Path) -> None:
+    script = tmp_path / "kept.py"
+    script.write_text(KEPT)
+    config = written(tmp_path / "kept", settings_of("all-credited", tiny_dir))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29532"]
+    done = subprocess.run([*launcher, str(script), str(config)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (kept,) = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))
+    (first, whole), (second, _) = kept
+    assert first + second == whole
+    assert 0.3 < first / whole < 0.7

@@ -12,11 +12,11 @@ from transformers import AutoConfig
 
 from r1ranker.errors import ConfigError
 from r1ranker.files import replacing
+from r1ranker.training.learner import Learner, optimizer_state
 from r1ranker.training.memory import plain_state
 
 if TYPE_CHECKING:
     from r1ranker.training.config import RunConfig
-    from r1ranker.training.learner import Learner
 
 
 def save_model(directory: Path, network: Any, tokenizer: Any, dtype: torch.dtype = torch.float32) -> None:
@@ -44,11 +44,17 @@ def discard(out: Path, keep: int = 0) -> None:
 
 
 def save_checkpoint(out: Path, learner: Learner, config: RunConfig) -> None:
-    """All that changes in training; `ppo.keep` are kept. Randomness is drawn from (seed, step) and needs no state."""
+    """All that changes in training; `ppo.keep` are kept. Randomness is drawn from (seed, step) and needs no state.
+
+    All processes call this, and the leading one writes.
+    """
+    optimizer = optimizer_state(learner)
+    if not learner.crew.leads:
+        return
     state = {
         "policy": learner.policy.state_dict(),
         "critic": learner.critic.state_dict() if learner.critic else {},
-        "optimizer": learner.optimizer.state_dict(),
+        "optimizer": optimizer,
         "step": learner.step,
         "tokens": learner.tokens,
         "best": learner.best,

@@ -70,9 +70,25 @@ def new_learner(config: RunConfig) -> Learner:
     groups = [{"params": trained, "base_lr": config.ppo.actor_lr}]
     if critic is not None:
         groups.append({"params": list(critic.parameters()), "base_lr": config.ppo.critic_lr})
-    optimizer = torch.optim.AdamW(groups, lr=config.ppo.actor_lr, weight_decay=0.0)
+    optimizer = new_optimizer(groups, crew)
     backend = TransformersBackend(network, tokenizer, name=config.model)
     return Learner(backend, reference, critic, optimizer, dtype, crew=crew)
+
+
+def new_optimizer(groups: list[dict[str, Any]], crew: Crew) -> torch.optim.Optimizer:
+    """AdamW. Each process of several keeps the moments of its part of the weights (ZeRO stage 1, Rajbhandari 2020)."""
+    if crew.size == 1:
+        return torch.optim.AdamW(groups, weight_decay=0.0)
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    return ZeroRedundancyOptimizer(groups, torch.optim.AdamW, weight_decay=0.0)
+
+
+def optimizer_state(learner: Learner) -> dict[str, Any]:
+    """The optimizer's whole state on the leading process, nothing elsewhere; all processes have to call this."""
+    if learner.crew.size > 1:
+        learner.optimizer.consolidate_state_dict(to=0)  # type: ignore[attr-defined]
+    return learner.optimizer.state_dict() if learner.crew.leads else {}
 
 
 def finished(learner: Learner, ppo: PPOConfig) -> bool:

@@ -71,7 +71,7 @@ def train(config: RunConfig, splits: Splits, *, resume: bool = False) -> Path:
                 _validate(learner, config, dev, log, stats)
             else:
                 log.write(learner.step, stats)
-            if learner.crew.leads and (learner.step % config.ppo.checkpoint_every == 0 or last):
+            if learner.step % config.ppo.checkpoint_every == 0 or last:
                 save_checkpoint(config.out, learner, config)
             shown = advance_to(advance, learner, config.ppo, shown)
     learner.crew.wait()
