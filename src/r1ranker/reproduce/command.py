@@ -37,6 +37,10 @@ def reproduce(
     config: Annotated[Path | None, typer.Option(help="YAML of your own base run, in place of a scale.")] = None,
     settings: Settings = None,
     seed: Seed = 0,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="At most this many test problems per task; some experiments set their own."),
+    ] = None,
     json_: Json = None,
 ) -> None:
     """Make the paper's tables: train, evaluate, test, render. Run it again to go on where it was stopped.
@@ -54,7 +58,8 @@ def reproduce(
     folder = out or Path("runs/reproduce") / f"{name}-seed{seed}"
     with errors():
         names = _names(experiment)
-        failed = run(names, name, _config(scale, config, [*(settings or []), f"seed={seed}"]), folder) if names else {}
+        base = _config(scale, config, [*(settings or []), f"seed={seed}"])
+        failed = run(names, name, base, folder, limit) if names else {}
         write_results(folder, folder / "results.md")
     seconds = time.perf_counter() - began
     console.print(f"results {folder / 'results.md'}   seconds {seconds:.0f}", soft_wrap=True)
@@ -64,7 +69,7 @@ def reproduce(
         raise typer.Exit(1)
 
 
-def run(names: Sequence[str], scale: str, config: RunConfig, out: Path) -> dict[str, str]:
+def run(names: Sequence[str], scale: str, config: RunConfig, out: Path, limit: int | None = None) -> dict[str, str]:
     """Run experiments; of several, one that cannot run does not stop the others. Returns what failed and why."""
     from r1ranker.reproduce.study import Study
 
@@ -78,7 +83,7 @@ def run(names: Sequence[str], scale: str, config: RunConfig, out: Path) -> dict[
     for name in names:
         console.print(f"{name} ({scale})")
         try:
-            EXPERIMENTS[name](Study(name, scale, config, out / name, models, LIMITS.get((scale, name))))
+            EXPERIMENTS[name](Study(name, scale, config, out / name, models, limit or LIMITS.get((scale, name))))
         except R1RankerError as error:
             if len(names) == 1:
                 raise
