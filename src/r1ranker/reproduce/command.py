@@ -39,7 +39,7 @@ def reproduce(
     seed: Seed = 0,
     limit: Annotated[
         int | None,
-        typer.Option(min=1, help="At most this many test problems per task; some experiments set their own."),
+        typer.Option(min=1, help="Test problems per task, at most; some experiments have their own."),
     ] = None,
     json_: Json = None,
 ) -> None:
