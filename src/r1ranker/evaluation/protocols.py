@@ -45,7 +45,10 @@ SHARES = (0.8, 0.9)
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """All that stood in a pool of a task. `prior` is popularity where the task is a recommendation."""
+    """All that stood in a pool of a task. `prior` is popularity where the task is a recommendation.
+
+    It is the largest on record: a training user's own choice is not counted in that user's problem.
+    """
 
     candidates: Mapping[str, Candidate]
     prior: Mapping[str, float]
@@ -72,7 +75,10 @@ Order = Callable[[Problem, Catalogue, Random], list[str]]
 def catalogue(problems: Sequence[Problem]) -> Catalogue:
     """Of all problems given, of one task; take those of every split to have the whole."""
     candidates = {c.docid: c for problem in problems for c in problem.candidates}
-    return Catalogue(candidates, {docid: value for p in problems for docid, value in p.prior.items()})
+    prior: dict[str, float] = {}
+    for docid, value in (pair for problem in problems for pair in problem.prior.items()):
+        prior[docid] = max(value, prior.get(docid, value))
+    return Catalogue(candidates, prior)
 
 
 def matched_negatives(problems: Sequence[Problem], known: Sequence[Problem] = (), seed: int = 0) -> list[Problem]:
@@ -154,7 +160,7 @@ def _with_pool(problem: Problem, docids: Sequence[str], of_task: Catalogue) -> P
     """A problem with other candidates; judgements of those that left the pool would not fit it."""
     gains = {docid: problem.gains[docid] for docid in docids if docid in problem.gains}
     candidates = tuple(of_task.candidates[docid] for docid in docids)
-    return _with_prior(replace(problem, candidates=candidates, gains=gains), of_task.prior)
+    return _with_prior(replace(problem, candidates=candidates, gains=gains), {**of_task.prior, **problem.prior})
 
 
 def _with_prior(problem: Problem, prior: Mapping[str, float]) -> Problem:
