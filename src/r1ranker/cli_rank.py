@@ -10,6 +10,7 @@ import typer
 
 from r1ranker.cli_common import Json, complain, console, errors, write_json
 from r1ranker.prompts import Design, Layout
+from r1ranker.spec import Engine
 
 CHEAPER, LONG, ENDPOINTS, RUNS = "Cheaper", "Long lists", "Endpoints", "Where it runs"
 
@@ -81,6 +82,9 @@ def rank(
         Path | None, typer.Option(help="YAML or JSON file of prices by model.", rich_help_panel=ENDPOINTS)
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.", rich_help_panel=RUNS)] = "auto",
+    engine: Annotated[
+        Engine, typer.Option(help="What runs the model here: transformers or vllm.", rich_help_panel=RUNS)
+    ] = "transformers",
     batch_size: Annotated[int, typer.Option(min=1, help="Queries in one batch.", rich_help_panel=RUNS)] = 64,
     ray: Annotated[
         str | None, typer.Option(help="Address of a Ray cluster, auto, or local.", rich_help_panel=RUNS)
@@ -120,6 +124,7 @@ def rank(
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
             device=device,
+            engine=engine,
             base_urls=tuple(base_url or ()),
             concurrency=concurrency,
             prices=prices,

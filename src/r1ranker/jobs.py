@@ -37,7 +37,7 @@ from r1ranker.spec import RankerSpec
 RANKING = TypeAdapter(Ranking)
 RETRY = {"retry": True}
 """A line of the journal: the queries that had failed before it are tried again."""
-WHERE = {"batch_size", "device", "base_urls", "concurrency", "prices", "cache"}
+WHERE = {"batch_size", "device", "engine", "base_urls", "concurrency", "prices", "cache"}
 """Settings that say where and how fast a job runs, not what it ranks: another value may finish it."""
 
 

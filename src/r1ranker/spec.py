@@ -12,6 +12,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -21,6 +22,8 @@ from r1ranker.errors import ConfigError
 from r1ranker.plans import Budget
 from r1ranker.prompts import Design, Layout
 from r1ranker.rankers import Advised, DRanker, Hybrid, IRanker, Ranker, Shuffled, Tournament, Windows
+
+Engine = Literal["transformers", "vllm"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,7 @@ class RankerSpec:
     shuffles: rank in this many random orders and merge.
     thoughts: file of recorded thoughts, of which those on similar queries stand before each prompt.
     recall: how they are found, see `thoughts.advisor`; None is by BM25.
+    engine: what runs the model here; vllm picks the device itself.
     base_urls: OpenAI-compatible endpoints, such as http://localhost:8000/v1; none loads the model here.
     prices: YAML or JSON file of prices by model, for `cost`. cache: folder that keeps every reply.
     """
@@ -57,6 +61,7 @@ class RankerSpec:
     max_new_tokens: int = 1024
     batch_size: int = 64
     device: str = "auto"
+    engine: Engine = "transformers"
     base_urls: tuple[str, ...] = ()
     concurrency: int = 32
     prices: Path | None = None
@@ -70,6 +75,10 @@ class RankerSpec:
         """The model in this process or the endpoints, behind the replies on disk where there is a cache."""
         from r1ranker.backends.cached import cached
 
+        if self.engine == "vllm" and (self.base_urls or self.device != "auto"):
+            raise ConfigError(
+                "engine vllm runs the model here on a device of its own choice: give no base URL or device"
+            )
         backend = self._endpoints() if self.base_urls else self._model()
         return cached(backend, self.cache) if self.cache else backend
 
@@ -81,6 +90,10 @@ class RankerSpec:
         return OpenAIBackend(self.model, self.base_urls, concurrency=self.concurrency, prices=prices)
 
     def _model(self) -> Backend:
+        if self.engine == "vllm":
+            from r1ranker.backends.vllm_ import VLLMBackend
+
+            return VLLMBackend.load(self.model)
         from r1ranker.backends.transformers_ import TransformersBackend
 
         return TransformersBackend.load(self.model, device=self.device)
