@@ -369,12 +369,11 @@ def test_cross_encoder_is_the_raw_output_for_the_pair(cross_dir: str) -> None:
 
 
 def test_encoders_serve_every_scenario_whatever_the_other_problems(encoder_dir: str, cross_dir: str) -> None:
-    problems = [passage(), routed(3), choice("new", ["Alien", "Ronin"], "Heat", TITLES[:4])]
+    titles = ["Casino", "Jumanji", "Babe", "Clueless"]  # in letters, which are all that these tokenizers know
+    problems = [passage(), routed(3), choice("new", ["Alien", "Ronin"], "Heat", titles)]
     for rank in (partial(dense, model=encoder_dir), partial(cross_encoder, model=cross_dir)):
-        for among_others, problem in zip(rank([], problems), problems, strict=True):
-            (alone,) = rank([], [problem])  # padded otherwise, so the last bits of a score may differ
-            scores = dict(zip(alone.docids, alone.scores, strict=True))
-            assert dict(zip(among_others.docids, among_others.scores, strict=True)) == pytest.approx(scores, abs=1e-5)
+        together = rank([], problems)
+        assert [r.docids for r in together] == [rank([], [problem])[0].docids for problem in problems]
         assert rank([], []) == []
 
 
