@@ -114,17 +114,22 @@ def test_greedy_generation_equals_an_argmax_loop(backend: TransformersBackend, m
 
 
 def forced(backend: TransformersBackend, *scripts: list[int]) -> TransformersBackend:
-    """The backend over a network whose row i writes `scripts[i]` after any prompt, whatever its length."""
+    """The backend over a network that writes `scripts[i]` after the i-th prompt by length; no two are as long."""
     network = copy.deepcopy(backend.network)
     plain_forward = network.forward
-    written = {"tokens": 0}
+    starts: list[int] = []
+    written = 0
 
     def forward(*args: object, **kwargs: object) -> object:
+        nonlocal written
         out = plain_forward(*args, **kwargs)
         out.logits = torch.full_like(out.logits, -1e4)
-        for row, script in enumerate(scripts):
-            out.logits[row, :, script[min(written["tokens"], len(script) - 1)]] = 0.0
-        written["tokens"] += 1
+        last = kwargs["position_ids"][:, -1].tolist()  # type: ignore[index]
+        starts[:] = starts or last
+        for row, position in enumerate(last):  # rows that have ended may be gone
+            script = scripts[starts.index(position - written)]
+            out.logits[row, :, script[min(written, len(script) - 1)]] = 0.0
+        written += 1
         return out
 
     network.forward = forward

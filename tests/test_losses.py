@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from r1ranker.backends.transformers_ import TransformersBackend
-from r1ranker.training.batch import Sample, allowed_logprobs, pack, score, token_logprobs
+from r1ranker.training.batch import Sample, allowed_logprobs, pack, score, shared_batches, token_logprobs
 from r1ranker.training.losses import expected_policy_loss, kl_k3, masked_sum, policy_loss, value_loss
 
 B, T = 3, 5
@@ -139,7 +140,7 @@ def logits_B_T_V() -> Tensor:
 
 def test_logprobs_and_entropy_over_the_whole_vocabulary(logits_B_T_V: Tensor) -> None:
     tokens = torch.randint(0, V, (B, T), generator=torch.Generator().manual_seed(4))
-    logprobs, entropy = token_logprobs(logits_B_T_V, tokens)
+    logprobs, entropy = token_logprobs(logits_B_T_V, tokens, "trained")
     for b in range(B):
         for t in range(T):
             weights = [math.exp(float(x)) for x in logits_B_T_V[b, t]]
@@ -233,10 +234,13 @@ def test_packed_rows_hold_prompt_then_completion(tiny: TransformersBackend) -> N
         assert batch.mask_B_T[row].tolist() == [1.0] * n + [0.0] * (batch.mask_B_T.shape[1] - n)
 
 
-def test_scores_in_a_padded_batch_equal_an_unpadded_pass(tiny: TransformersBackend) -> None:
+@pytest.mark.parametrize("shared", [False, True])
+def test_scores_in_a_padded_batch_equal_an_unpadded_pass(tiny: TransformersBackend, shared: bool) -> None:
     samples = free_samples(tiny)
+    # two that begin like others, but not next to them
+    samples += [dataclasses.replace(samples[i], completion_ids=samples[j].completion_ids) for i, j in ((2, 0), (0, 3))]
     with torch.no_grad():
-        scores = score(tiny.network, pack(samples, tiny.pad_id, torch.device("cpu")))
+        scores = score(tiny.network, pack(samples, tiny.pad_id, torch.device("cpu"), shared=shared), "shown")
         for row, sample in enumerate(samples):
             ids, P, n = sample.prompt_ids + sample.completion_ids, len(sample.prompt_ids), len(sample.completion_ids)
             out = tiny.network(input_ids=torch.tensor([ids]), output_hidden_states=True)
@@ -248,6 +252,41 @@ def test_scores_in_a_padded_batch_equal_an_unpadded_pass(tiny: TransformersBacke
             torch.testing.assert_close(
                 scores.hidden_B_T_H[row, :n], out.hidden_states[-1][0, P - 1 : -1], atol=1e-3, rtol=1e-3
             )
+
+
+def test_samples_that_share_a_prompt_have_the_gradients_of_each_alone(tiny: TransformersBackend) -> None:
+    samples = free_samples(tiny)
+    samples += [dataclasses.replace(samples[1], completion_ids=s.completion_ids) for s in samples]
+    gradients = []
+    for shared in (False, True):
+        tiny.network.zero_grad()
+        batch = pack(samples, tiny.pad_id, torch.device("cpu"), shared=shared)
+        assert (batch.begun is not None) == shared
+        scores = score(tiny.network, batch, "trained")
+        (masked_sum(scores.logprobs_B_T - scores.entropy_B_T, batch.mask_B_T)).backward()
+        gradients.append([p.grad.clone() for p in tiny.network.parameters() if p.grad is not None])
+    tiny.network.zero_grad()
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-3, rtol=1e-3)
+
+
+def test_shared_batches_hold_every_sample_once_and_count_a_prompt_once() -> None:
+    rng = random.Random(0)
+    prompts = [[n] * length for n, length in enumerate((30, 30, 12, 50))]
+    samples = [Sample(rng.choice(prompts), [7] * rng.randint(1, 9), None, 0.0) for _ in range(40)]
+    groups = shared_batches(samples, 100)
+    assert sorted(i for group in groups for i in group) == list(range(40))
+    for group in groups:
+        distinct = {tuple(samples[i].prompt_ids) for i in group}
+        read = len(distinct) * max(map(len, distinct))
+        assert len(group) == 1 or read + len(group) * max(len(samples[i].completion_ids) for i in group) <= 100
+    assert len(groups) < sum(s.tokens for s in samples) / 100
+    assert sorted(i for group in shared_batches(samples, 1) for i in group) == list(range(40))
+
+
+def test_long_completions_stand_with_others_as_long() -> None:
+    samples = [Sample([n % 4] * 3, [7] * (5 if n < 8 else 90), None, 0.0) for n in range(16)]
+    for group in shared_batches(samples, 800):
+        assert len({len(samples[i].completion_ids) for i in group}) == 1
 
 
 def chosen_samples(backend: TransformersBackend) -> list[Sample]:

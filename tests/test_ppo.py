@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import random
@@ -105,7 +106,7 @@ def gradients(learner: Learner, loss: Tensor) -> list[Tensor]:
 
 
 def loss_of(learner: Learner, experience: Sequence[Experience], ppo: PPOConfig) -> Tensor:
-    batch = pack([e.sample for e in experience], learner.backend.pad_id, torch.device("cpu"))
+    batch = pack([e.sample for e in experience], learner.backend.pad_id, torch.device("cpu"), shared=True)
     return ppo_loss(learner, batch, experience, ppo)[0]
 
 
@@ -120,6 +121,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "thinking": {"think": True, "ppo": {"critic": "head"}},
     "direct": {"design": "dranker", "ppo": {"critic": "separate"}},
     "grpo": {"ppo": {"estimator": "grpo", "group": 4}},
+    "direct, grpo": {"design": "dranker", "ppo": {"estimator": "grpo", "group": 4}},
+    "direct, groups, head": {"design": "dranker", "ppo": {"group": 2, "critic": "head"}},
     "rloo, episodes": {"layout": "append", "ppo": {"estimator": "rloo", "group": 2, "episode_share": 1.0}},
 }
 
@@ -281,7 +284,7 @@ def test_every_kind_of_run_trains_validates_and_logs(
     assert all(math.isfinite(value) for row in rows for value in row.values())
     assert rows[2]["tokens"] > rows[1]["tokens"] > 0
     assert 0 <= rows[-1]["broken"] <= 1
-    assert (rows[-1]["broken"] == 0) == (name not in ("thinking", "direct"))
+    assert (rows[-1]["broken"] == 0) == (name.split(",")[0] not in ("thinking", "direct"))
     assert 0 <= rows[-1]["clip_share"] <= 1
     assert directory == run.out / "model"
     assert TransformersBackend.load(str(directory)).encoder.encode_text("[3]") != []
@@ -496,3 +499,33 @@ def test_a_log_keeps_what_was_before_and_drops_what_comes_again(tmp_path: Path) 
     with RunLog(tmp_path):
         pass
     assert read_log(tmp_path) == []
+
+
+def test_what_the_policy_said_as_it_wrote_is_what_a_pass_over_it_says(
+    config: Callable[..., RunConfig], problems: list[Problem]
+) -> None:
+    for settings in ({"think": True}, {"design": "dranker"}, {"think": True, "layout": "append"}):
+        run = config(**settings, ppo={"critic": "head"})
+        learner = new_learner(run)
+        trajectories = collect(learner.backend, draw(problems, run, random.Random(0)), run)
+        assert all(sample.trace for trajectory in trajectories for sample in trajectory)
+        bare = [[dataclasses.replace(sample, trace=None) for sample in trajectory] for trajectory in trajectories]
+        with torch.no_grad():
+            learner.critic.head[-1].weight.normal_()  # type: ignore[union-attr]
+        traced, scored = (with_advantages(learner, each, run.ppo) for each in (trajectories, bare))
+        for one, other in zip(traced, scored, strict=True):
+            torch.testing.assert_close(one.old_logprobs, other.old_logprobs, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(one.old_values, other.old_values, atol=1e-4, rtol=1e-3)
+
+
+def test_recomputed_activations_change_nothing_of_a_step(
+    config: Callable[..., RunConfig], problems: list[Problem]
+) -> None:
+    weights = []
+    for again in (False, True):
+        run = config(design="dranker", ppo={"recompute": again, "estimator": "grpo", "group": 4, "actor_lr": 1e-3})
+        learner = new_learner(run)
+        ppo_step(learner, problems, run)
+        weights.append(learner.policy.state_dict())
+    for name, plain in weights[0].items():
+        torch.testing.assert_close(weights[1][name], plain, atol=3e-3, rtol=0)

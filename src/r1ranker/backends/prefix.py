@@ -12,6 +12,7 @@ Names carry their dimensions: B rows, L columns, S new tokens, N branchings behi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,8 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from r1ranker.backends.encoding import Path, batches
-from r1ranker.backends.padding import left_pad, positions
+from r1ranker.backends.padding import left_pad, positions, right_pad
+from r1ranker.backends.sampling import Settings, Written, write
 
 WASTE = 2.0
 """Columns are packed anew when there are this many times as many as the longest row needs."""
@@ -69,6 +71,57 @@ def can_reuse(network: Any) -> bool:
     """Whether every layer of the network attends to all that came before: no window, no recurrent state."""
     layers = DynamicCache(config=network.config).layers
     return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+
+
+class _Read(Exception):
+    """The last layer's keys and values are known."""
+
+
+class _Reading(Cache):  # type: ignore[misc]
+    """Ends a pass at the last layer's keys and values: of a prompt, what that layer makes of them nobody asks for."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        known = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        if layer_idx == len(self.layers) - 1:
+            raise _Read
+        return known
+
+
+def keys_and_values(network: Any, ids_B_L: Tensor, mask_B_L: Tensor, layer: type[DynamicLayer] = RoomyLayer) -> Cache:
+    """The keys and values of rows padded on the left. Gradients flow back through plain layers only."""
+    cache = _Reading(layers=[layer() for _ in DynamicCache(config=network.config).layers])
+    with suppress(_Read):
+        network(
+            input_ids=ids_B_L,
+            attention_mask=mask_B_L,
+            position_ids=positions(mask_B_L),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+    return Cache(layers=cache.layers)
+
+
+@torch.inference_mode()
+def read_rows(network: Any, rows: Sequence[list[int]], pad_id: int, max_tokens: int) -> tuple[Cache, Tensor]:
+    """(keys and values of rows, mask (B, L) of what is no padding). Rows that are equal are computed once."""
+    distinct = [list(row) for row in dict.fromkeys(map(tuple, rows))]
+    order, parts = [], []
+    for group in batches([len(row) for row in distinct], max_tokens):
+        ids, mask = left_pad([distinct[i] for i in group], pad_id, network.device)
+        parts.append((keys_and_values(network, ids, mask), mask))
+        order += group
+    L = parts[-1][1].shape[1]  # the longest come last
+    place = {tuple(distinct[i]): n for n, i in enumerate(order)}
+    index = torch.tensor([place[tuple(row)] for row in rows], device=network.device)
+    cache = empty_cache(network)
+    for layer, *of_parts in zip(cache.layers, *(part.layers for part, _ in parts), strict=True):
+        keys, values = (
+            torch.cat([_pad_columns(getattr(part, name), L) for part in of_parts])[index] for name in ("keys", "values")
+        )
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values
+    return cache, torch.cat([_pad_left(mask, L) for _, mask in parts])[index]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,26 +176,18 @@ class PrefixCache:
         ]
 
     @torch.inference_mode()
-    def generate(self, rows: Sequence[Row], settings: dict[str, Any]) -> tuple[list[list[int]], list[int]]:
-        """(tokens written after each prompt, with whatever padding follows; tokens computed for each prompt)."""
+    def write(self, rows: Sequence[Row], settings: Settings) -> tuple[list[Written], list[int]]:
+        """(what is written after each prompt, tokens computed for each prompt)."""
         computed = self._prepare(rows)
         fresh = [row.ids[known:] for row, known in zip(rows, self._shared(rows), strict=True)]
         ids_B_S, mask_B_S = self._padded(fresh)
-        ids_B_L, mask_B_L = torch.cat([self.ids_B_L, ids_B_S], 1), torch.cat([self.mask_B_L, mask_B_S], 1)
-        out = self.network.generate(
-            input_ids=self._there(ids_B_L),
-            attention_mask=self._there(mask_B_L.long()),
-            past_key_values=self.cache,
-            use_cache=True,
-            **settings,
-        )
-        written_B_T = out[:, ids_B_L.shape[1] :].cpu()
+        mask_B_L = torch.cat([self.mask_B_L, mask_B_S], 1)
+        written = write(self.network, self.cache, self._there(ids_B_S), self._there(mask_B_L), settings, leave=False)
         self._append(ids_B_S, mask_B_S)
-        # The last token was never read. What was written is known as written, padding and all: a prompt that
-        # goes on differently takes back what differs.
-        read = self.cache.get_seq_length() - self.ids_B_L.shape[1]
-        self._append(written_B_T[:, :read], torch.ones_like(written_B_T[:, :read], dtype=torch.bool))
-        return written_B_T.tolist(), [c + len(f) for c, f in zip(computed, fresh, strict=True)]
+        ids_B_T, mask_B_T = right_pad([row.token_ids for row in written], self.pad_id)
+        read = self.cache.get_seq_length() - self.ids_B_L.shape[1]  # the last token was not
+        self._append(ids_B_T[:, :read], mask_B_T[:, :read].bool())
+        return written, [c + len(f) for c, f in zip(computed, fresh, strict=True)]
 
     def _prepare(self, rows: Sequence[Row]) -> list[int]:
         """Bring the rows into the cache, in order, with all but the last token of the new ones computed."""
@@ -166,15 +211,7 @@ class PrefixCache:
     def _prefill(self, rows: Sequence[Row]) -> None:
         """Compute new rows but for their last token, and put them below the known ones."""
         ids_B_S, mask_B_S = self._padded([row.ids[:-1] for row in rows])
-        cache = empty_cache(self.network)
-        self.network(
-            input_ids=self._there(ids_B_S),
-            attention_mask=self._there(mask_B_S.long()),
-            position_ids=self._there(positions(mask_B_S)),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        cache = keys_and_values(self.network, self._there(ids_B_S), self._there(mask_B_S.long()))
         L = max(self.mask_B_L.shape[1], mask_B_S.shape[1])
         if not self.keys:
             self.cache = cache

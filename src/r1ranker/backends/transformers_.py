@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,7 +15,8 @@ from r1ranker.backends.base import STOP, Choice, Completion
 from r1ranker.backends.encoding import Encoder, IdentifierTrie, Path, batches
 from r1ranker.backends.loading import load
 from r1ranker.backends.padding import left_pad, positions
-from r1ranker.backends.prefix import PrefixCache, Row, can_reuse
+from r1ranker.backends.prefix import PrefixCache, Row, can_reuse, read_rows
+from r1ranker.backends.sampling import Settings, Trace, Written, write
 from r1ranker.errors import BackendError
 from r1ranker.prompts import Prompt
 
@@ -29,6 +30,8 @@ class Generated:
     truncated: bool
     computed: int
     """Tokens of the prompt that were not known from an earlier call."""
+    trace: Trace | None = field(default=None, compare=False)
+    """What the network said of each token, where that was asked for and the network is one that `sampling` drives."""
 
 
 class TransformersBackend:
@@ -38,7 +41,10 @@ class TransformersBackend:
         self.network = network
         self.encoder = Encoder(tokenizer)
         self.name = name
-        self.max_tokens = max_tokens or (2048 if network.device.type == "cpu" else 65536)
+        on_cpu = network.device.type == "cpu"
+        self.max_tokens = max_tokens or (2048 if on_cpu else 65536)
+        # Read in pieces that stay in the processor's cache; write side by side, as each token costs a pass of its own.
+        self.max_columns = max_tokens or (32768 if on_cpu else 65536)
         self._stop_ids = self._single_stop_ids(tokenizer)
         self._prefixes = PrefixCache(network, self.pad_id, self.max_tokens) if can_reuse(network) else None
 
@@ -62,19 +68,21 @@ class TransformersBackend:
             for out in self.generate_ids(prompts, max_new_tokens=max_new_tokens, temperature=temperature)
         ]
 
-    def generate_ids(self, prompts: Sequence[Prompt], *, max_new_tokens: int, temperature: float) -> list[Generated]:
-        """As `generate`, as token ids."""
+    def generate_ids(
+        self, prompts: Sequence[Prompt], *, max_new_tokens: int, temperature: float, traced: bool = False
+    ) -> list[Generated]:
+        """As `generate`, as token ids; traced: with `Generated.trace`."""
         encoded = [self.encoder.encode(prompt) for prompt in prompts]
         self._check_lengths(encoded, max_new_tokens)
-        settings = self._settings(max_new_tokens, temperature)
+        settings = self._settings(max_new_tokens, temperature, traced)
         if self._prefixes and prompts and all(prompt.stays for prompt in prompts):
-            written, computed = self._prefixes.generate(_rows(prompts, encoded), settings)
+            written, computed = self._prefixes.write(_rows(prompts, encoded), settings)
             return [self._generated(*row) for row in zip(encoded, written, computed, strict=True)]
+        batch, room = (self._write, self.max_columns) if self._prefixes else (self._generate, self.max_tokens)
         results: dict[int, Generated] = {}
-        for group in batches([len(ids) + max_new_tokens for ids in encoded], self.max_tokens):
-            written = self._generate_batch([encoded[i] for i in group], settings)
-            for i, token_ids in zip(group, written, strict=True):
-                results[i] = self._generated(encoded[i], token_ids, len(encoded[i]))
+        for group in batches([len(ids) + max_new_tokens for ids in encoded], room):
+            for i, row in zip(group, batch([encoded[i] for i in group], settings), strict=True):
+                results[i] = self._generated(encoded[i], row, len(encoded[i]))
         return [results[i] for i in range(len(prompts))]
 
     def choose(self, prompts: Sequence[Prompt], pools: Sequence[Sequence[int]]) -> list[Choice]:
@@ -145,37 +153,43 @@ class TransformersBackend:
         """The padding token; never attended to."""
         return int(self.encoder.tokenizer.pad_token_id)
 
-    def _settings(self, max_new_tokens: int, temperature: float) -> dict[str, Any]:
-        """What `generate` of the network is told."""
-        # Sampling settings are all explicit: a model's own generation defaults (top-k, repetition
-        # penalty) would make log-probabilities in training differ from what was sampled.
-        sampling: dict[str, Any] = {
-            "do_sample": temperature > 0,
-            "top_k": 0,
-            "top_p": 1.0,
-            "temperature": temperature or 1.0,
-        }
-        if temperature == 0:
-            sampling = {"do_sample": False, "top_k": None, "top_p": None, "temperature": None}
-        stop = {} if STOP in self._stop_ids else {"stop_strings": [STOP], "tokenizer": self.encoder.tokenizer}
-        return {
-            "max_new_tokens": max_new_tokens,
-            "pad_token_id": self.pad_id,
-            "eos_token_id": sorted(self._stop_ids.values()),
-            "repetition_penalty": 1.0,
-            **sampling,
-            **stop,
-        }
+    def _settings(self, max_new_tokens: int, temperature: float, traced: bool) -> Settings:
+        stopped = None if STOP in self._stop_ids else self._tail_stops
+        return Settings(max_new_tokens, temperature, tuple(sorted(self._stop_ids.values())), stopped, traced)
 
     @torch.inference_mode()
-    def _generate_batch(self, rows: list[list[int]], settings: dict[str, Any]) -> list[list[int]]:
-        input_ids, mask = left_pad(rows, self.pad_id, self.network.device)
-        out = self.network.generate(input_ids=input_ids, attention_mask=mask, **settings)
-        return [list(row) for row in out[:, input_ids.shape[1] :].tolist()]
+    def _write(self, rows: Sequence[list[int]], settings: Settings) -> list[Written]:
+        """By our own loop."""
+        begun = [row[:-1] for row in rows]
+        cache, mask_B_L = read_rows(self.network, begun, self.pad_id, self.max_tokens)
+        ids_B_1 = torch.tensor([row[-1:] for row in rows], device=self.network.device)
+        return write(self.network, cache, ids_B_1, torch.cat([mask_B_L, torch.ones_like(ids_B_1)], 1), settings)
 
-    def _generated(self, prompt_ids: list[int], written: list[int], computed: int) -> Generated:
-        completion_ids = self._cut(written)
-        return Generated(prompt_ids, completion_ids, truncated=not self._stopped(completion_ids), computed=computed)
+    @torch.inference_mode()
+    def _generate(self, rows: Sequence[list[int]], settings: Settings) -> list[Written]:
+        """By the network's own `generate`: layers with a window or a state have caches of their own."""
+        # Sampling settings are all explicit: a model's own generation defaults (top-k, repetition
+        # penalty) would make log-probabilities in training differ from what was sampled.
+        sampling: dict[str, Any] = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": settings.temperature}
+        if settings.temperature == 0:
+            sampling = {"do_sample": False, "top_k": None, "top_p": None, "temperature": None}
+        stop = {"stop_strings": [STOP], "tokenizer": self.encoder.tokenizer} if settings.stopped else {}
+        input_ids, mask = left_pad(rows, self.pad_id, self.network.device)
+        out = self.network.generate(
+            input_ids=input_ids,
+            attention_mask=mask,
+            max_new_tokens=settings.max_new_tokens,
+            pad_token_id=self.pad_id,
+            eos_token_id=list(settings.stop_ids),
+            repetition_penalty=1.0,
+            **sampling,
+            **stop,
+        )
+        return [Written(self._cut(row)) for row in out[:, input_ids.shape[1] :].tolist()]
+
+    def _generated(self, prompt_ids: list[int], row: Written, computed: int) -> Generated:
+        trace = Trace(torch.tensor(row.logprobs), torch.stack(row.hidden)) if row.hidden else None
+        return Generated(prompt_ids, row.token_ids, not self._stopped(row.token_ids), computed, trace)
 
     def _cut(self, token_ids: list[int]) -> list[int]:
         """Up to and with what ended the row; what follows is padding.
@@ -194,6 +208,10 @@ class TransformersBackend:
         if completion_ids and completion_ids[-1] in self._stop_ids.values():
             return True
         return STOP in self.encoder.decode(completion_ids)
+
+    def _tail_stops(self, completion_ids: list[int]) -> bool:
+        """Whether the closing tag ends in the last token, given that it did not end before."""
+        return STOP in self.encoder.decode(completion_ids[-2 * len(STOP) :])
 
     def _single_stop_ids(self, tokenizer: Any) -> dict[str, int]:
         """The tokens that end a completion: end-of-sequence, and the closing tag where it is one token."""

@@ -8,14 +8,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicLayer
 
 from r1ranker.backends.encoding import Path
 from r1ranker.backends.padding import positions
+from r1ranker.backends.prefix import keys_and_values
+from r1ranker.backends.sampling import Trace
 from r1ranker.problem import AnswerKind
+
+EntropyUse = Literal["none", "shown", "trained"]
+"""Over a whole vocabulary an entropy costs as much as the log-probabilities, and its gradient twice that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +34,7 @@ class Sample:
         have earned, in the order of `allowed` there. Empty where it is not known for all of them.
     rewards: by written token, where the sample is a whole episode; else `reward` is the last token's.
     chance: by written token that is rewarded, what is taken off there so that a random answer earns 0; mostly empty.
+    trace: what the network said as it wrote; None where it did not write freely, or that is not known.
     """
 
     prompt_ids: list[int]
@@ -41,6 +48,7 @@ class Sample:
     rewards: Mapping[int, float] = field(default_factory=dict)
     steps: int = 1
     chance: Mapping[int, float] = field(default_factory=dict)
+    trace: Trace | None = field(default=None, compare=False)
 
     @property
     def tokens(self) -> int:
@@ -87,13 +95,18 @@ def joined(trajectory: Sequence[Sample]) -> Sample | None:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Prompts left-padded, completions right-padded: the written tokens are the last T columns."""
+    """Prompts left-padded, completions right-padded: the written tokens are the last T columns.
+
+    begun: (a row that begins with each distinct prompt, which of these prompts each row has), where rows with the
+        same prompt share one pass over it.
+    """
 
     input_ids: Tensor
     attention_mask: Tensor
     tokens_B_T: Tensor
     mask_B_T: Tensor
     allowed_B_T_A: Tensor | None
+    begun: tuple[Tensor, Tensor] | None = None
 
 
 def align(pairs: Sequence[tuple[list[int], list[int]]], pad_id: int) -> tuple[Tensor, Tensor, int]:
@@ -109,13 +122,48 @@ def align(pairs: Sequence[tuple[list[int], list[int]]], pad_id: int) -> tuple[Te
     return input_ids, mask, P
 
 
-def pack(samples: Sequence[Sample], pad_id: int, device: torch.device) -> Batch:
-    """One batch. Samples with and without `allowed` do not mix (a run either thinks or does not)."""
+def pack(samples: Sequence[Sample], pad_id: int, device: torch.device, *, shared: bool = False) -> Batch:
+    """One batch. Samples with and without `allowed` do not mix (a run either thinks or does not).
+
+    shared: prompts are read once for all samples that have them. Needs a network that `can_reuse` keys and values.
+    """
     input_ids, attention, P = align([(s.prompt_ids, s.completion_ids) for s in samples], pad_id)
     T = input_ids.shape[1] - P
     allowed = None if samples[0].allowed is None else _allowed_tensor(samples, T).to(device)
     input_ids, attention = input_ids.to(device), attention.to(device)
-    return Batch(input_ids, attention, input_ids[:, P:], attention[:, P:].float(), allowed)
+    begun = None
+    if shared and P > 1:
+        place = {prompt: n for n, prompt in enumerate(dict.fromkeys(tuple(s.prompt_ids) for s in samples))}
+        prompt_B = [place[tuple(s.prompt_ids)] for s in samples]
+        firsts = [prompt_B.index(n) for n in range(len(place))]
+        begun = torch.tensor(firsts, device=device), torch.tensor(prompt_B, device=device)
+    return Batch(input_ids, attention, input_ids[:, P:], attention[:, P:].float(), allowed, begun)
+
+
+def shared_batches(samples: Sequence[Sample], max_tokens: int) -> list[list[int]]:
+    """Indices in groups of at most `max_tokens` padded tokens (at least one index); a prompt counts once in a group.
+
+    In the order, of prompts or of lengths, that leaves less padding: long thoughts gain more by standing with others
+    as long as by standing with those of the same prompt.
+    """
+    names = {prompt: n for n, prompt in enumerate(dict.fromkeys(tuple(s.prompt_ids) for s in samples))}
+    prompts = [names[tuple(s.prompt_ids)] for s in samples]
+
+    def padded(group: Sequence[int]) -> int:
+        read = len({prompts[i] for i in group}) * max(len(samples[i].prompt_ids) for i in group)
+        return read + len(group) * max(len(samples[i].completion_ids) for i in group)
+
+    def grouped(order: Sequence[int]) -> list[list[int]]:
+        groups: list[list[int]] = []
+        for i in order:
+            if not groups or padded([*groups[-1], i]) > max_tokens:
+                groups.append([])
+            groups[-1].append(i)
+        return groups
+
+    by_prompt = sorted(range(len(samples)), key=lambda i: (len(samples[i].prompt_ids), prompts[i], i))
+    by_length = sorted(range(len(samples)), key=lambda i: (samples[i].tokens, i))
+    return min((grouped(order) for order in (by_prompt, by_length)), key=lambda groups: sum(map(padded, groups)))
 
 
 def _allowed_tensor(samples: Sequence[Sample], T: int) -> Tensor:
@@ -130,7 +178,10 @@ def _allowed_tensor(samples: Sequence[Sample], T: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """A network's view of a batch: of the written tokens, and of all that were allowed (-inf where fewer than A)."""
+    """A network's view of a batch: of the written tokens, and of all that were allowed (-inf where fewer than A).
+
+    entropy_B_T: of what could have been written, where it was asked for; else 0.
+    """
 
     logprobs_B_T: Tensor
     entropy_B_T: Tensor
@@ -138,21 +189,14 @@ class Scores:
     allowed_logprobs_B_T_A: Tensor | None
 
 
-def score(network: Any, batch: Batch) -> Scores:
-    """One forward pass. Position t's logits are those that predicted written token t."""
-    T = batch.tokens_B_T.shape[1]
-    out = network(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        position_ids=positions(batch.attention_mask),
-        logits_to_keep=T + 1,
-        output_hidden_states=True,
-        use_cache=False,
-    )
-    logits_B_T_V = out.logits[:, :-1].float()
-    hidden_B_T_H = out.hidden_states[-1][:, -T - 1 : -1]
+def score(network: Any, batch: Batch, entropy: EntropyUse = "none") -> Scores:
+    """One forward pass. Position t's logits are those that predicted written token t.
+
+    entropy: `shown` has no gradient. Over allowed tokens it is always there.
+    """
+    logits_B_T_V, hidden_B_T_H = forward(network, batch)
     if batch.allowed_B_T_A is None:
-        logprobs_B_T, entropy_B_T = token_logprobs(logits_B_T_V, batch.tokens_B_T)
+        logprobs_B_T, entropy_B_T = token_logprobs(logits_B_T_V, batch.tokens_B_T, entropy)
         return Scores(logprobs_B_T, entropy_B_T, hidden_B_T_H, None)
     allowed_logprobs_B_T_A = allowed_logprobs(logits_B_T_V, batch.allowed_B_T_A)
     # Padding has no allowed token that matches; any finite value does there, the mask drops it.
@@ -163,11 +207,43 @@ def score(network: Any, batch: Batch) -> Scores:
     return Scores(logprobs_B_T, entropy_B_T, hidden_B_T_H, allowed_logprobs_B_T_A)
 
 
-def token_logprobs(logits_B_T_V: Tensor, tokens_B_T: Tensor) -> tuple[Tensor, Tensor]:
+def forward(network: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """(logits (B, T, V) in float32, hidden states (B, T, H)) that predicted the written tokens.
+
+    Where the batch says so, the keys and values of each distinct prompt are computed once, and the gradients of all
+    rows that have it flow back through them together.
+    """
+    T = batch.tokens_B_T.shape[1]
+    begin, cache = 0, None
+    if batch.begun is not None:
+        begin = batch.input_ids.shape[1] - T - 1  # the prompt's last token predicts the first that is written
+        first_U, prompt_B = batch.begun
+        ids_U_P, mask_U_P = batch.input_ids[first_U, :begin], batch.attention_mask[first_U, :begin]
+        cache = keys_and_values(network, ids_U_P, mask_U_P, DynamicLayer)
+        if len(first_U) < len(prompt_B):
+            for layer in cache.layers:  # `index_select` has a faster gradient than indexing
+                layer.keys, layer.values = (x.index_select(0, prompt_B) for x in (layer.keys, layer.values))
+    out = network(
+        input_ids=batch.input_ids[:, begin:-1],
+        attention_mask=batch.attention_mask[:, :-1],
+        position_ids=positions(batch.attention_mask)[:, begin:-1],
+        past_key_values=cache,
+        use_cache=cache is not None,
+        logits_to_keep=T,
+        output_hidden_states=True,
+    )
+    return out.logits.float(), out.hidden_states[-1][:, -T:]
+
+
+def token_logprobs(logits_B_T_V: Tensor, tokens_B_T: Tensor, entropy: EntropyUse) -> tuple[Tensor, Tensor]:
     """(log-probability of each written token, entropy there), both (B, T), over the whole vocabulary."""
     logp_B_T_V = torch.log_softmax(logits_B_T_V, dim=-1)
-    entropy_B_T = -(logp_B_T_V.exp() * logp_B_T_V).sum(-1)
-    return logp_B_T_V.gather(-1, tokens_B_T.unsqueeze(-1)).squeeze(-1), entropy_B_T
+    logprobs_B_T = logp_B_T_V.gather(-1, tokens_B_T.unsqueeze(-1)).squeeze(-1)
+    if entropy == "none":
+        return logprobs_B_T, torch.zeros_like(logprobs_B_T)
+    with torch.set_grad_enabled(entropy == "trained" and torch.is_grad_enabled()):
+        # A row at a time: more tensors of this size cost more for their memory than for their arithmetic.
+        return logprobs_B_T, torch.stack([-(logp_T_V.exp() * logp_T_V).sum(-1) for logp_T_V in logp_B_T_V])
 
 
 def allowed_logprobs(logits_B_T_V: Tensor, allowed_B_T_A: Tensor) -> Tensor:

@@ -7,16 +7,18 @@ Next in the data flow: `ppo`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from r1ranker.backends.encoding import batches
+from r1ranker.backends.prefix import can_reuse
 from r1ranker.training.advantages import gae, group_relative, whiten
-from r1ranker.training.batch import Sample, pack, score
+from r1ranker.training.batch import Batch, Sample, Scores, pack, score, shared_batches
 from r1ranker.training.config import PPOConfig
 from r1ranker.training.learner import Learner
 from r1ranker.training.rollout import Trajectory
@@ -103,9 +105,8 @@ def _credit_answers(learner: Learner, experience: Sequence[Experience]) -> None:
 @torch.no_grad()
 def _score_all(learner: Learner, samples: Sequence[Sample], ppo: PPOConfig) -> list[Experience]:
     experience: dict[int, Experience] = {}
-    for group in batches([s.tokens for s in samples], ppo.micro_tokens):
-        batch = pack([samples[i] for i in group], learner.backend.pad_id, learner.policy.device)
-        scores = score(learner.policy, batch)
+    for group, batch in micro_batches(learner, samples, ppo):
+        scores = _traced(learner, [samples[i] for i in group], batch) or score(learner.policy, batch)
         values_B_T = torch.zeros_like(scores.logprobs_B_T)
         if learner.critic is not None:
             values_B_T = learner.critic(batch, scores.hidden_B_T_H)
@@ -119,6 +120,38 @@ def _score_all(learner: Learner, samples: Sequence[Sample], ppo: PPOConfig) -> l
                 assert scores.allowed_logprobs_B_T_A is not None
                 experience[i].answer_logprobs[t] = scores.allowed_logprobs_B_T_A[row, t, : len(rewards)].cpu()
     return [experience[i] for i in range(len(samples))]
+
+
+def micro_batches(learner: Learner, samples: Sequence[Sample], ppo: PPOConfig) -> Iterator[tuple[list[int], Batch]]:
+    """(indices, batch) of what goes through the networks at a time: at most `micro_tokens` of each network's tokens.
+
+    Samples with the same prompt share one pass over it, where the network allows. A pass that is recomputed for its
+    gradients must not add to the keys and values that it found.
+    """
+    shared = can_reuse(learner.policy) and not ppo.recompute
+    if shared and (learner.critic is None or learner.critic.trunk is None):
+        groups = shared_batches(samples, ppo.micro_tokens)
+    else:  # some network reads every prompt for each sample
+        groups = list(batches([sample.tokens for sample in samples], ppo.micro_tokens))
+    for group in groups:
+        chosen = [samples[i] for i in group]
+        yield group, pack(chosen, learner.backend.pad_id, learner.policy.device, shared=shared)
+
+
+def _traced(learner: Learner, samples: Sequence[Sample], batch: Batch) -> Scores | None:
+    """What `score` would say of the policy, from what it said as it wrote.
+
+    None where that is not known, or not the same: in bfloat16 a token's log-probability depends on how many are
+    computed at once, and a first update must find the probabilities that it starts from.
+    """
+    traces = [sample.trace for sample in samples]
+    if learner.dtype != torch.float32 or None in traces:
+        return None
+    logprobs_B_T, hidden_B_T_H = (
+        pad_sequence([getattr(trace, name) for trace in traces], batch_first=True).to(batch.mask_B_T.device)
+        for name in ("logprobs_T", "hidden_T_H")
+    )
+    return Scores(logprobs_B_T, torch.zeros_like(logprobs_B_T), hidden_B_T_H, None)
 
 
 def _rewards(sample: Sample) -> dict[int, float]:

@@ -18,16 +18,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from r1ranker.backends.encoding import batches
 from r1ranker.errors import DataError
 from r1ranker.problem import Problem, Splits
 from r1ranker.progress import track
 from r1ranker.provenance import write_provenance
 from r1ranker.training.advantages import explained_variance
-from r1ranker.training.batch import Batch, Scores, pack, score
+from r1ranker.training.batch import Batch, Scores, score
 from r1ranker.training.checkpoint import discard, restore, save_checkpoint, save_model
 from r1ranker.training.config import PPOConfig, RunConfig
-from r1ranker.training.experience import Experience, with_advantages
+from r1ranker.training.experience import Experience, micro_batches, with_advantages
 from r1ranker.training.learner import Learner, finished, new_learner, progress
 from r1ranker.training.logs import RunLog
 from r1ranker.training.losses import expected_policy_loss, kl_k3, masked_sum, policy_loss, value_loss
@@ -166,9 +165,8 @@ def _minibatch(learner: Learner, experience: list[Experience], ppo: PPOConfig) -
     """One optimizer step: over micro-batches and processes gradients add up to the mini-batch's mean by token."""
     tokens = sum(len(e.old_values) for e in experience)
     totals: Counter[str] = Counter(tokens=tokens)
-    for group in batches([e.sample.tokens for e in experience], ppo.micro_tokens):
+    for group, batch in micro_batches(learner, [e.sample for e in experience], ppo):
         chosen = [experience[i] for i in group]
-        batch = pack([e.sample for e in chosen], learner.backend.pad_id, learner.policy.device)
         with recomputing(learner.policy) if ppo.recompute else nullcontext():
             with learner.passes():
                 loss, parts = ppo_loss(learner, batch, chosen, ppo)
@@ -192,7 +190,7 @@ def ppo_loss(
         name: _pad([getattr(e, name) for e in experience], mask)
         for name in ("old_logprobs", "reference", "old_values", "advantages", "returns")
     }
-    scores = score(learner.policy, batch)
+    scores = score(learner.policy, batch, "trained" if ppo.entropy else "shown")
     exact = [row for row, e in enumerate(experience) if e.answer_advantages]
     sampled = mask.clone()
     sampled[exact] = 0.0

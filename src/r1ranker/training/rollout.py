@@ -21,6 +21,7 @@ from statistics import fmean
 from r1ranker.answers import parse_ranking, parse_removal, removal_of
 from r1ranker.backends.base import Choice
 from r1ranker.backends.encoding import Encoder
+from r1ranker.backends.sampling import Trace
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.elimination import Elimination, sampled_pool, start
 from r1ranker.errors import ConfigError
@@ -146,13 +147,13 @@ def removals(backend: TransformersBackend, states: Sequence[State], config: RunC
         chosen = zip(states, prompts, choices, strict=True)
         return [_chosen(backend, state, prompt, choice, config) for state, prompt, choice in chosen]
     out: list[Removal] = []
-    generated = backend.generate_ids(prompts, max_new_tokens=config.ppo.max_new_tokens, temperature=1.0)
+    generated = backend.generate_ids(prompts, max_new_tokens=config.ppo.max_new_tokens, temperature=1.0, traced=True)
     for state, gen in zip(states, generated, strict=True):
         _check_prompt(len(gen.prompt_ids), config)
         text = backend.encoder.decode(gen.completion_ids)
         answer = parse_removal(text, state.pool, gen.truncated)
         reward = score_removal(text, answer, state.problem, state.pool, kind=config.ppo.reward)
-        sample = _sample(gen.prompt_ids, gen.completion_ids, None, reward, answer, state.problem)
+        sample = _sample(gen.prompt_ids, gen.completion_ids, None, reward, answer, state.problem, gen.trace)
         sample = _with_chance(sample, state, config)
         out.append(Removal(sample, answer, text))
     return out
@@ -162,14 +163,14 @@ def rank_once(backend: TransformersBackend, problems: Sequence[Problem], config:
     """One sampled and rewarded whole ranking per problem (DRanker)."""
     prompts = [build_prompt(p, p.identifiers, "dranker", think=config.think) for p in problems]
     limit = ranking_tokens(problems, config.think, config.ppo.max_new_tokens)
-    generated = backend.generate_ids(prompts, max_new_tokens=limit, temperature=1.0)
+    generated = backend.generate_ids(prompts, max_new_tokens=limit, temperature=1.0, traced=True)
     out: list[Trajectory] = []
     for problem, prompt, gen in zip(problems, prompts, generated, strict=True):
         _check_prompt(len(gen.prompt_ids), config)
         text = prompt.prefill + backend.encoder.decode(gen.completion_ids)
         answer = parse_ranking(text, problem.identifiers, gen.truncated)
         reward = score_ranking(text, answer, problem, problem.identifiers, kind=config.ppo.reward)
-        out.append([_sample(gen.prompt_ids, gen.completion_ids, None, reward, answer, problem)])
+        out.append([_sample(gen.prompt_ids, gen.completion_ids, None, reward, answer, problem, gen.trace)])
     return out
 
 
@@ -220,8 +221,11 @@ def _sample(
     reward: Reward,
     answer: Answer,
     problem: Problem,
+    trace: Trace | None = None,
 ) -> Sample:
-    return Sample(prompt_ids, completion_ids, allowed, reward.total, reward.parts, answer.kind, problem.task)
+    return Sample(
+        prompt_ids, completion_ids, allowed, reward.total, reward.parts, answer.kind, problem.task, trace=trace
+    )
 
 
 def check_prompts(encoder: Encoder, problems: Sequence[Problem], config: RunConfig) -> None:
