@@ -34,9 +34,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "relist": {"ppo": {"critic": "separate"}},
     "all-credited": {"layout": "append", "ppo": {"answer": "expected", "critic": "head"}},
     "rloo": {"ppo": {"estimator": "rloo", "group": 2}},
+    "sharded": {"ppo": {"critic": "separate", "shard": True, "recompute": True}},
 }
-
-
+STOPPED = ("all-credited", "sharded")
 WARM = {
     "device": "cpu",
     "data": [{"source": "mini", "limit": 4}],
@@ -62,15 +62,25 @@ from r1ranker.training.learner import new_learner
 from r1ranker.training.ppo import ppo_step
 
 config = load_config(Path(sys.argv[1]))
-learner = new_learner(config)
-ppo_step(learner, load_splits(config.data)["train"], config)
-kept = sum(moments["exp_avg"].numel() for moments in learner.optimizer.optim.state.values())
-whole = sum(p.numel() for group in learner.optimizer.param_groups for p in group["params"])
-kept = learner.crew.gather((kept, whole))
-if learner.crew.leads:
-    print(json.dumps(kept))
+problems = load_splits(config.data)["train"]
+
+
+def here(tensor):
+    return (tensor.to_local() if hasattr(tensor, "to_local") else tensor).numel()
+
+
+for shard in (False, True):
+    config = config.model_copy(update={"ppo": config.ppo.model_copy(update={"shard": shard})})
+    learner = new_learner(config)
+    ppo_step(learner, problems, config)
+    moments = (learner.optimizer if shard else learner.optimizer.optim).state.values()
+    weights = list(learner.policy.parameters())
+    row = [sum(here(of["exp_avg"]) for of in moments), sum(map(here, weights)), sum(p.numel() for p in weights)]
+    kept = learner.crew.gather(row)
+    if learner.crew.leads:
+        print(json.dumps(kept))
 """
-"""How many numbers each process keeps moments of, and of how many weights there are."""
+"""Of how many weights each process keeps moments, how many weights of the policy, and how many these are in all."""
 
 
 def by_one(*command: str) -> None:
@@ -103,12 +113,13 @@ def of_two(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what two processes made: a run of each variant, one that was stopped, and a supervised start."""
     folder = tmp_path_factory.mktemp("of-two")
     commands = [["train", str(written(folder / name, settings_of(name, tiny_dir)))] for name in VARIANTS]
-    stopped = written(folder / "stopped", settings_of("all-credited", tiny_dir))
-    commands.append(["train", str(stopped), "-s", "ppo.steps=1"])
+    for name in STOPPED:
+        stopped = written(folder / f"{name}-stopped", settings_of(name, tiny_dir))
+        commands.append(["train", str(stopped), "-s", "ppo.steps=1"])
     commands.append(["warmstart", str(written(folder / "warm", WARM))])
     script = folder / "several.py"
     script.write_text(SEVERAL)
-    by_two(str(script), json.dumps(commands), models=5)
+    by_two(str(script), json.dumps(commands), models=len(commands))
     return folder
 
 
@@ -134,8 +145,9 @@ def test_two_processes_start_a_new_model_as_one_does(of_two: Path, tmp_path: Pat
     assert_alike(tmp_path / "of1", of_two / "warm")
 
 
-def test_two_processes_that_were_stopped_go_on_and_end_where_they_would_have(of_two: Path) -> None:
-    stopped, whole = of_two / "stopped", of_two / "all-credited"
+@pytest.mark.parametrize("name", STOPPED)
+def test_two_processes_that_were_stopped_go_on_and_end_where_they_would_have(name: str, of_two: Path) -> None:
+    stopped, whole = of_two / f"{name}-stopped", of_two / name
     assert torch.load(checkpoints(stopped)[-1], weights_only=True)["step"] == 1
     by_two("-m", "r1ranker", "train", str(stopped.with_suffix(".yaml")), "--resume", models=1)
     ends = [torch.load(checkpoints(out)[-1], weights_only=True)["policy"] for out in (whole, stopped)]
@@ -159,14 +171,18 @@ def test_the_shares_of_a_crew_are_the_whole() -> None:
     assert Crew(0, 12).lanes == 12
 
 
-def test_each_process_keeps_the_moments_of_a_part_of_the_weights(tiny_dir: Path, tmp_path: Path) -> None:
+def test_each_process_keeps_a_part_of_the_moments_and_where_sharded_of_the_weights(
+    tiny_dir: Path, tmp_path: Path
+) -> None:
     script = tmp_path / "kept.py"
     script.write_text(KEPT)
     config = written(tmp_path / "kept", settings_of("all-credited", tiny_dir))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29532"]
     done = subprocess.run([*launcher, str(script), str(config)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    (kept,) = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))
-    (first, whole), (second, _) = kept
-    assert first + second == whole
-    assert 0.3 < first / whole < 0.7
+    copied, sharded = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))
+    for (moments, weights, whole), in_parts in [*((row, False) for row in copied), *((row, True) for row in sharded)]:
+        assert 0.3 < moments / whole < 0.7
+        assert 0.4 < weights / whole < 0.6 if in_parts else weights == whole
+    assert sum(moments for moments, _, _ in copied) >= copied[0][2]  # the critic's too
+    assert sum(weights for _, weights, _ in sharded) == sharded[0][2]

@@ -89,7 +89,8 @@ class _Reading(Cache):  # type: ignore[misc]
 
 def keys_and_values(network: Any, ids_B_L: Tensor, mask_B_L: Tensor, layer: type[DynamicLayer] = RoomyLayer) -> Cache:
     """The keys and values of rows padded on the left. Gradients flow back through plain layers only."""
-    cache = _Reading(layers=[layer() for _ in DynamicCache(config=network.config).layers])
+    kind = Cache if hasattr(network, "unshard") else _Reading  # FSDP has to see a pass end
+    cache = kind(layers=[layer() for _ in DynamicCache(config=network.config).layers])
     with suppress(_Read):
         network(
             input_ids=ids_B_L,

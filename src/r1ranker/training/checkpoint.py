@@ -12,18 +12,27 @@ from transformers import AutoConfig
 
 from r1ranker.errors import ConfigError
 from r1ranker.files import replacing
-from r1ranker.training.learner import Learner, optimizer_state
+from r1ranker.training.learner import Learner, load_optimizer, optimizer_state
 from r1ranker.training.memory import plain_state
+from r1ranker.training.sharding import gathered, parted
 
 if TYPE_CHECKING:
     from r1ranker.training.config import RunConfig
 
 
-def save_model(directory: Path, network: Any, tokenizer: Any, dtype: torch.dtype = torch.float32) -> None:
-    """An ordinary transformers model directory, replaced as a whole; adapters are added into the weights."""
+def save_model(
+    directory: Path, network: Any, tokenizer: Any, dtype: torch.dtype = torch.float32, *, writes: bool = True
+) -> None:
+    """An ordinary transformers model directory, replaced as a whole; adapters are added into the weights.
+
+    All processes of a crew call this, and the leading one `writes`.
+    """
+    state = plain_state(network, dtype)
+    if not writes:
+        return
     with replacing(directory) as fresh:
         shutil.rmtree(fresh, ignore_errors=True)
-        network.save_pretrained(fresh, state_dict=plain_state(network, dtype))
+        network.save_pretrained(fresh, state_dict=state)
         shape = AutoConfig.from_pretrained(fresh)  # which now names the dtype that is trained in
         shape.dtype = dtype
         shape.save_pretrained(fresh)
@@ -48,12 +57,13 @@ def save_checkpoint(out: Path, learner: Learner, config: RunConfig) -> None:
 
     All processes call this, and the leading one writes.
     """
-    optimizer = optimizer_state(learner)
+    optimizer, policy = optimizer_state(learner), gathered(learner.policy.state_dict())
+    critic = gathered(learner.critic.state_dict()) if learner.critic else {}
     if not learner.crew.leads:
         return
     state = {
-        "policy": learner.policy.state_dict(),
-        "critic": learner.critic.state_dict() if learner.critic else {},
+        "policy": policy,
+        "critic": critic,
         "optimizer": optimizer,
         "step": learner.step,
         "tokens": learner.tokens,
@@ -73,10 +83,10 @@ def restore(out: Path, learner: Learner, config: RunConfig) -> None:
     state = torch.load(path, map_location=learner.policy.device, weights_only=True)
     if state["config"] != _identity(config):
         raise ConfigError(f"{path} is of a run with other settings ({out / 'config.yaml'}); start without --resume")
-    learner.policy.load_state_dict(state["policy"])
-    if learner.critic:
-        learner.critic.load_state_dict(state["critic"])
-    learner.optimizer.load_state_dict(state["optimizer"])
+    for module, kept in ((learner.policy, state["policy"]), (learner.critic, state["critic"])):
+        if module is not None:
+            module.load_state_dict(parted(kept, module.state_dict()))
+    load_optimizer(learner, state["optimizer"])
     learner.step, learner.tokens, learner.best = state["step"], state["tokens"], state["best"]
 
 

@@ -112,6 +112,10 @@ class PPOConfig(_Strict):
         None, ge=1, description="train adapters of this rank on all linear layers, and keep the model as it is"
     )
     recompute: bool = Field(False, description="compute activations again in the backward pass: less memory, more time")
+    shard: bool = Field(
+        False,
+        description="processes hold weights, gradients and moments in parts: for a model too large for one",
+    )
     micro_tokens: int = Field(16384, description="padded tokens in one forward and backward pass")
     validate_every: int = 50
     validate_problems: int = Field(20, description="dev problems per task")
@@ -124,6 +128,12 @@ class PPOConfig(_Strict):
             raise ValueError(
                 f"estimator={self.estimator} compares trajectories that began alike: set group to 2 or more"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_are_whole(self) -> PPOConfig:
+        if self.shard and self.lora:
+            raise ValueError("shard and lora do not go together: leave shard out, adapters are small")
         return self
 
 

@@ -126,9 +126,9 @@ def micro_batches(learner: Learner, samples: Sequence[Sample], ppo: PPOConfig) -
     """(indices, batch) of what goes through the networks at a time: at most `micro_tokens` of each network's tokens.
 
     Samples with the same prompt share one pass over it, where the network allows. A pass that is recomputed for its
-    gradients must not add to the keys and values that it found.
+    gradients must not add to the keys and values that it found, and a sharded network has to end what it begins.
     """
-    shared = can_reuse(learner.policy) and not ppo.recompute
+    shared = can_reuse(learner.policy) and not ppo.recompute and not learner.sharded
     if shared and (learner.critic is None or learner.critic.trunk is None):
         groups = shared_batches(samples, ppo.micro_tokens)
     else:  # some network reads every prompt for each sample

@@ -16,6 +16,7 @@ from r1ranker.training.config import PPOConfig, RunConfig
 from r1ranker.training.critic import Critic
 from r1ranker.training.memory import add_lora, passes_in, without_lora
 from r1ranker.training.parallel import Crew, join_crew
+from r1ranker.training.sharding import gathered, part_of_tensor, shard, whole
 
 
 @dataclass
@@ -36,11 +37,16 @@ class Learner:
     tokens: int = 0
     best: float = -1.0
     crew: Crew = field(default_factory=Crew)
+    sharded: bool = False
 
     @property
     def policy(self) -> Any:
         """The network being trained."""
         return self.backend.network
+
+    def alone(self) -> AbstractContextManager[None]:
+        """In here this process makes passes at its own pace; of sharded networks it holds all weights meanwhile."""
+        return whole(*passing(self.policy, self.reference, self.critic))
 
     def passes(self) -> AbstractContextManager[None]:
         """In here forward passes are computed in `dtype`."""
@@ -66,19 +72,32 @@ def new_learner(config: RunConfig) -> Learner:
         add_lora(network, config.ppo.lora)
     else:
         reference = copy.deepcopy(network).requires_grad_(False).to(dtype)
+    sharded = config.ppo.shard and crew.size > 1
+    for each in passing(network, reference, critic) if sharded else ():
+        shard(each, dtype)
     trained = [p for p in network.parameters() if p.requires_grad]
     groups = [{"params": trained, "base_lr": config.ppo.actor_lr}]
     if critic is not None:
         groups.append({"params": list(critic.parameters()), "base_lr": config.ppo.critic_lr})
-    optimizer = new_optimizer(groups, crew)
+    optimizer = new_optimizer(groups, crew, sharded)
     backend = TransformersBackend(network, tokenizer, name=config.model)
-    return Learner(backend, reference, critic, optimizer, dtype, crew=crew)
+    return Learner(backend, reference, critic, optimizer, dtype, crew=crew, sharded=sharded)
 
 
-def new_optimizer(groups: list[dict[str, Any]], crew: Crew) -> torch.optim.Optimizer:
-    """AdamW. Each process of several keeps the moments of its part of the weights (ZeRO stage 1, Rajbhandari 2020)."""
-    if crew.size == 1:
-        return torch.optim.AdamW(groups, weight_decay=0.0)
+def passing(network: Any, reference: Any, critic: Critic | None) -> list[Any]:
+    """The networks that make passes."""
+    trunk = critic.trunk if critic is not None else None
+    return [each for each in (network, reference, trunk) if each is not None]
+
+
+def new_optimizer(groups: list[dict[str, Any]], crew: Crew, sharded: bool) -> torch.optim.Optimizer:
+    """AdamW. Each process of several keeps the moments of its part of the weights (ZeRO stage 1, Rajbhandari 2020).
+
+    With sharded weights their parts have the moments.
+    """
+    if crew.size == 1 or sharded:
+        # One by one: weights in parts and whole ones cannot be worked on as a list.
+        return torch.optim.AdamW(groups, weight_decay=0.0, foreach=False if sharded else None)
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
     return ZeroRedundancyOptimizer(groups, torch.optim.AdamW, weight_decay=0.0)
@@ -86,9 +105,19 @@ def new_optimizer(groups: list[dict[str, Any]], crew: Crew) -> torch.optim.Optim
 
 def optimizer_state(learner: Learner) -> dict[str, Any]:
     """The optimizer's whole state on the leading process, nothing elsewhere; all processes have to call this."""
+    if learner.sharded:
+        state = learner.optimizer.state_dict()
+        return state | {"state": {number: gathered(moments) for number, moments in state["state"].items()}}
     if learner.crew.size > 1:
         learner.optimizer.consolidate_state_dict(to=0)  # type: ignore[attr-defined]
     return learner.optimizer.state_dict() if learner.crew.leads else {}
+
+
+def load_optimizer(learner: Learner, state: dict[str, Any]) -> None:
+    """The optimizer goes on from a whole state."""
+    parameters = [p for group in learner.optimizer.param_groups for p in group["params"]]
+    moments = {n: {k: part_of_tensor(v, parameters[n]) for k, v in of.items()} for n, of in state["state"].items()}
+    learner.optimizer.load_state_dict(state | {"state": moments})
 
 
 def finished(learner: Learner, ppo: PPOConfig) -> bool:

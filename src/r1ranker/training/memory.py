@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from r1ranker.baselines.common import library
+from r1ranker.training.sharding import gathered
 
 ALPHA = 2
 """LoRA's scale, as a multiple of the rank."""
@@ -42,10 +43,13 @@ def without_lora(network: Any) -> Iterator[None]:
 
 
 def plain_state(network: Any, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The weights of an ordinary model in `dtype`, adapters added into them; the network stays as it is."""
+    """The weights of an ordinary model in `dtype`, adapters added into them; the network stays as it is.
+
+    All processes of a crew call this, and each has the whole.
+    """
     state: dict[str, Tensor] = {
         name.replace(".base_layer", ""): value.to(dtype)
-        for name, value in network.state_dict().items()
+        for name, value in gathered(network.state_dict()).items()
         if ".lora_" not in name
     }
     names = {id(module): name for name, module in network.named_modules()}

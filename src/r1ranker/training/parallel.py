@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed.tensor import DTensor
 
 Item = TypeVar("Item")
 
@@ -52,6 +53,10 @@ class Crew:
         distributed.all_reduce(summed)
         return summed.tolist()
 
+    def most(self, number: int) -> int:
+        """The largest of all processes' numbers."""
+        return max(self.gather(number))
+
     def gather(self, item: Item) -> list[Item]:
         """Every process's item, in the order of ranks, on every process."""
         if self.size == 1:
@@ -61,9 +66,12 @@ class Crew:
         return items
 
     def add_gradients(self, parameters: Iterable[Tensor], scale: float) -> None:
-        """Sum the gradients of all processes, times `scale`; a process that had nothing to learn from adds zero."""
+        """Sum the gradients of all processes, times `scale`; a process that had nothing to learn from adds zero.
+
+        Those of sharded weights have been summed by the backward pass.
+        """
         for parameter in parameters:
-            if self.size > 1:
+            if self.size > 1 and not isinstance(parameter, DTensor):
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
                 distributed.all_reduce(parameter.grad)

@@ -23,7 +23,7 @@ from r1ranker.problem import Problem, Splits
 from r1ranker.progress import track
 from r1ranker.provenance import write_provenance
 from r1ranker.training.advantages import explained_variance
-from r1ranker.training.batch import Batch, Scores, score
+from r1ranker.training.batch import Batch, Sample, Scores, pack, score
 from r1ranker.training.checkpoint import discard, restore, save_checkpoint, save_model
 from r1ranker.training.config import PPOConfig, RunConfig
 from r1ranker.training.experience import Experience, micro_batches, with_advantages
@@ -33,6 +33,7 @@ from r1ranker.training.losses import expected_policy_loss, kl_k3, masked_sum, po
 from r1ranker.training.memory import recomputing
 from r1ranker.training.parallel import Crew
 from r1ranker.training.rollout import State, check_prompts, collect, draw
+from r1ranker.training.sharding import clip_gradients
 from r1ranker.training.validation import dev_mrr, validation_problems
 from r1ranker.training.warmstart import cosine
 
@@ -125,7 +126,7 @@ def collect_experience(
     learner: Learner, lanes: Mapping[int, list[State]], config: RunConfig
 ) -> dict[int, list[Experience]]:
     """What the policy does from the states of each lane, credited."""
-    with learner.passes():
+    with learner.alone(), learner.passes():
         trajectories = collect(learner.backend, [state for states in lanes.values() for state in states], config)
         experience = iter(with_advantages(learner, trajectories, config.ppo))
     done = iter(trajectories)
@@ -165,20 +166,34 @@ def _minibatch(learner: Learner, experience: list[Experience], ppo: PPOConfig) -
     """One optimizer step: over micro-batches and processes gradients add up to the mini-batch's mean by token."""
     tokens = sum(len(e.old_values) for e in experience)
     totals: Counter[str] = Counter(tokens=tokens)
-    for group, batch in micro_batches(learner, [e.sample for e in experience], ppo):
+    micro = list(micro_batches(learner, [e.sample for e in experience], ppo))
+    # Sharded networks make passes together: who has fewer to make makes idle ones.
+    idle = learner.crew.most(len(micro)) - len(micro) if learner.sharded else 0
+    for group, batch in micro:
         chosen = [experience[i] for i in group]
         with recomputing(learner.policy) if ppo.recompute else nullcontext():
             with learner.passes():
                 loss, parts = ppo_loss(learner, batch, chosen, ppo)
             loss.backward()
         totals.update(parts)
+    for _ in range(idle):
+        _idle_loss(learner).backward()
     parameters = [p for group in learner.optimizer.param_groups for p in group["params"]]
     (all_tokens,) = learner.crew.total(tokens)
     learner.crew.add_gradients(parameters, 1 / all_tokens)
-    torch.nn.utils.clip_grad_norm_(parameters, ppo.max_grad_norm)
+    clip_gradients(parameters, ppo.max_grad_norm)
     learner.optimizer.step()
     learner.optimizer.zero_grad(set_to_none=True)
     return totals
+
+
+def _idle_loss(learner: Learner) -> Tensor:
+    """Of a pass that teaches nothing, but in which other processes have this one's part of the weights."""
+    with learner.passes():
+        batch = pack([Sample([0], [0], None, 0.0)], learner.backend.pad_id, learner.policy.device)
+        scores = score(learner.policy, batch)
+        values = scores.logprobs_B_T if learner.critic is None else learner.critic(batch, scores.hidden_B_T_H)
+        return 0.0 * (scores.logprobs_B_T + values).sum()
 
 
 def ppo_loss(
@@ -261,11 +276,11 @@ def _validate(
     learner: Learner, config: RunConfig, dev: Sequence[Problem], log: RunLog, stats: dict[str, float]
 ) -> None:
     """Log the dev MRR; keep the model when it is the best so far (without dev problems, the newest)."""
-    with learner.passes():
+    with learner.alone(), learner.passes():
         scores = dev_mrr(learner.backend, dev, config, learner.crew)
     log.write(learner.step, stats | scores)
     mean = scores.get("dev_mrr", float(learner.step))
     if mean > learner.best:
         learner.best = mean
-        if learner.crew.leads:
-            save_model(config.out / "model", learner.policy, learner.backend.encoder.tokenizer, learner.dtype)
+        tokenizer, writes = learner.backend.encoder.tokenizer, learner.crew.leads
+        save_model(config.out / "model", learner.policy, tokenizer, learner.dtype, writes=writes)
