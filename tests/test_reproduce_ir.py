@@ -208,11 +208,29 @@ def test_a_specialist_that_cannot_run_is_named_and_left_out(monkeypatch: pytest.
     monkeypatch.setattr(specialists, "SERVES", {"router-knn": ("routing",), "plain": ("routing",)})
     test, other = routed("q", "route-cost", "easy"), routed("r", "route-balance", "easy")
     lacking: dict[str, str] = {}
-    given = specialists.rankings_of_specialists({"": [test], "-all": [test, test, other]}, [test], lacking)
-    assert given == {"plain": [1], "plain-all": [2]}
+    sets = {"routing": [test]}
+    given = specialists.rankings_of_specialists({"": [test], "-all": [test, test, other]}, sets, lacking)
+    assert given == {"routing": {"plain": [1], "plain-all": [2]}}
     assert lacking == {"router-knn": "needs xyz: pip install xyz"}
-    given = specialists.rankings_of_specialists({"": [test], "-all": [other]}, [test], {})
-    assert given.keys() == {"plain"}, "nothing more to learn from"
+    given = specialists.rankings_of_specialists({"": [test], "-all": [other]}, sets, {})
+    assert given["routing"].keys() == {"plain"}, "nothing more to learn from"
+
+
+def test_a_specialist_is_fitted_once_for_all_test_sets_of_its_scenario(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def named(train: Sequence[Problem], test: Sequence[Problem]) -> Any:
+        calls.append(len(train))
+        return [problem.qid for problem in test]
+
+    monkeypatch.setattr(specialists, "SPECIALISTS", {"plain": named})
+    monkeypatch.setattr(specialists, "SERVES", {"plain": ("routing",)})
+    a, b = routed("a", "route-cost", "easy"), routed("b", "route-balance", "easy")
+    sets = {"one": [a, b], "two": [b], "three": [a]}
+    given = specialists.rankings_of_specialists({"": [a, b], "-all": [a, a]}, sets, {})
+    assert calls == [2, 3], "once for each set of training problems; route-balance is learnt from the first"
+    assert {part: of["plain"] for part, of in given.items()} == {"one": ["a", "b"], "two": ["b"], "three": ["a"]}
+    assert {part: "plain-all" in of for part, of in given.items()} == {"one": True, "two": False, "three": True}
 
 
 # From end to end, with a model that knows nothing.
