@@ -11,7 +11,8 @@ A specialist whose library or pretrained model is not there is left out, and the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from statistics import fmean
 
 from r1ranker import datasets
@@ -29,7 +30,7 @@ from r1ranker.evaluation.results import Row
 from r1ranker.evaluation.routing import Outcome, Outcomes, Weights
 from r1ranker.evaluation.table import systems_of
 from r1ranker.notes import noted_by
-from r1ranker.problem import SCENARIOS, Problem, Ranking
+from r1ranker.problem import SCENARIOS, Problem, Ranking, Scenario
 from r1ranker.reproduce.report import Table, by_system, save_tables
 from r1ranker.reproduce.study import Study
 from r1ranker.training.config import DataConfig
@@ -49,10 +50,12 @@ def specialists(study: Study) -> None:
     learn, lacking = {"": study.problems("train"), "-all": everything(study)}, dict[str, str]()
     rows: dict[str, list[Row]] = {}
     tables: list[Table] = []
-    for part, problems in test_sets(study).items():
+    sets = test_sets(study)
+    ranked_by = rankings_of_specialists(learn, sets, lacking)
+    for part, problems in sets.items():
         settings = ["window=20"] if part == "whole-catalogue" else []
         systems = [study.system(name, name, str(model), *settings) for name, model in models.items()]
-        given = rankings_of_specialists(learn, problems, lacking)
+        given = ranked_by[part]
         title = f"R1-Ranker and specialists, {part} ({study.scale})"
         rows[part] = study.evaluate([*BASES, *systems], problems, part, given=given, baseline="iranker", title=title)
         if part == "routing":
@@ -101,28 +104,51 @@ def everything(study: Study) -> list[Problem]:
 
 
 def rankings_of_specialists(
-    learn: Mapping[str, Sequence[Problem]], test: Sequence[Problem], lacking: dict[str, str]
-) -> dict[str, list[Ranking]]:
-    """Rankings by every specialist of the scenario, from each set of training problems, by name and its suffix.
+    learn: Mapping[str, Sequence[Problem]], sets: Mapping[str, Sequence[Problem]], lacking: dict[str, str]
+) -> dict[str, dict[str, list[Ranking]]]:
+    """Rankings of each test set by every specialist of its scenario, by name and the suffix of what it learnt from.
 
-    A task that a larger set does not hold is learnt from the first one. `lacking` collects why one is left out.
+    All test sets of a scenario are ranked at once, so that each specialist is trained once for each set of training
+    problems. A task that a larger set does not hold is learnt from the first one. `lacking` collects why one is
+    left out.
     """
-    scenario, tasks = test[0].scenario, {problem.task for problem in test}
-    given: dict[str, list[Ranking]] = {}
-    small = [problem for problem in learn[""] if problem.task in tasks]
-    for suffix, problems in learn.items():
-        of_tasks = [problem for problem in problems if problem.task in tasks]
-        held = {problem.task for problem in of_tasks}
-        train = [*of_tasks, *(problem for problem in small if problem.task not in held)]
-        for name in (name for name, scenarios in SERVES.items() if scenario in scenarios):
-            trains = SERVES[name] != SCENARIOS  # encoders read any texts and are not trained here
-            if name in lacking or (suffix and not (trains and held)):
+    given: dict[str, dict[str, list[Ranking]]] = {part: {} for part in sets}
+    for scenario in SCENARIOS:
+        of_scenario = {part: problems for part, problems in sets.items() if problems[0].scenario == scenario}
+        tasks = {problem.task for problems in of_scenario.values() for problem in problems}
+        small = [problem for problem in learn[""] if problem.task in tasks]
+        for suffix, problems in learn.items():
+            of_tasks = [problem for problem in problems if problem.task in tasks]
+            held = {problem.task for problem in of_tasks}
+            train = [*of_tasks, *(problem for problem in small if problem.task not in held)]
+            # A test set of which the larger set holds nothing would be ranked as it already was.
+            asked = {part: ps for part, ps in of_scenario.items() if not suffix or held & {p.task for p in ps}}
+            for part, found in _ranked(scenario, suffix, train, asked, lacking):
+                given[part] |= found
+    return given
+
+
+def _ranked(
+    scenario: Scenario,
+    suffix: str,
+    train: Sequence[Problem],
+    sets: Mapping[str, Sequence[Problem]],
+    lacking: dict[str, str],
+) -> Iterator[tuple[str, dict[str, list[Ranking]]]]:
+    for name in (name for name, scenarios in SERVES.items() if scenario in scenarios):
+        trains = SERVES[name] != SCENARIOS  # encoders read any texts and are not trained here
+        # Encoders, which have nothing to fit, take each set alone: seconds are shared out over what is ranked at once.
+        together = [sets] if trains else [{part: problems} for part, problems in sets.items() if not suffix]
+        for batch in filter(None, together):
+            if name in lacking:
                 continue
             try:
-                given[name + suffix] = SPECIALISTS[name](train, test)
+                rankings = iter(SPECIALISTS[name](train, [p for problems in batch.values() for p in problems]))
             except BackendError as error:
                 lacking[name] = str(error)
-    return given
+                continue
+            for part, problems in batch.items():
+                yield part, {name + suffix: list(islice(rankings, len(problems)))}
 
 
 def outcomes(study: Study, problems: Sequence[Problem]) -> Outcomes:
