@@ -30,7 +30,7 @@ from r1ranker.evaluation.results import Row
 from r1ranker.evaluation.routing import Outcome, Outcomes, Weights
 from r1ranker.evaluation.table import systems_of
 from r1ranker.notes import noted_by
-from r1ranker.problem import SCENARIOS, Problem, Ranking, Scenario
+from r1ranker.problem import SCENARIOS, Problem, Ranking
 from r1ranker.reproduce.report import Table, by_system, save_tables
 from r1ranker.reproduce.study import Study
 from r1ranker.training.config import DataConfig
@@ -129,7 +129,7 @@ def rankings_of_specialists(
 
 
 def _ranked(
-    scenario: Scenario,
+    scenario: str,
     suffix: str,
     train: Sequence[Problem],
     sets: Mapping[str, Sequence[Problem]],
