@@ -14,7 +14,7 @@ from r1ranker.backends.base import STOP
 from r1ranker.backends.sampling import Settings, Written, pick
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.problem import Problem, Splits
-from r1ranker.prompts import build_prompt
+from r1ranker.prompts import Prompt, build_prompt
 
 MakeProblem = Callable[..., Problem]
 
@@ -49,6 +49,12 @@ def test_greedy_writing_is_that_of_transformers(nano: TransformersBackend, mini_
     rows = prompts_of(nano, mini_splits, think=think)
     settings = nano._settings(40, 0.0, traced=False)
     assert ids(nano._write(rows, settings)) == ids(by_library(nano, rows, settings))
+
+
+def test_prompts_of_a_single_token_are_written_on(nano: TransformersBackend) -> None:
+    assert len(nano.encoder.encode(Prompt(""))) == 1
+    alone, beside = (nano.generate([Prompt(""), Prompt(text)], max_new_tokens=5)[0] for text in ("", "what is it"))
+    assert alone.text == beside.text
 
 
 def test_random_prompts_of_very_different_lengths_are_written_on_as_each_alone(backend: TransformersBackend) -> None:

@@ -21,9 +21,8 @@ import pyarrow as pa
 from pydantic import TypeAdapter
 
 from r1ranker.backends.loading import NANO
-from r1ranker.drive import Finished
+from r1ranker.drive import RANKING, Finished
 from r1ranker.errors import BackendError, R1RankerError
-from r1ranker.jobs import RANKING
 from r1ranker.problem import Problem
 from r1ranker.rankers import Ranker
 from r1ranker.spec import RankerSpec

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 
+from pydantic import TypeAdapter
+
 from r1ranker.backends.base import Ask, AsyncBackend, Backend, CallError, Choice, Completion, Session
 from r1ranker.errors import BackendError
 from r1ranker.plans import Plan, Planner, Reply
@@ -22,6 +24,8 @@ from r1ranker.problem import Problem, Ranking, Usage
 
 Finished = tuple[int, Ranking]
 """A ranking and the place of its problem among those given."""
+RANKING = TypeAdapter(Ranking)
+"""To JSON and back, for files and other processes."""
 AHEAD = 4
 """Queries that may be under way or finished but not yet taken, as a multiple of the concurrency: calls go on while a
 ranking is written, but replies never pile up where the calls are faster than who takes them."""

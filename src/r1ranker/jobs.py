@@ -24,17 +24,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from pydantic import TypeAdapter
-
 from r1ranker.datasets.jsonl import iter_jsonl
-from r1ranker.drive import Finished
+from r1ranker.drive import RANKING, Finished
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.evaluation.runs import run_lines
 from r1ranker.problem import Problem, Ranking, Usage
 from r1ranker.progress import track
 from r1ranker.spec import RankerSpec
 
-RANKING = TypeAdapter(Ranking)
 RETRY = {"retry": True}
 """A line of the journal: the queries that had failed before it are tried again."""
 WHERE = {"batch_size", "device", "engine", "base_urls", "concurrency", "prices", "cache"}

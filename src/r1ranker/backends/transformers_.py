@@ -78,7 +78,8 @@ class TransformersBackend:
         if self._prefixes and prompts and all(prompt.stays for prompt in prompts):
             written, computed = self._prefixes.write(_rows(prompts, encoded), settings)
             return [self._generated(*row) for row in zip(encoded, written, computed, strict=True)]
-        batch, room = (self._write, self.max_columns) if self._prefixes else (self._generate, self.max_tokens)
+        ours = self._prefixes and all(len(ids) > 1 for ids in encoded)  # a prompt is read but for its last token
+        batch, room = (self._write, self.max_columns) if ours else (self._generate, self.max_tokens)
         results: dict[int, Generated] = {}
         for group in batches([len(ids) + max_new_tokens for ids in encoded], room):
             for i, row in zip(group, batch([encoded[i] for i in group], settings), strict=True):
