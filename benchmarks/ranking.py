@@ -2,6 +2,7 @@
 
     python benchmarks/ranking.py                      # time and tokens, random weights, n = 20 and 100
     python benchmarks/ranking.py --quality MODEL      # quality against cost on the embedded test split
+    python benchmarks/ranking.py --quality runs/real/model --config configs/real.yaml --tasks passage-5 passage-7
 
 The paper's loop writes the remaining candidates anew at each step and generates from the whole prompt, all
 queries in lock step (its evaluation, section 4). Random weights cost what trained ones cost; orders are
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -27,13 +28,13 @@ from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.cli_common import write_json
 from r1ranker.data import load_splits
 from r1ranker.datasets import mini_recommendation
-from r1ranker.evaluation.measures import evaluate_by_task
+from r1ranker.evaluation.measures import by_task, evaluate_by_task
 from r1ranker.plans import Budget
 from r1ranker.problem import Candidate, Problem
 from r1ranker.prompts import build_prompt
 from r1ranker.provenance import provenance
 from r1ranker.rankers import DRanker, Hybrid, IRanker, Ranker, Shuffled, Tournament, Windows
-from r1ranker.training.config import DataConfig, ScratchConfig
+from r1ranker.training.config import DataConfig, ScratchConfig, load_config
 from r1ranker.training.scratch import new_network, train_tokenizer
 
 THOUGHT_TOKENS = 24
@@ -168,12 +169,10 @@ def ways(backend: TransformersBackend) -> dict[str, Ranker]:
     }
 
 
-def quality(model: str, data: DataConfig, per_task: int) -> list[dict[str, Any]]:
+def quality(model: str, everything: Sequence[Problem], per_task: int) -> list[dict[str, Any]]:
     """Mean MRR and nDCG@10 over tasks, and the cost per query, for every way."""
     backend = TransformersBackend.load(model)
-    everything = load_splits([data])["test"]
-    tasks = dict.fromkeys(problem.task for problem in everything)
-    problems = [p for task in tasks for p in [q for q in everything if q.task == task][:per_task]]
+    problems = [problem for of_task in by_task(everything).values() for problem in of_task[:per_task]]
     rows = []
     for name, ranker in ways(backend).items():
         rankings, seconds = measured(lambda ranker=ranker, name=name: ranker.rank_many(problems, progress=name))
@@ -197,16 +196,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--queries", type=int, default=16, help="queries for n = 20; an eighth of that for n = 100")
     parser.add_argument("--quality", metavar="MODEL", help="quality against cost with this model")
-    parser.add_argument("--source", default="mini")
-    parser.add_argument("--path", type=Path)
+    parser.add_argument("--config", type=Path, help="YAML whose data are ranked; default the embedded ones")
+    parser.add_argument("--tasks", nargs="+", help="of these, some")
     parser.add_argument("--per-task", type=int, default=60)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     console = Console()
     if arguments.quality:
-        rows = quality(arguments.quality, DataConfig(source=arguments.source, path=arguments.path), arguments.per_task)
-        table = Table(*rows[0], title=f"quality against cost, {arguments.source} test split")
+        data = load_config(arguments.config, []).data if arguments.config else [DataConfig(source="mini")]
+        test = [p for p in load_splits(data)["test"] if not arguments.tasks or p.task in arguments.tasks]
+        rows = quality(arguments.quality, test, arguments.per_task)
+        table = Table(*rows[0], title="quality against cost, test split")
         for row in rows:
             table.add_row(*(value if isinstance(value, str) else f"{value:.3f}" for value in row.values()))
         console.print(table)

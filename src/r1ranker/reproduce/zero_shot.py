@@ -91,7 +91,9 @@ def _data_without(study: Study, scenario: str) -> str:
     folder = study.models.with_name("data") / f"without-{scenario}-{digest}"
     for split in ("train", "dev"):
         with replacing(folder / f"{split}.jsonl") as fresh:
-            write_jsonl([p for p in study.problems(split) if p.scenario != scenario], fresh)
+            # One file holds all sources, and two of them may name a user alike.
+            left = [p for p in study.problems(split) if p.scenario != scenario]
+            write_jsonl([replace(p, group=f"{p.task}:{p.group}") if p.group else p for p in left], fresh)
     return f"data={json.dumps([{'source': 'jsonl', 'path': str(folder)}])}"
 
 
