@@ -22,15 +22,16 @@ import typer
 from click.testing import Result
 from typer.testing import CliRunner
 
-from r1ranker.datasets.jsonl import read_jsonl
+from r1ranker.data import load_splits
+from r1ranker.datasets.jsonl import read_jsonl, write_jsonl
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.evaluation.results import COSTS, read_results
 from r1ranker.evaluation.systems import read_per_query
 from r1ranker.problem import Problem, Ranking
-from r1ranker.reproduce import EXPERIMENTS, ablations, command, main, report, sanity, study
+from r1ranker.reproduce import EXPERIMENTS, ablations, command, main, report, sanity, study, zero_shot
 from r1ranker.reproduce.command import reproduce
 from r1ranker.reproduce.study import Study
-from r1ranker.training.config import RunConfig, load_config
+from r1ranker.training.config import DataConfig, RunConfig, load_config
 
 MakeProblem = Callable[..., Problem]
 RUN = "import typer; from r1ranker.reproduce.command import reproduce; typer.run(reproduce)"
@@ -219,6 +220,23 @@ def test_zero_shot_models_never_see_the_scenario_they_are_tested_on(copy: Path) 
     text = (copy / "results.md").read_text()
     assert "The supervised start, tokenizer included, leaves the scenario out too" in text
     assert text.index("## main") < text.index("## zero-shot")
+
+
+def test_zero_shot_keeps_users_of_two_sources_apart_who_have_one_name(
+    make_problem: MakeProblem, tmp_path: Path
+) -> None:
+    data = []
+    for task, sides in (("movies", ("train", "dev", "test")), ("music", ("dev", "train", "test"))):
+        (tmp_path / task).mkdir()
+        for user, side in enumerate(sides):
+            problem = make_problem(task=task, qid=f"{task}:{user}", group=f"u{user}", scenario="recommendation")
+            write_jsonl([problem], tmp_path / task / f"{side}.jsonl")
+        data.append({"source": "jsonl", "path": str(tmp_path / task)})
+    config = RunConfig.model_validate({"model": "nano", "data": data})
+    of_both = Study("zero-shot", "small", config, tmp_path / "out", tmp_path / "models", None)
+    override = zero_shot._data_without(of_both, "passage")
+    left = load_splits([DataConfig.model_validate(each) for each in json.loads(override.removeprefix("data="))])
+    assert {p.qid for p in left["train"]} == {"movies:0", "music:1"}
 
 
 def test_ablations_train_what_differs_and_name_what_does_not(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
