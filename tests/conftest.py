@@ -7,17 +7,19 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is imported
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from quick_runs import quick_config
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.datasets import mini
 from r1ranker.problem import Candidate, Problem, Splits
 from r1ranker.prompts import NO_THOUGHT, build_prompt
 from r1ranker.training import scratch
-from r1ranker.training.config import ScratchConfig
+from r1ranker.training.config import RunConfig, ScratchConfig
 
 torch.set_num_threads(1)
 
@@ -94,6 +96,18 @@ def plain(plain_dir: Path) -> TransformersBackend:
 def backend(request: pytest.FixtureRequest) -> TransformersBackend:
     """Both kinds of tokenizer, one after the other."""
     return request.getfixturevalue(request.param)  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="session")
+def problems() -> list[Problem]:
+    """A dozen, of three to five candidates."""
+    return [small_problem(n, positive=1 + n % 3, qid=f"q{n}-{i}") for i in range(4) for n in (3, 4, 5)]
+
+
+@pytest.fixture
+def config(tiny_dir: Path, tmp_path: Path) -> Callable[..., RunConfig]:
+    """Makes a run of a few steps from the keys that it changes."""
+    return partial(quick_config, model=str(tiny_dir), out=str(tmp_path / "run"))
 
 
 @pytest.fixture(autouse=True)

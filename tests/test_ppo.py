@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from quick_runs import VARIANTS, assert_same, quick_config
+from quick_runs import VARIANTS, assert_same
 from r1ranker.problem import Problem
 from r1ranker.training.advantages import gae
 from r1ranker.training.batch import pack
@@ -25,16 +24,6 @@ from r1ranker.training.rollout import collect, draw
 
 MakeProblem = Callable[..., Problem]
 NEVER = 10**9
-
-
-@pytest.fixture(scope="module")
-def problems(make_problem: MakeProblem) -> list[Problem]:
-    return [make_problem(n, positive=1 + n % 3, qid=f"q{n}-{i}") for i in range(4) for n in (3, 4, 5)]
-
-
-@pytest.fixture
-def config(tiny_dir: Path, tmp_path: Path) -> Callable[..., RunConfig]:
-    return partial(quick_config, model=str(tiny_dir), out=str(tmp_path / "run"))
 
 
 def moved_experience(learner: Learner, problems: Sequence[Problem], config: RunConfig) -> list[Experience]:

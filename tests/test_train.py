@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from quick_runs import VARIANTS, assert_same, quick_config
+from quick_runs import VARIANTS, assert_same
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.problem import Problem
@@ -25,16 +24,6 @@ from r1ranker.training.ppo import ppo_step, train
 
 MakeProblem = Callable[..., Problem]
 NEVER = 10**9
-
-
-@pytest.fixture(scope="module")
-def problems(make_problem: MakeProblem) -> list[Problem]:
-    return [make_problem(n, positive=1 + n % 3, qid=f"q{n}-{i}") for i in range(4) for n in (3, 4, 5)]
-
-
-@pytest.fixture
-def config(tiny_dir: Path, tmp_path: Path) -> Callable[..., RunConfig]:
-    return partial(quick_config, model=str(tiny_dir), out=str(tmp_path / "run"))
 
 
 LOGGED = ("reward", "kl", "clip_share", "entropy", "value_loss", "policy_loss", "explained_variance", "broken")

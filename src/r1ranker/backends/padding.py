@@ -19,17 +19,6 @@ def left_pad(rows: Sequence[list[int]], pad_id: int, device: torch.device) -> tu
     return input_ids.to(device), mask.to(device)
 
 
-def right_pad(rows: Sequence[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """(input_ids, attention_mask), both (B, longest), on the CPU: every row begins at the first column."""
-    longest = max(len(row) for row in rows)
-    input_ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(rows), longest), dtype=torch.long)
-    for i, row in enumerate(rows):
-        input_ids[i, : len(row)] = torch.tensor(row)
-        mask[i, : len(row)] = 1
-    return input_ids, mask
-
-
 def positions(mask: Tensor) -> Tensor:
     """Position ids that start at 0 on the first real token of each row."""
     return (mask.cumsum(-1) - 1).clamp(min=0)

@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from r1ranker.backends.encoding import Path, batches
-from r1ranker.backends.padding import left_pad, positions, right_pad
+from r1ranker.backends.padding import left_pad, positions
 from r1ranker.backends.sampling import Settings, Written, write
 
 WASTE = 2.0
@@ -185,9 +186,11 @@ class PrefixCache:
         mask_B_L = torch.cat([self.mask_B_L, mask_B_S], 1)
         written = write(self.network, self.cache, self._there(ids_B_S), self._there(mask_B_L), settings, leave=False)
         self._append(ids_B_S, mask_B_S)
-        ids_B_T, mask_B_T = right_pad([row.token_ids for row in written], self.pad_id)
+        rows_T = [torch.tensor(row.token_ids) for row in written]
+        ids_B_T = pad_sequence(rows_T, batch_first=True, padding_value=self.pad_id)
+        mask_B_T = pad_sequence([torch.ones_like(row_T, dtype=torch.bool) for row_T in rows_T], batch_first=True)
         read = self.cache.get_seq_length() - self.ids_B_L.shape[1]  # the last token was not
-        self._append(ids_B_T[:, :read], mask_B_T[:, :read].bool())
+        self._append(ids_B_T[:, :read], mask_B_T[:, :read])
         return written, [c + len(f) for c, f in zip(computed, fresh, strict=True)]
 
     def _prepare(self, rows: Sequence[Row]) -> list[int]:
