@@ -3,6 +3,7 @@
     python benchmarks/ranking.py                      # time and tokens, random weights, n = 20 and 100
     python benchmarks/ranking.py --quality MODEL      # quality against cost on the embedded test split
     python benchmarks/ranking.py --quality runs/real/model --config configs/real.yaml --tasks passage-5 passage-7
+    python benchmarks/ranking.py --quality runs/real/model --config trec100.yaml --tasks dl19 --window 9
 
 The paper's loop writes the remaining candidates anew at each step and generates from the whole prompt, all
 queries in lock step (its evaluation, section 4). Random weights cost what trained ones cost; orders are
@@ -28,12 +29,14 @@ from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.cli_common import write_json
 from r1ranker.data import load_splits
 from r1ranker.datasets import mini_recommendation
-from r1ranker.evaluation.measures import by_task, evaluate_by_task
+from r1ranker.evaluation.measures import by_task
+from r1ranker.evaluation.systems import evaluate_systems
 from r1ranker.plans import Budget
 from r1ranker.problem import Candidate, Problem
 from r1ranker.prompts import build_prompt
 from r1ranker.provenance import provenance
 from r1ranker.rankers import DRanker, Hybrid, IRanker, Ranker, Shuffled, Tournament, Windows
+from r1ranker.reproduce.report import by_system
 from r1ranker.training.config import DataConfig, ScratchConfig, load_config
 from r1ranker.training.scratch import new_network, train_tokenizer
 
@@ -144,51 +147,54 @@ def report(rows: list[dict[str, Any]], console: Console) -> None:
             )
 
 
-def ways(backend: TransformersBackend) -> dict[str, Ranker]:
-    """Every knob once, around one model."""
+def ways(backend: TransformersBackend, window: int | None) -> dict[str, Ranker]:
+    """Every knob once, around one model; with a window each slides it over the list by half its size."""
 
-    def it(**knobs: Any) -> IRanker:
-        return IRanker(backend, think=False, **knobs)
+    def slid(ranker: Ranker) -> Ranker:
+        return Windows(ranker, window, window // 2) if window else ranker
 
-    direct = DRanker(backend, think=False)
+    def it(**knobs: Any) -> Ranker:
+        return slid(IRanker(backend, think=False, **knobs))
+
+    direct = slid(DRanker(backend, think=False))
     return {
         "direct": direct,
         "relist": it(),
         "append": it(layout="append"),
-        "drop 2": it(drop=2),
-        "drop 4": it(drop=4),
-        "top-k 5": it(top_k=5),
-        "top-k 10": it(top_k=10),
-        "budget 8 calls": it(budget=Budget(calls=8)),
-        "budget 1500 tokens": it(budget=Budget(tokens=1500)),
-        "direct, then head 5": Hybrid(it(), direct, 5),
-        "direct, then tail 10": Hybrid(it(), direct, 10, "tail"),
-        "windows 10/5": Windows(it(), 10, 5),
-        "tournament 5": Tournament(it(), 5),
-        "3 shuffles": Shuffled(it(), 3),
+        "drop-2": it(drop=2),
+        "drop-4": it(drop=4),
+        "top-k-5": it(top_k=5),
+        "top-k-10": it(top_k=10),
+        "budget-8-calls": it(budget=Budget(calls=8)),
+        "budget-1500-tokens": it(budget=Budget(tokens=1500)),
+        "direct-then-head-5": Hybrid(it(), direct, 5),
+        "direct-then-head-10": Hybrid(it(), direct, 10),
+        "direct-then-tail-10": Hybrid(it(), direct, 10, "tail"),
+        "windows-10-5": Windows(IRanker(backend, think=False), 10, 5),
+        "tournament-5": Tournament(IRanker(backend, think=False), 5),
+        "3-shuffles": Shuffled(it(), 3),
     }
 
 
-def quality(model: str, everything: Sequence[Problem], per_task: int) -> list[dict[str, Any]]:
-    """Mean MRR and nDCG@10 over tasks, and the cost per query, for every way."""
-    backend = TransformersBackend.load(model)
-    problems = [problem for of_task in by_task(everything).values() for problem in of_task[:per_task]]
-    rows = []
-    for name, ranker in ways(backend).items():
-        rankings, seconds = measured(lambda ranker=ranker, name=name: ranker.rank_many(problems, progress=name))
-        values = evaluate_by_task(rankings, problems).values()
-        costs = [ranking.usage for ranking in rankings]
-        rows.append(
-            {
-                "system": name,
-                "MRR": mean(mean(of_task["MRR"].values()) for of_task in values),
-                "nDCG@10": mean(mean(of_task["nDCG@10"].values()) for of_task in values),
-                "calls": mean(cost.calls for cost in costs),
-                "tokens": mean(cost.prompt_tokens + cost.generated_tokens for cost in costs),
-                "ms": 1000 * seconds / len(problems),
-            }
-        )
-    return rows
+def quality(model: str, problems: Sequence[Problem], window: int | None, out: Path) -> list[dict[str, Any]]:
+    """Means over tasks of MRR, nDCG@10 and the cost of a query, for every way; `out` gets a report with the plot."""
+    rankers = ways(TransformersBackend.load(model), window)
+    given = {name: ranker.rank_many(problems, progress=name) for name, ranker in rankers.items()}
+    title = "Quality against cost of every way to rank"
+    rows = evaluate_systems(["random", "prior"], problems, out=out, given=given, title=title).rows
+    columns = ("MRR", "nDCG@10", "calls", "prompt_tokens", "generated_tokens", "seconds")
+    found = {column: {s: row.value for s, row in by_system(rows, column).items()} for column in columns}
+    return [
+        {
+            "system": system,
+            "MRR": found["MRR"][system],
+            "nDCG@10": found["nDCG@10"][system],
+            "calls": found["calls"][system],
+            "tokens": found["prompt_tokens"][system] + found["generated_tokens"][system],
+            "ms": 1000 * found["seconds"][system],
+        }
+        for system in rankers
+    ]
 
 
 def main() -> None:
@@ -199,6 +205,8 @@ def main() -> None:
     parser.add_argument("--config", type=Path, help="YAML whose data are ranked; default the embedded ones")
     parser.add_argument("--tasks", nargs="+", help="of these, some")
     parser.add_argument("--per-task", type=int, default=60)
+    parser.add_argument("--window", type=int, help="for lists longer than the model was trained on")
+    parser.add_argument("--out", type=Path, default=Path("runs/ranking-quality"), help="where its report goes")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -206,7 +214,8 @@ def main() -> None:
     if arguments.quality:
         data = load_config(arguments.config, []).data if arguments.config else [DataConfig(source="mini")]
         test = [p for p in load_splits(data)["test"] if not arguments.tasks or p.task in arguments.tasks]
-        rows = quality(arguments.quality, test, arguments.per_task)
+        chosen = [problem for of_task in by_task(test).values() for problem in of_task[: arguments.per_task]]
+        rows = quality(arguments.quality, chosen, arguments.window, arguments.out)
         table = Table(*rows[0], title="quality against cost, test split")
         for row in rows:
             table.add_row(*(value if isinstance(value, str) else f"{value:.3f}" for value in row.values()))
