@@ -35,16 +35,20 @@ def shard(network: Any, dtype: torch.dtype) -> None:
 @contextmanager
 def whole(*networks: Any) -> Iterator[None]:
     """In here each process holds all weights, in the dtype of the passes, and no pass waits for another process."""
-    parts = [(network, module) for network in networks for module in network.modules() if hasattr(module, "unshard")]
-    for network, module in parts:
+    sharded = [network for network in networks if hasattr(network, "unshard")]
+    parts = [module for network in sharded for module in network.modules() if hasattr(module, "unshard")]
+    for network in sharded:
         network.set_reshard_after_forward(False)
+    for module in parts:
         module.unshard()
     try:
         yield
     finally:
-        for network, module in parts:
+        for module in parts:
             module.reshard()
+        for network in sharded:
             network.set_reshard_after_forward(True)
+            network.set_reshard_after_forward(False, recurse=False)  # as FSDP2 does: the backward pass begins with it
 
 
 def gathered(state: Mapping[str, Any]) -> dict[str, Any]:
