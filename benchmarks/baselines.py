@@ -209,7 +209,7 @@ def sasrecs(data: Data) -> Iterator[Row]:
     """One seed and no more than the ranker's training problems: minutes a task."""
     for task in data.tasks("recommendation"):
         given = data.train[task], data.test[task]
-        yield learned("sasrec", "sasrec", task, "SASRec in torch, one negative", independent.plain_sasrec, *given, (0,))
+        yield learned("sasrec", "sasrec", task, "SASRec in torch, all items", independent.plain_sasrec, *given, (0,))
 
 
 def routers(name: str, beside: str, other: Other, seeds: Sequence[int], data: Data) -> Iterator[Row]:

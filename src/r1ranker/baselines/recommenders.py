@@ -30,7 +30,7 @@ from r1ranker.problem import Problem, Ranking
 _YEAR = re.compile(r" \(\d{4}\)$")
 CONTEXT = 20
 """Titles that SASRec reads: as many as a history holds by default."""
-BATCH, NEGATIVES = 128, 512
+BATCH, NEGATIVES = 32, 512
 
 
 def item_knn(train: Sequence[Problem], test: Sequence[Problem]) -> list[Ranking]:
@@ -51,13 +51,17 @@ def bpr(train: Sequence[Problem], test: Sequence[Problem], *, seed: int = 0) -> 
     return fit_and_rank(partial(_fit_bpr, seed=seed), train, test, "bpr", "recommendation")
 
 
-def sasrec(train: Sequence[Problem], test: Sequence[Problem], *, seed: int = 0, epochs: int = 60) -> list[Ranking]:
+def sasrec(
+    train: Sequence[Problem], test: Sequence[Problem], *, seed: int = 0, steps: int = 5000, epochs: int = 20
+) -> list[Ranking]:
     """Self-attention over the history (Kang and McAuley, ICDM 2018); on a GPU where there is one.
 
-    Trained by cross-entropy against many items, not one, which is what makes it as good as its successors
-    (Klenitskiy and Vasilev, RecSys 2023). The network is transformers' GPT-2. Not by cornac: its SASRec is weak.
+    Trained for so many steps or epochs, whichever is more, by cross-entropy against many items, not one, which is
+    what makes it as good as its successors (Klenitskiy and Vasilev, RecSys 2023). The network is transformers' GPT-2.
+    Not by cornac: its SASRec is weak.
     """
-    return fit_and_rank(partial(_fit_sasrec, seed=seed, epochs=epochs), train, test, "sasrec", "recommendation")
+    fit = partial(_fit_sasrec, seed=seed, steps=steps, epochs=epochs)
+    return fit_and_rank(fit, train, test, "sasrec", "recommendation")
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,7 @@ def _fit_bpr(train: Sequence[Problem], seed: int) -> Scorer:
     return lambda problems: [score(problem) for problem in problems]
 
 
-def _fit_sasrec(train: Sequence[Problem], seed: int, epochs: int) -> Scorer:
+def _fit_sasrec(train: Sequence[Problem], seed: int, steps: int, epochs: int) -> Scorer:
     log, device = _log_of(train), pick_device()
     rows = [[log.numbers[title] for title in titles] for titles in log.sequences.values() if len(titles) > 1]
     rng = np.random.default_rng(seed)
@@ -147,12 +151,15 @@ def _fit_sasrec(train: Sequence[Problem], seed: int, epochs: int) -> Scorer:
         torch.manual_seed(seed)
         network = _next_item_network(len(log.numbers)).to(device)
         optimizer = torch.optim.Adam(network.parameters(), lr=0.001, betas=(0.9, 0.98))
-        for _ in range(epochs):
+        step = epoch = 0
+        while step < steps or epoch < epochs:
             for read, following in _batches(rows, rng):
+                step += 1
                 loss = _sampled_softmax(network, read.to(device), following.to(device))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
+            epoch += 1
     network.eval()
 
     @torch.inference_mode()
@@ -170,7 +177,7 @@ def _next_item_network(items: int) -> Any:
     """SASRec's network: two causal blocks of one head over items and places; GPT-2's has GELU where it has ReLU."""
     from transformers import GPT2Config, GPT2Model
 
-    drop = dict.fromkeys(("embd_pdrop", "resid_pdrop", "attn_pdrop"), 0.4)
+    drop = dict.fromkeys(("embd_pdrop", "resid_pdrop", "attn_pdrop"), 0.5)
     ends = dict.fromkeys(("bos_token_id", "eos_token_id"))
     return GPT2Model(GPT2Config(vocab_size=items, n_positions=CONTEXT, n_embd=64, n_layer=2, n_head=1, **drop, **ends))
 
