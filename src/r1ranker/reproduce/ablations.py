@@ -133,13 +133,14 @@ def _trained_tokens(models: Mapping[str, Path]) -> dict[str, str]:
 def _supervised(study: Study, reference: RunConfig) -> list[str]:
     """Overrides of a supervised start that goes on from the same model for about the same tokens.
 
-    It teaches removals in the layout and with the thoughts of the reference, by AdamW at the learning rate of the
+    It teaches right removals in the layout and with the thoughts of the reference, by AdamW at the learning rate of the
     config, or of PPO where that is meant for a model from nothing.
     """
     settings = reference.warmstart
     rate = reference.ppo.actor_lr if settings.scratch else settings.lr
     changes = [
         "warmstart.scratch=null",
+        "warmstart.answers=gains",
         f"warmstart.lr={rate}",
         "warmstart.pointwise=0.0",
         "warmstart.pointing=0.0",
