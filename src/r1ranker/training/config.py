@@ -21,6 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from r1ranker.errors import ConfigError
+from r1ranker.problem import Scenario
 from r1ranker.prompts import Design, Layout
 
 
@@ -50,6 +51,9 @@ class ScratchConfig(_Strict):
     identifiers: int = 20
 
 
+AnswersBy = Literal["gains", "prior"]
+
+
 class WarmstartConfig(_Strict):
     """Supervised start: `steps` batches of `batch` demonstrations."""
 
@@ -61,14 +65,20 @@ class WarmstartConfig(_Strict):
     think_share: float = Field(0.5, ge=0, le=1)
     ranking_share: float = Field(0.5, ge=0, le=1)
     append_share: float = Field(0.25, ge=0, le=1)
-    answers: Literal["gains", "prior"] = Field(
-        "gains", description="what worked examples answer by; prior: form and a weak habit, the rest is left to RL"
+    answers: AnswersBy | dict[Scenario, AnswersBy] = Field(
+        "gains",
+        description="what worked examples answer by, for all or by scenario; prior: form and a weak habit, "
+        "the rest is left to RL",
     )
     pointwise: float = Field(0.0, ge=0, description="weight of judging each candidate at its end; for new models")
     pointing: float = Field(
         0.0, ge=0, description="beside that, of judging by the last layer's attention from where the answer is given"
     )
     log_every: int = 10
+
+    def answers_of(self, scenario: Scenario) -> AnswersBy:
+        """What worked examples of a scenario answer by; gains where nothing is said."""
+        return self.answers if isinstance(self.answers, str) else self.answers.get(scenario, "gains")
 
 
 class PPOConfig(_Strict):

@@ -52,7 +52,7 @@ def demonstrate(problem: Problem, encoder: Encoder, config: WarmstartConfig, rng
     episode = not ranks and rng.random() < config.append_share and not think
     if episode:
         problem = part_of(problem, pool)
-    shown = by_prior(problem) if config.answers == "prior" else problem
+    shown = by_prior(problem) if config.answers_of(problem.scenario) == "prior" else problem
     if ranks:
         example = _ranking(shown, pool, think, encoder, rng)
     elif episode:
