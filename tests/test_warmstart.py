@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,22 @@ def test_what_examples_answer_by_can_be_said_by_scenario(
     assert problem.scenario == "passage"
     text = completion_of(tiny.encoder, demonstrate(problem, tiny.encoder, config, random.Random(0)))
     assert parse_removal(text.partition("</answer>")[0] + "</answer>", (1, 2)).ids == (removed,)
+
+
+def test_examples_can_answer_by_a_ranker_whose_places_the_notes_tell(
+    tiny: TransformersBackend, make_problem: MakeProblem
+) -> None:
+    problem = make_problem(3, gains={"d1": 1})
+    notes = ["popularity 1 | bpr 2", "popularity 2 | bpr 3", "popularity 3 | bpr 1"]
+    candidates = tuple(replace(c, note=note) for c, note in zip(problem.candidates, notes, strict=True))
+    problem = replace(problem, candidates=candidates)
+    config = WarmstartConfig(think_share=0, ranking_share=1, answers="bpr")
+    for seed in range(5):
+        example = demonstrate(problem, tiny.encoder, config, random.Random(seed))
+        pool = pool_of(tiny.encoder, example, problem)
+        assert parse_ranking(completion_of(tiny.encoder, example), pool).ids == tuple(k for k in (3, 1, 2) if k in pool)
+    with pytest.raises(DataError, match=r"no place by 'sasrec' in its notes; name it in data.show"):
+        demonstrate(problem, tiny.encoder, config.model_copy(update={"answers": "sasrec"}), random.Random(0))
 
 
 def test_in_an_episode_answers_are_chosen_among_what_is_left(
