@@ -124,18 +124,25 @@ def test_what_examples_answer_by_can_be_said_by_scenario(
     assert parse_removal(text.partition("</answer>")[0] + "</answer>", (1, 2)).ids == (removed,)
 
 
+@pytest.mark.parametrize("ranking", [0.0, 1.0])
 def test_examples_can_answer_by_a_ranker_whose_places_the_notes_tell(
-    tiny: TransformersBackend, make_problem: MakeProblem
+    ranking: float, tiny: TransformersBackend, make_problem: MakeProblem
 ) -> None:
-    problem = make_problem(3, gains={"d1": 1})
-    notes = ["popularity 1 | bpr 2", "popularity 2 | bpr 3", "popularity 3 | bpr 1"]
-    candidates = tuple(replace(c, note=note) for c, note in zip(problem.candidates, notes, strict=True))
-    problem = replace(problem, candidates=candidates)
-    config = WarmstartConfig(think_share=0, ranking_share=1, answers="bpr")
-    for seed in range(5):
+    problem, place = make_problem(3, gains={"d1": 1}), {1: 2, 2: 3, 3: 1}
+    told = [replace(problem.candidate(k), note=f"popularity {k} | bpr {place[k]}") for k in problem.identifiers]
+    problem = replace(problem, candidates=tuple(told))
+    config = WarmstartConfig(think_share=0, ranking_share=ranking, append_share=1, answers="bpr")
+    for seed in range(10):
         example = demonstrate(problem, tiny.encoder, config, random.Random(seed))
-        pool = pool_of(tiny.encoder, example, problem)
-        assert parse_ranking(completion_of(tiny.encoder, example), pool).ids == tuple(k for k in (3, 1, 2) if k in pool)
+        text = completion_of(tiny.encoder, example)
+        if ranking:
+            pool = pool_of(tiny.encoder, example, problem)
+            assert parse_ranking(text, pool).ids == tuple(k for k in (3, 1, 2) if k in pool)
+        else:  # an episode is of a part of the pool, in which places are those in the whole
+            read = tiny.encoder.decode(example.prompt_ids)
+            shown = dict(enumerate((k for k in problem.identifiers if f"bpr {place[k]}" in read), start=1))
+            first = parse_removal(text.partition("</answer>")[0] + "</answer>", tuple(shown)).ids[0]
+            assert place[shown[first]] == max(place[k] for k in shown.values())
     with pytest.raises(DataError, match=r"no place by 'sasrec' in its notes; name it in data.show"):
         demonstrate(problem, tiny.encoder, config.model_copy(update={"answers": "sasrec"}), random.Random(0))
 

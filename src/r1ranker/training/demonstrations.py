@@ -92,7 +92,8 @@ def by_note(problem: Problem, ranker: str) -> Problem:
             "name it in data.show, or set warmstart.answers=gains"
         )
     places = {c.docid: int(note[ranker]) for c, note in zip(problem.candidates, notes, strict=True)}
-    return dataclasses.replace(problem, gains={docid: len(places) - place for docid, place in places.items()})
+    last = max(places.values())  # of a part of a pool the places are those in the whole
+    return dataclasses.replace(problem, gains={docid: last - place for docid, place in places.items()})
 
 
 def candidate_ends(problem: Problem, prompt_ids: list[int], encoder: Encoder) -> tuple[tuple[int, int, float], ...]:
