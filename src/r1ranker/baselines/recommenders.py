@@ -30,7 +30,7 @@ from r1ranker.problem import Problem, Ranking
 _YEAR = re.compile(r" \(\d{4}\)$")
 CONTEXT = 20
 """Titles that SASRec reads: as many as a history holds by default."""
-BATCH, NEGATIVES = 32, 512
+BATCH, NEGATIVES = 128, 512
 
 
 def item_knn(train: Sequence[Problem], test: Sequence[Problem]) -> list[Ranking]:
@@ -52,7 +52,7 @@ def bpr(train: Sequence[Problem], test: Sequence[Problem], *, seed: int = 0) -> 
 
 
 def sasrec(
-    train: Sequence[Problem], test: Sequence[Problem], *, seed: int = 0, steps: int = 5000, epochs: int = 20
+    train: Sequence[Problem], test: Sequence[Problem], *, seed: int = 0, steps: int = 3000, epochs: int = 20
 ) -> list[Ranking]:
     """Self-attention over the history (Kang and McAuley, ICDM 2018); on a GPU where there is one.
 
