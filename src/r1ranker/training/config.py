@@ -15,7 +15,7 @@ import difflib
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -92,6 +92,9 @@ class PPOConfig(_Strict):
         0.0, ge=0, le=1, description="share of the run over which the largest pool grows from 2 candidates to all"
     )
     reward: Literal["paper", "graded"] = "graded"
+    scenarios: tuple[Scenario, ...] = Field(
+        get_args(Scenario), description="whose problems earn rewards; validation is on all that the data hold"
+    )
     answer: Literal["sampled", "expected"] = Field(
         "sampled",
         description="credit the sampled answer by GAE, or all answers of the pool by their own reward (think off)",

@@ -44,7 +44,7 @@ LOSSES = ("policy_loss", "value_loss", "kl", "entropy", "clip_share")
 
 def train(config: RunConfig, splits: Splits, *, resume: bool = False) -> Path:
     """Train by PPO; returns the directory of the model that was best on dev, `<out>/model`."""
-    problems = [p for p in splits["train"] if p.trainable]
+    problems = [p for p in splits["train"] if p.trainable and p.scenario in config.ppo.scenarios]
     if not problems:
         raise DataError("no training problem has two candidates and a relevant one; there is nothing to reward")
     learner = new_learner(config)
