@@ -46,7 +46,8 @@ def train(config: RunConfig, splits: Splits, *, resume: bool = False) -> Path:
     """Train by PPO; returns the directory of the model that was best on dev, `<out>/model`."""
     problems = [p for p in splits["train"] if p.trainable and p.scenario in config.ppo.scenarios]
     if not problems:
-        raise DataError("no training problem has two candidates and a relevant one; there is nothing to reward")
+        asked = ", ".join(config.ppo.scenarios)
+        raise DataError(f"no training problem ({asked}) has two candidates, one relevant: there is nothing to reward")
     learner = new_learner(config)
     check_prompts(learner.backend.encoder, problems, config)
     if resume:
