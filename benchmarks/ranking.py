@@ -3,7 +3,7 @@
     python benchmarks/ranking.py                      # time and tokens, random weights, n = 20 and 100
     python benchmarks/ranking.py --quality MODEL      # quality against cost on the embedded test split
     python benchmarks/ranking.py --quality runs/real/model --config configs/real.yaml --tasks passage-5 passage-7
-    python benchmarks/ranking.py --quality runs/real/model --config trec100.yaml --tasks dl19 --window 9
+    python benchmarks/ranking.py --quality runs/real/model --config top100.yaml --tasks dl19-passage --window 9
 
 The paper's loop writes the remaining candidates anew at each step and generates from the whole prompt, all
 queries in lock step (its evaluation, section 4). Random weights cost what trained ones cost; orders are

@@ -215,6 +215,12 @@ def test_sasrec_learns_what_follows_what() -> None:
     assert sum(order_of(ranking)[0] == ring[(k + 5) % 12] for k, ranking in enumerate(rankings)) >= 10
 
 
+def test_sasrec_ranks_though_no_user_chose_two_titles() -> None:
+    lone = [choice(f"u{k}", ["A0"], "A0") for k in range(3)]
+    (ranking,) = sasrec(lone, [choice("new", ["Unknown"], "A0", TITLES[1:4])])
+    assert len(ranking.docids) == 4
+
+
 @pytest.mark.parametrize("shown", ["Heat", "Heat | Crime, Drama", "Heat (1995)", "Heat (1995) | Crime"])
 def test_a_candidate_is_known_by_its_title_whatever_else_it_shows(sklearn: Any, shown: str) -> None:
     train = [choice(f"u{k}", ["Ronin", "Heat"], "Alien") for k in range(3)]

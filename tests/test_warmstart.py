@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -122,29 +121,6 @@ def test_what_examples_answer_by_can_be_said_by_scenario(
     assert problem.scenario == "passage"
     text = completion_of(tiny.encoder, demonstrate(problem, tiny.encoder, config, random.Random(0)))
     assert parse_removal(text.partition("</answer>")[0] + "</answer>", (1, 2)).ids == (removed,)
-
-
-@pytest.mark.parametrize("ranking", [0.0, 1.0])
-def test_examples_can_answer_by_a_ranker_whose_places_the_notes_tell(
-    ranking: float, tiny: TransformersBackend, make_problem: MakeProblem
-) -> None:
-    problem, place = make_problem(3, gains={"d1": 1}), {1: 2, 2: 3, 3: 1}
-    told = [replace(problem.candidate(k), note=f"popularity {k} | bpr {place[k]}") for k in problem.identifiers]
-    problem = replace(problem, candidates=tuple(told))
-    config = WarmstartConfig(think_share=0, ranking_share=ranking, append_share=1, answers="bpr")
-    for seed in range(10):
-        example = demonstrate(problem, tiny.encoder, config, random.Random(seed))
-        text = completion_of(tiny.encoder, example)
-        if ranking:
-            pool = pool_of(tiny.encoder, example, problem)
-            assert parse_ranking(text, pool).ids == tuple(k for k in (3, 1, 2) if k in pool)
-        else:  # an episode is of a part of the pool, in which places are those in the whole
-            read = tiny.encoder.decode(example.prompt_ids)
-            shown = dict(enumerate((k for k in problem.identifiers if f"bpr {place[k]}" in read), start=1))
-            first = parse_removal(text.partition("</answer>")[0] + "</answer>", tuple(shown)).ids[0]
-            assert place[shown[first]] == max(place[k] for k in shown.values())
-    with pytest.raises(DataError, match=r"no place by 'sasrec' in its notes; name it in data.show"):
-        demonstrate(problem, tiny.encoder, config.model_copy(update={"answers": "sasrec"}), random.Random(0))
 
 
 def test_in_an_episode_answers_are_chosen_among_what_is_left(

@@ -152,7 +152,7 @@ def _fit_sasrec(train: Sequence[Problem], seed: int, steps: int, epochs: int) ->
         network = _next_item_network(len(log.numbers)).to(device)
         optimizer = torch.optim.Adam(network.parameters(), lr=0.001, betas=(0.9, 0.98))
         step = epoch = 0
-        while step < steps or epoch < epochs:
+        while rows and (step < steps or epoch < epochs):
             for read, following in _batches(rows, rng):
                 step += 1
                 loss = _sampled_softmax(network, read.to(device), following.to(device))

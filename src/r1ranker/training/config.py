@@ -51,6 +51,9 @@ class ScratchConfig(_Strict):
     identifiers: int = 20
 
 
+AnswersBy = Literal["gains", "prior"]
+
+
 class WarmstartConfig(_Strict):
     """Supervised start: `steps` batches of `batch` demonstrations."""
 
@@ -62,10 +65,10 @@ class WarmstartConfig(_Strict):
     think_share: float = Field(0.5, ge=0, le=1)
     ranking_share: float = Field(0.5, ge=0, le=1)
     append_share: float = Field(0.25, ge=0, le=1)
-    answers: str | dict[Scenario, str] = Field(
+    answers: AnswersBy | dict[Scenario, AnswersBy] = Field(
         "gains",
-        description="what worked examples answer by, for all or by scenario: gains, prior, or a ranker of data.show; "
-        "but for gains the start learns form and a weak habit, and the rest is left to RL",
+        description="what worked examples answer by, for all or by scenario; prior: form and a weak habit, "
+        "the rest is left to RL",
     )
     pointwise: float = Field(0.0, ge=0, description="weight of judging each candidate at its end; for new models")
     pointing: float = Field(
@@ -73,7 +76,7 @@ class WarmstartConfig(_Strict):
     )
     log_every: int = 10
 
-    def answers_by(self, scenario: Scenario) -> str:
+    def answers_by(self, scenario: Scenario) -> AnswersBy:
         """What worked examples of a scenario answer by; gains where nothing is said."""
         return self.answers if isinstance(self.answers, str) else self.answers.get(scenario, "gains")
 

@@ -52,8 +52,7 @@ def demonstrate(problem: Problem, encoder: Encoder, config: WarmstartConfig, rng
     episode = not ranks and rng.random() < config.append_share and not think
     if episode:
         problem = part_of(problem, pool)
-    by = config.answers_by(problem.scenario)
-    shown = problem if by == "gains" else by_prior(problem) if by == "prior" else by_note(problem, by)
+    shown = by_prior(problem) if config.answers_by(problem.scenario) == "prior" else problem
     if ranks:
         example = _ranking(shown, pool, think, encoder, rng)
     elif episode:
@@ -78,22 +77,6 @@ def by_prior(problem: Problem) -> Problem:
     levels = sorted(set(problem.prior.values()))
     gains = {c.docid: levels.index(problem.prior[c.docid]) for c in problem.candidates}
     return dataclasses.replace(problem, gains=gains)
-
-
-def by_note(problem: Problem, ranker: str) -> Problem:
-    """The problem with the places that `ranker` gives its candidates, as their notes say, in place of its gains.
-
-    Raises DataError where a note does not say.
-    """
-    notes = [dict(part.rsplit(" ", 1) for part in c.note.split(" | ") if " " in part) for c in problem.candidates]
-    if not all(note.get(ranker, "").isdigit() for note in notes):
-        raise DataError(
-            f"problem {problem.qid!r} of task {problem.task!r}: no place by {ranker!r} in its notes; "
-            "name it in data.show, or set warmstart.answers=gains"
-        )
-    places = {c.docid: int(note[ranker]) for c, note in zip(problem.candidates, notes, strict=True)}
-    last = max(places.values())  # of a part of a pool the places are those in the whole
-    return dataclasses.replace(problem, gains={docid: last - place for docid, place in places.items()})
 
 
 def candidate_ends(problem: Problem, prompt_ids: list[int], encoder: Encoder) -> tuple[tuple[int, int, float], ...]:
