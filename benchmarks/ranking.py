@@ -29,7 +29,7 @@ from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.cli_common import write_json
 from r1ranker.data import load_splits
 from r1ranker.datasets import mini_recommendation
-from r1ranker.evaluation.measures import by_task
+from r1ranker.evaluation.measures import first_by_task
 from r1ranker.evaluation.systems import evaluate_systems
 from r1ranker.plans import Budget
 from r1ranker.problem import Candidate, Problem
@@ -37,7 +37,7 @@ from r1ranker.prompts import build_prompt
 from r1ranker.provenance import provenance
 from r1ranker.rankers import DRanker, Hybrid, IRanker, Ranker, Shuffled, Tournament, Windows
 from r1ranker.reproduce.report import by_system
-from r1ranker.training.config import DataConfig, ScratchConfig, load_config
+from r1ranker.training.config import ScratchConfig, load_config
 from r1ranker.training.scratch import new_network, train_tokenizer
 
 THOUGHT_TOKENS = 24
@@ -212,10 +212,9 @@ def main() -> None:
     torch.set_num_threads(1)
     console = Console()
     if arguments.quality:
-        data = load_config(arguments.config, []).data if arguments.config else [DataConfig(source="mini")]
-        test = [p for p in load_splits(data)["test"] if not arguments.tasks or p.task in arguments.tasks]
-        chosen = [problem for of_task in by_task(test).values() for problem in of_task[: arguments.per_task]]
-        rows = quality(arguments.quality, chosen, arguments.window, arguments.out)
+        everything = load_splits(load_config(arguments.config).data)["test"]
+        test = [p for p in everything if not arguments.tasks or p.task in arguments.tasks]
+        rows = quality(arguments.quality, first_by_task(test, arguments.per_task), arguments.window, arguments.out)
         table = Table(*rows[0], title="quality against cost, test split")
         for row in rows:
             table.add_row(*(value if isinstance(value, str) else f"{value:.3f}" for value in row.values()))

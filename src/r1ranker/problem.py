@@ -22,7 +22,7 @@ from typing import Literal, get_args
 from r1ranker.errors import DataError
 
 Scenario = Literal["recommendation", "routing", "passage"]
-SCENARIOS: tuple[str, ...] = get_args(Scenario)
+SCENARIOS: tuple[Scenario, ...] = get_args(Scenario)
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,11 @@ def by_task(problems: Sequence[Problem]) -> dict[str, list[Problem]]:
     return tasks
 
 
+def first_by_task(problems: Sequence[Problem], count: int | None) -> list[Problem]:
+    """The first `count` problems of each task (None: all), one task after the other."""
+    return [problem for of_task in by_task(problems).values() for problem in of_task[:count]]
+
+
 def _measures(relevant_at: int) -> dict[str, Any]:
     hits = {f"hit@{k}": Success(rel=relevant_at) @ k for k in (1, 3, 5)}
     return {"MRR": RR(rel=relevant_at), "nDCG@5": nDCG @ 5, "nDCG@10": nDCG @ 10, **hits}

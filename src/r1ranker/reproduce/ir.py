@@ -23,7 +23,7 @@ from r1ranker.datasets import mini_passage
 from r1ranker.datasets.mini_passage import Fact
 from r1ranker.datasets.mini_words import words
 from r1ranker.errors import DataError
-from r1ranker.evaluation.measures import by_task
+from r1ranker.evaluation.measures import first_by_task
 from r1ranker.evaluation.results import Row
 from r1ranker.evaluation.table import stars, systems_of
 from r1ranker.problem import Problem
@@ -77,7 +77,7 @@ def benchmark(study: Study, top_k: int) -> tuple[list[Problem], str]:
     seen = {_plain(problem.query) for split in ("train", "dev") for problem in study.problems(split)}
     unseen = [problem for problem in everything if _plain(problem.query) not in seen]
     limit = FEW.get((study.scale, top_k), study.limit)
-    kept = [problem for of_task in by_task(unseen).values() for problem in of_task[:limit]]
+    kept = first_by_task(unseen, limit)
     if not kept:
         raise DataError("every query of the benchmark is a training or dev query of the data; test on another one")
     left_out = len(everything) - len(unseen)

@@ -15,7 +15,7 @@ from statistics import fmean, pstdev
 from r1ranker.baselines import BASELINES
 from r1ranker.datasets.common import rng_for
 from r1ranker.elimination import ranking_from
-from r1ranker.evaluation.measures import by_task, evaluate_by_task
+from r1ranker.evaluation.measures import by_task, evaluate_by_task, first_by_task
 from r1ranker.evaluation.systems import ModelSystem
 from r1ranker.problem import Problem, Ranking, Usage, part_of
 from r1ranker.reproduce.report import Table, save_tables
@@ -29,7 +29,7 @@ PER_TASK = 30
 def sanity(study: Study, systems: Sequence[ModelSystem]) -> None:
     """Save both tables."""
     test = study.problems("test")
-    few = [problem for of_task in by_task(test).values() for problem in of_task[:PER_TASK]]
+    few = first_by_task(test, PER_TASK)
     tables = [label_table(test, study.problems("train")), order_table(study, systems, few)]
     save_tables(study.out / "sanity", tables, study.settings)
 

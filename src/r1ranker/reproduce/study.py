@@ -25,7 +25,7 @@ from r1ranker.data import load_splits
 from r1ranker.datasets.jsonl import write_jsonl
 from r1ranker.drive import RANKING
 from r1ranker.errors import ConfigError
-from r1ranker.evaluation.measures import MEASURES, by_task
+from r1ranker.evaluation.measures import MEASURES, first_by_task
 from r1ranker.evaluation.results import Row, read_results
 from r1ranker.evaluation.systems import ModelSystem, evaluate_systems, model_system, name_of
 from r1ranker.files import named_by_content, write_whole
@@ -86,7 +86,7 @@ class Study:
         """The problems of a split; of the test split the first `limit` of each task."""
         found = _splits(self.config).get(split, [])
         limit = self.limit if split == "test" else None
-        return [problem for of_task in by_task(found).values() for problem in of_task[:limit]]
+        return first_by_task(found, limit)
 
     def changed(self, overrides: Sequence[str]) -> RunConfig:
         """The base run with `key=value` overrides. Raises ConfigError."""

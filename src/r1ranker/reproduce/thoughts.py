@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from r1ranker.evaluation.measures import by_task
+from r1ranker.evaluation.measures import first_by_task
 from r1ranker.evaluation.results import Row, TaskValues, comparison
 from r1ranker.evaluation.systems import read_per_query
 from r1ranker.evaluation.table import stars, tasks_of
@@ -72,7 +72,7 @@ def _models(study: Study) -> tuple[str, str]:
 def record(study: Study, trained: str) -> tuple[Path, list[Thought]]:
     """The thoughts of the trained model on training problems, and their file, which is named by its content."""
     count = PER_TASK.get(study.scale, MANY)
-    problems = [problem for of_task in by_task(study.problems("train")).values() for problem in of_task[:count]]
+    problems = first_by_task(study.problems("train"), count)
     system = study.system(TRAINED, "iranker", trained, "think=true")
     rankings = study.rankings([system], problems)[TRAINED]
     kept = list(recorded(problems, rankings, study.config.ppo.reward))

@@ -15,13 +15,13 @@ import difflib
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from r1ranker.errors import ConfigError
-from r1ranker.problem import Scenario
+from r1ranker.problem import SCENARIOS, Problem, Scenario
 from r1ranker.prompts import Design, Layout
 
 
@@ -96,7 +96,7 @@ class PPOConfig(_Strict):
     )
     reward: Literal["paper", "graded"] = "graded"
     scenarios: tuple[Scenario, ...] = Field(
-        get_args(Scenario), description="whose problems earn rewards; validation is on all that the data hold"
+        SCENARIOS, description="whose problems earn rewards; validation is on all that the data hold"
     )
     answer: Literal["sampled", "expected"] = Field(
         "sampled",
@@ -134,6 +134,10 @@ class PPOConfig(_Strict):
     validate_problems: int = Field(20, description="dev problems per task")
     checkpoint_every: int = 50
     keep: int = Field(1, ge=1, description="checkpoints that are kept, the newest; delete one to resume from before it")
+
+    def learns_from(self, problem: Problem) -> bool:
+        """Whether a training problem earns rewards: it can teach, and is of these scenarios."""
+        return problem.trainable and problem.scenario in self.scenarios
 
     @model_validator(mode="after")
     def _groups_are_compared(self) -> PPOConfig:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from r1ranker.errors import DataError
+from r1ranker.evaluation.measures import first_by_task
 from r1ranker.problem import Problem, Splits
 from r1ranker.progress import track
 from r1ranker.provenance import write_provenance
@@ -34,7 +35,7 @@ from r1ranker.training.memory import recomputing
 from r1ranker.training.parallel import Crew
 from r1ranker.training.rollout import State, check_prompts, collect, draw
 from r1ranker.training.sharding import clip_gradients
-from r1ranker.training.validation import dev_mrr, validation_problems
+from r1ranker.training.validation import dev_mrr
 from r1ranker.training.warmstart import cosine
 
 PARTS = 1000
@@ -44,7 +45,7 @@ LOSSES = ("policy_loss", "value_loss", "kl", "entropy", "clip_share")
 
 def train(config: RunConfig, splits: Splits, *, resume: bool = False) -> Path:
     """Train by PPO; returns the directory of the model that was best on dev, `<out>/model`."""
-    problems = [p for p in splits["train"] if p.trainable and p.scenario in config.ppo.scenarios]
+    problems = [p for p in splits["train"] if config.ppo.learns_from(p)]
     if not problems:
         asked = ", ".join(config.ppo.scenarios)
         raise DataError(f"no training problem ({asked}) has two candidates, one relevant: there is nothing to reward")
@@ -56,7 +57,7 @@ def train(config: RunConfig, splits: Splits, *, resume: bool = False) -> Path:
         discard(config.out)
     if learner.crew.leads:
         write_provenance(config.out, config.model_dump(mode="json"))
-    dev = validation_problems(splits.get("dev", []), config.ppo.validate_problems)
+    dev = first_by_task(splits.get("dev", []), config.ppo.validate_problems)
     with (
         RunLog(config.out, learner.step + 1 if resume else 0, writes=learner.crew.leads) as log,
         track(PARTS, f"ppo {config.design}" if learner.crew.leads else "") as advance,

@@ -13,11 +13,6 @@ from r1ranker.training.config import RunConfig
 from r1ranker.training.parallel import Crew
 
 
-def validation_problems(dev: Sequence[Problem], per_task: int) -> list[Problem]:
-    """The first `per_task` dev problems of each task."""
-    return [problem for problems in by_task(dev).values() for problem in problems[:per_task]]
-
-
 def dev_mrr(backend: Backend, dev: Sequence[Problem], config: RunConfig, crew: Crew | None = None) -> dict[str, float]:
     """MRR by task (`dev_mrr/<task>`) and their mean (`dev_mrr`); empty without dev problems.
 

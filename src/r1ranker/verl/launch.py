@@ -27,11 +27,11 @@ from r1ranker.backends.encoding import Encoder
 from r1ranker.backends.loading import resolve
 from r1ranker.data import load_splits
 from r1ranker.errors import BackendError, ConfigError, DataError
+from r1ranker.evaluation.measures import first_by_task
 from r1ranker.problem import Problem
 from r1ranker.provenance import write_provenance
 from r1ranker.training.config import RunConfig
 from r1ranker.training.rollout import check_prompts
-from r1ranker.training.validation import validation_problems
 from r1ranker.verl.data import DEV, TRAIN, write_rows
 from r1ranker.verl.settings import hydra_file, refuse
 
@@ -60,8 +60,8 @@ def prepare(config: RunConfig, overrides: Sequence[str] = ()) -> Any:
     _need_verl()
     refuse(config)
     splits = load_splits(config.data)
-    train = [p for p in splits["train"] if p.trainable and p.scenario in config.ppo.scenarios]
-    dev = [p for p in validation_problems(splits["dev"], config.ppo.validate_problems) if len(p.candidates) > 1]
+    train = [p for p in splits["train"] if config.ppo.learns_from(p)]
+    dev = [p for p in first_by_task(splits["dev"], config.ppo.validate_problems) if len(p.candidates) > 1]
     for split, problems in {TRAIN: train, DEV: dev}.items():
         if not problems:
             raise DataError(f"no {split} problem has two candidates (to train on, a relevant one too): verl needs some")
