@@ -31,14 +31,15 @@ def library(module: str, extra: str = "specialists") -> Any:
 
 
 def fit_and_rank(
-    fit: Fit, train: Sequence[Problem], test: Sequence[Problem], system: str, scenario: Scenario
+    fit: Fit, train: Sequence[Problem], test: Sequence[Problem], system: str, scenario: Scenario | None
 ) -> list[Ranking]:
     """Rankings of `test` in its order, by one model for each task, fitted to the training problems of that task.
 
-    Raises ConfigError where a problem is of another scenario, DataError where a task has no training problem.
+    Raises ConfigError where a problem is of another scenario (None: any), DataError where a task has no training
+    problem.
     """
     for problem in test:
-        if problem.scenario != scenario:
+        if scenario and problem.scenario != scenario:
             raise ConfigError(
                 f"{system} ranks {scenario} problems; {problem.qid!r} of task {problem.task!r} is {problem.scenario}"
             )

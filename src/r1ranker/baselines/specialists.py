@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from r1ranker.baselines.encoders import cross_encoder, dense
+from r1ranker.baselines.fusion import lambdamart
 from r1ranker.baselines.recommenders import bpr, item_knn, sasrec
 from r1ranker.baselines.routers import encoder_router, factor_router, knn_router, mlp_router
 from r1ranker.problem import SCENARIOS, Problem, Ranking
@@ -27,6 +28,7 @@ SPECIALISTS: dict[str, Specialist] = {
     "router-encoder": encoder_router,
     "dense": dense,
     "cross-encoder": cross_encoder,
+    "lambdamart": lambdamart,
 }
 
 SERVES: dict[str, tuple[str, ...]] = {
@@ -39,5 +41,6 @@ SERVES: dict[str, tuple[str, ...]] = {
     "router-encoder": ("routing",),
     "dense": SCENARIOS,
     "cross-encoder": SCENARIOS,
+    "lambdamart": SCENARIOS,
 }
-"""Scenarios that each ranks; encoders read any texts, though they were made for passages."""
+"""Scenarios that each ranks; encoders read any texts, though they were made for passages, and a fusion any notes."""

@@ -51,7 +51,7 @@ class ScratchConfig(_Strict):
     identifiers: int = 20
 
 
-AnswersBy = Literal["gains", "prior"]
+AnswersBy = Literal["gains", "prior", "lambdamart"]
 
 
 class WarmstartConfig(_Strict):
@@ -68,7 +68,7 @@ class WarmstartConfig(_Strict):
     answers: AnswersBy | dict[Scenario, AnswersBy] = Field(
         "gains",
         description="what worked examples answer by, for all or by scenario; prior: form and a weak habit, "
-        "the rest is left to RL",
+        "the rest is left to RL; lambdamart: what the places in data.show are worth together",
     )
     pointwise: float = Field(0.0, ge=0, description="weight of judging each candidate at its end; for new models")
     pointing: float = Field(

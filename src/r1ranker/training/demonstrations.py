@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from r1ranker.backends.encoding import Encoder
+from r1ranker.baselines.fusion import lambdamart
 from r1ranker.elimination import sampled_pool
 from r1ranker.errors import DataError
-from r1ranker.problem import Problem, part_of
+from r1ranker.problem import Problem, Ranking, part_of
 from r1ranker.prompts import ANOTHER, build_prompt, neutralise
 from r1ranker.training.config import WarmstartConfig
 
@@ -61,6 +62,22 @@ def demonstrate(problem: Problem, encoder: Encoder, config: WarmstartConfig, rng
         example = _removal(shown, pool, think, encoder, rng)
     ends = candidate_ends(problem, example.prompt_ids, encoder)
     return dataclasses.replace(example, ends=ends, ranks=ranks)
+
+
+def taught(problems: Sequence[Problem], config: WarmstartConfig) -> list[Problem]:
+    """The problems; where examples answer by LambdaMART, its places stand in place of the gains.
+
+    A teacher that ranks all candidates says more of a problem than its one relevant candidate does (Hinton et al.,
+    2015), and has seen thousands of problems where a batch holds a few.
+    """
+    asked = [problem for problem in problems if config.answers_by(problem.scenario) == "lambdamart"]
+    rankings = {id(p): ranking for p, ranking in zip(asked, lambdamart(asked, asked), strict=True)}
+    return [_by_ranking(p, rankings[id(p)]) if id(p) in rankings else p for p in problems]
+
+
+def _by_ranking(problem: Problem, ranking: Ranking) -> Problem:
+    last = len(ranking.docids) - 1
+    return dataclasses.replace(problem, gains={docid: last - i for i, docid in enumerate(ranking.docids)})
 
 
 def by_prior(problem: Problem) -> Problem:

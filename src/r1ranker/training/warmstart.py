@@ -27,7 +27,7 @@ from r1ranker.prompts import build_prompt
 from r1ranker.training.batch import align
 from r1ranker.training.checkpoint import save_model
 from r1ranker.training.config import RunConfig, WarmstartConfig
-from r1ranker.training.demonstrations import Demonstration, demonstrate
+from r1ranker.training.demonstrations import Demonstration, demonstrate, taught
 from r1ranker.training.logs import RunLog
 from r1ranker.training.memory import passes_in
 from r1ranker.training.parallel import Crew, join_crew
@@ -44,6 +44,7 @@ def warmstart(config: RunConfig, problems: Sequence[Problem]) -> Path:
     if not problems:
         raise DataError("the data hold no training problem to learn from")
     settings, crew = config.warmstart, join_crew()
+    problems = taught(problems, settings)
     network, tokenizer = _start(config, problems)
     encoder = Encoder(tokenizer)
     # Thrown away afterwards: it only makes the hidden state at a candidate's end carry how good the candidate is.
