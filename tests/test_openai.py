@@ -16,7 +16,7 @@ from r1ranker.backends import openai_
 from r1ranker.backends.base import Ask, AsyncBackend, Choice, Completion
 from r1ranker.backends.openai_ import OpenAIBackend, probabilities
 from r1ranker.backends.prices import read_prices
-from r1ranker.errors import BackendError, ConfigError, DataError
+from r1ranker.errors import BackendError, ConfigError
 from r1ranker.problem import Problem, Ranking
 from r1ranker.prompts import LAYOUTS, NO_THOUGHT, Prompt, build_prompt
 from r1ranker.rankers import DRanker, IRanker
@@ -390,36 +390,3 @@ def test_cost_and_tokens_are_counted_without_what_was_cached(tmp_path: Path, mak
     assert usage.prompt_tokens == words
     assert usage.generated_tokens > 0
     assert usage.cost == pytest.approx((words + 1000 * 0.5 + 4 * usage.generated_tokens) / 1e6)
-
-
-def test_prices_are_read_from_json_and_cached_input_costs_the_same_by_default(tmp_path: Path) -> None:
-    path = tmp_path / "prices.json"
-    path.write_text('{"m": {"input": 2, "output": 3}}')
-    assert read_prices(path).cost("m", 1, 1, 1) == pytest.approx(7e-6)
-
-
-@pytest.mark.parametrize(
-    ("content", "key"),
-    [
-        ("m: {input: 1}", "m.output"),
-        ("m: {input: -1, output: 1}", "m.input"),
-        ("m: {input: 1, output: 1, out: 2}", "m.out"),
-        ("- m", "the whole file"),
-        ("m: {", "neither YAML nor JSON"),
-    ],
-)
-def test_a_wrong_price_file_is_named_with_its_key(content: str, key: str, tmp_path: Path) -> None:
-    path = tmp_path / "prices.yaml"
-    path.write_text(content)
-    with pytest.raises(DataError, match=r"prices\.yaml") as error:
-        read_prices(path)
-    assert key in str(error.value)
-
-
-def test_a_missing_price_file_or_model_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"none\.yaml"):
-        read_prices(tmp_path / "none.yaml")
-    path = tmp_path / "prices.yaml"
-    path.write_text("a: {input: 1, output: 1}\nb: {input: 1, output: 1}\n")
-    with pytest.raises(ConfigError, match=r"no price for 'm'.*a, b"):
-        OpenAIBackend("m", ["http://localhost:8000/v1"], prices=read_prices(path))
