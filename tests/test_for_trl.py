@@ -23,7 +23,7 @@ from r1ranker.problem import Problem
 from r1ranker.prompts import build_prompt
 from r1ranker.training.config import RunConfig
 from r1ranker.training.for_trl import dataset, reward
-from r1ranker.training.rollout import State, rank_once, removals
+from r1ranker.training.rollout import State, rank_once, removals, whole_episode
 
 pytest.importorskip("datasets")
 
@@ -114,6 +114,12 @@ def test_problems_that_reward_nothing_are_left_out(tiny: TransformersBackend, ma
         dataset(useless, tiny.encoder.tokenizer)
 
 
+def last_left(text: str, problem: Problem) -> int:
+    """The identifier that a list of all others does not name."""
+    (left,) = (k for k in problem.identifiers if f"[{k}]" not in text)
+    return left
+
+
 @pytest.mark.parametrize("kind", ["paper", "graded"])
 @pytest.mark.parametrize("think", [True, False])
 def test_a_sampled_ranking_earns_what_it_earns_in_our_own_training(
@@ -121,9 +127,11 @@ def test_a_sampled_ranking_earns_what_it_earns_in_our_own_training(
 ) -> None:
     ppo = {"max_new_tokens": 40, "reward": kind}
     config = RunConfig.model_validate({"design": "dranker", "think": think, "ppo": ppo})
-    samples = [sample for (sample,) in rank_once(backend, problems, config)]
+    samples = [sample for (sample,) in rank_once(backend, [whole_episode(p) for p in problems], config)]
     rows = dataset(problems, backend.encoder.tokenizer, "dranker", think=think)
     written = [backend.encoder.decode(s.completion_ids) for s in samples]
+    if not think:  # ours leaves out what there is no choice about
+        written = [f"{text}>[{last_left(text, p)}]</answer>" for text, p in zip(written, problems, strict=True)]
     assert reward(list(rows["prompt"]), written, kind=kind, **columns(rows)) == [s.reward for s in samples]
 
 

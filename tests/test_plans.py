@@ -29,16 +29,12 @@ def texts(prompt: Prompt) -> dict[int, str]:
 
 
 def by_number(prompt: Prompt, k: int) -> float:
-    """The larger the number in the candidate's own text, the likelier it is removed, whatever its identifier."""
-    return float(2.0 ** int(texts(prompt)[k].rsplit(" ", 1)[1]))
+    """The larger the number in the candidate's own text, the worse it is, whatever its identifier."""
+    number = int(texts(prompt)[k].rsplit(" ", 1)[1])
+    return float(2.0 ** (-number if "Rank all" in prompt.text else number))
 
 
-def write_order(prompt: Prompt) -> str:
-    shown = texts(prompt)
-    return " > ".join(f"[{k}]" for k in sorted(shown, key=lambda k: int(shown[k].rsplit(" ", 1)[1]))) + "</answer>"
-
-
-BACKEND = ScriptedBackend(write_order, by_number)
+BACKEND = ScriptedBackend(weigh=by_number)
 
 
 def eliminating(**knobs: object) -> IRanker:

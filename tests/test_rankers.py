@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from r1ranker.answers import parse_ranking
 from r1ranker.backends.base import Backend, Choice, Completion
 from r1ranker.backends.scripted import ScriptedBackend
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.errors import BackendError
 from r1ranker.problem import Problem, Ranking
-from r1ranker.prompts import LAYOUTS, Prompt
+from r1ranker.prompts import LAYOUTS, NO_THOUGHT, Prompt
 from r1ranker.rankers import DRanker, IRanker, Ranker
 
 MakeProblem = Callable[..., Problem]
@@ -198,10 +199,20 @@ def test_dranker_takes_the_order_as_written_in_one_call(make_problem: MakeProble
     assert ranking.steps[0].removed == ()
 
 
-def test_dranker_without_a_thought_continues_the_open_answer(make_problem: MakeProblem) -> None:
-    ranking = DRanker(ScriptedBackend(lambda prompt: "[2] > [1]</answer>"), think=False).rank(make_problem(2))
-    assert ranking.docids == ("d2", "d1")
-    assert ranking.broken == 0
+def test_dranker_without_a_thought_chooses_each_identifier_among_those_not_named_yet(make_problem: MakeProblem) -> None:
+    asked: list[Prompt] = []
+
+    def weigh(prompt: Prompt, identifier: int) -> float:
+        asked.append(prompt)
+        return float(identifier)
+
+    ranking = DRanker(ScriptedBackend(weigh=weigh), think=False).rank(make_problem(3))
+    assert ranking.docids == ("d3", "d2", "d1")
+    assert (ranking.broken, ranking.usage.calls) == (0, 1)
+    (step,) = ranking.steps
+    assert parse_ranking(step.completion, (1, 2, 3)) == step.answer
+    assert [p.transcript + p.prefill for p in dict.fromkeys(asked)] == [NO_THOUGHT, f"{NO_THOUGHT}[3]>"]
+    assert len({p.text for p in asked}) == 1
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import re
 from collections import Counter
@@ -18,7 +19,7 @@ from r1ranker.backends.scripted import ScriptedBackend
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.errors import ConfigError
 from r1ranker.problem import Answer, Problem
-from r1ranker.prompts import LAYOUTS, NO_THOUGHT, Prompt, build_prompt
+from r1ranker.prompts import LAYOUTS, NO_THOUGHT, Prompt, build_prompt, list_prompt, written_list
 from r1ranker.rankers import DRanker, IRanker
 from r1ranker.rewards import score_ranking, score_removal
 from r1ranker.training import rollout
@@ -137,16 +138,39 @@ def test_a_thought_is_parsed_and_rewarded_as_in_ranking(tiny: TransformersBacken
         assert 1 <= len(sample.completion_ids) <= 6
 
 
-def test_a_whole_ranking_is_rewarded_with_its_prefill(tiny: TransformersBackend, make_problem: MakeProblem) -> None:
-    problem = make_problem(3)
-    torch.manual_seed(0)
-    for ((sample,),) in zip(rank_once(tiny, [problem] * 8, run_config(design="dranker")), strict=True):
+def test_a_list_is_drawn_among_what_is_left_and_rewarded_whole(
+    backend: TransformersBackend, make_problem: MakeProblem
+) -> None:
+    problem, encoder = make_problem(3), backend.encoder
+    states = [dataclasses.replace(whole_episode(problem), rng=random.Random(k)) for k in range(12)]
+    orders = set()
+    for (sample,) in rank_once(backend, states, run_config(design="dranker")):
         prompt = build_prompt(problem, (1, 2, 3), "dranker", think=False)
-        text = prompt.prefill + tiny.encoder.decode(sample.completion_ids)
-        answer = parse_ranking(text, (1, 2, 3), "</answer>" not in text)
-        assert sample.prompt_ids == tiny.encoder.encode(prompt)
-        assert sample.kind == answer.kind
+        assert sample.prompt_ids == encoder.encode(prompt)
+        first, second = (int(k) for k in encoder.decode(sample.completion_ids).strip("[]").split("]>["))
+        text = written_list((first, second, 6 - first - second))
+        answer = parse_ranking(text, (1, 2, 3))
+        assert sample.kind == answer.kind == "valid"
         assert sample.reward == score_ranking(text, answer, problem, (1, 2, 3), kind="graded").total
+        assert sample.allowed is not None and len(sample.allowed) == len(sample.completion_ids)
+        assert all(token in allowed for token, allowed in zip(sample.completion_ids, sample.allowed, strict=True))
+        orders.add(answer.ids)
+    assert len(orders) > 2
+
+
+def test_lists_are_drawn_as_often_as_the_rankers_choices_say(
+    tiny: TransformersBackend, make_problem: MakeProblem
+) -> None:
+    problem = make_problem(3)
+    prompt = build_prompt(problem, (1, 2, 3), "dranker", think=False)
+    (first,) = tiny.choose([list_prompt(prompt, ())], [(1, 2, 3)])
+    (then,) = tiny.choose([list_prompt(prompt, (2,))], [(1, 3)])
+    states = [dataclasses.replace(whole_episode(problem), rng=random.Random(k)) for k in range(800)]
+    drawn = Counter(
+        tiny.encoder.decode(s.completion_ids) for (s,) in rank_once(tiny, states, run_config(design="dranker"))
+    )
+    p = first.probabilities[2] * then.probabilities[3]
+    assert drawn["[2]>[3]"] / 800 == pytest.approx(p, abs=4 * (p * (1 - p) / 800) ** 0.5 + 1e-3)
 
 
 @pytest.mark.parametrize("think", [True, False])
@@ -191,10 +215,15 @@ def test_a_direct_prompt_in_training_is_the_rankers(tiny: TransformersBackend, m
         asked.append(prompt)
         return ""
 
+    def weigh(prompt: Prompt, identifier: int) -> float:
+        asked.append(prompt)
+        return 1.0
+
     for think in (True, False):
-        DRanker(ScriptedBackend(write), think=think).rank(problem)
-        ((sample,),) = rank_once(tiny, [problem], run_config(design="dranker", think=think))
-        assert sample.prompt_ids == tiny.encoder.encode(asked[-1])
+        asked.clear()
+        DRanker(ScriptedBackend(write, weigh), think=think).rank(problem)
+        ((sample,),) = rank_once(tiny, [whole_episode(problem)], run_config(design="dranker", think=think))
+        assert sample.prompt_ids == tiny.encoder.encode(asked[0])
 
 
 def test_episodes_of_different_length_run_side_by_side(tiny: TransformersBackend, problems: list[Problem]) -> None:

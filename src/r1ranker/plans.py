@@ -17,7 +17,18 @@ from r1ranker.answers import completed_order, parse_ranking, parse_removal, remo
 from r1ranker.backends.base import Ask, Choice, Completion
 from r1ranker.elimination import ranking_from, start
 from r1ranker.problem import Answer, Problem, Ranking, Step, Usage, part_of
-from r1ranker.prompts import NO_THOUGHT, Layout, Prompt, bare_past, build_prompt, next_prompt, past_entry, with_advice
+from r1ranker.prompts import (
+    NO_THOUGHT,
+    Layout,
+    Prompt,
+    bare_past,
+    build_prompt,
+    list_prompt,
+    next_prompt,
+    past_entry,
+    with_advice,
+    written_list,
+)
 
 EMPTY_THOUGHT_TOKENS = 16
 """Room for a ranking without a thought: this many tokens plus TOKENS_PER_CANDIDATE for each candidate."""
@@ -66,6 +77,26 @@ def direct(problem: Problem, *, think: bool, max_new_tokens: int) -> Plan:
     answer = parse_ranking(text, problem.identifiers, truncated)
     step = Step(problem.identifiers, answer, thought=thought_of(text), completion=text)
     return ranking_from(problem, completed_order(answer, problem.identifiers), (step,), reply.usage)
+
+
+def listed(problem: Problem) -> Plan:
+    """The whole ranking as one list without a thought: each identifier is chosen among those not named yet.
+
+    The passes go on where the one before ended, so they cost what writing the list costs, and count as one call.
+    """
+    prompt = build_prompt(problem, problem.identifiers, "dranker", think=False)
+    left, named, usage = list(problem.identifiers), list[int](), Usage()
+    while len(left) > 1:
+        reply = yield Ask(list_prompt(prompt, named), tuple(left), TOKENS_PER_CANDIDATE)
+        assert isinstance(reply.said, Choice), "an ask with a pool is answered by a choice"
+        named.append(max(left, key=reply.said.probabilities.__getitem__))
+        left.remove(named[-1])
+        usage += reply.usage
+    order = (*named, *left)
+    step = Step(problem.identifiers, Answer("valid", order), completion=written_list(order))
+    if not named:  # a single candidate: nothing was asked
+        return ranking_from(problem, order, (), usage)
+    return ranking_from(problem, order, (step,), dataclasses.replace(usage, calls=1))
 
 
 def ranking_tokens(problems: Sequence[Problem], think: bool, max_new_tokens: int) -> int:

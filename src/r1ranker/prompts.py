@@ -33,6 +33,8 @@ NO_THOUGHT = "<think>\n</think>\n<answer>"
 """How the completion begins when thinking is off: an empty thought, then straight to the answer."""
 ANOTHER = "<answer>"
 """How it goes on in layout `append`: one empty thought is enough, so a step adds three short words."""
+NEXT = ">"
+"""What stands between two identifiers of a list."""
 
 _TAG = re.compile(r"<\s*(/?)\s*(think|answer)\s*>", re.IGNORECASE)
 _BRACKETED_NUMBER = re.compile(r"\[\s*(\d+)\s*\]")
@@ -142,6 +144,17 @@ def past_entry(completion: str, removed: int, valid: bool) -> str:
 def bare_past(removed: Sequence[int]) -> tuple[str, ...]:
     """What the layout `append` keeps of steps without a thought: an empty one, then answer after answer."""
     return tuple(f"{ANOTHER if i else NO_THOUGHT}[{k}]</answer>" for i, k in enumerate(removed))
+
+
+def list_prompt(prompt: Prompt, named: Sequence[int]) -> Prompt:
+    """The prompt for the next identifier of a list without a thought: those named already stand behind the text."""
+    pieces = (NO_THOUGHT, *(piece for k in named for piece in (f"[{k}]", NEXT)))
+    return dataclasses.replace(prompt, past=pieces[:-1], prefill=pieces[-1], stays=True)
+
+
+def written_list(order: Sequence[int]) -> str:
+    """The completion that is a whole ranking without a thought."""
+    return f"{NO_THOUGHT}{NEXT.join(f'[{k}]' for k in order)}</answer>"
 
 
 def sampled_past(problem: Problem, pool: Sequence[int], rng: random.Random, *, think: bool) -> tuple[str, ...]:

@@ -59,7 +59,12 @@ class Ranker(ABC):
 
 @dataclass
 class DRanker(Ranker):
-    """Direct: one completion holds the whole ranking. Candidates it does not name follow in pool order."""
+    """Direct: one completion holds the whole ranking.
+
+    think: a free thought before the list. Off, each identifier is chosen by the model's probabilities over those
+        not named yet, so the list cannot be malformed. What is written freely, with a thought or by an endpoint,
+        may leave candidates out; they follow in pool order.
+    """
 
     backend: Backend | AsyncBackend
     think: bool = True
@@ -67,7 +72,9 @@ class DRanker(Ranker):
     batch_size: int = 64
 
     def plan(self, problem: Problem) -> Plan:
-        """See `plans.direct`."""
+        """See `plans.direct` and `plans.listed`."""
+        if not self.think and not isinstance(self.backend, AsyncBackend):  # over a network each choice is a call
+            return plans.listed(problem)
         return plans.direct(problem, think=self.think, max_new_tokens=self.max_new_tokens)
 
 

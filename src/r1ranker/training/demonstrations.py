@@ -16,7 +16,7 @@ from r1ranker.baselines.fusion import lambdamart
 from r1ranker.elimination import sampled_pool
 from r1ranker.errors import DataError
 from r1ranker.problem import Problem, Ranking, part_of
-from r1ranker.prompts import ANOTHER, build_prompt, neutralise
+from r1ranker.prompts import ANOTHER, NEXT, build_prompt, neutralise
 from r1ranker.training.config import WarmstartConfig
 
 THOUGHT_WORDS = 4
@@ -172,7 +172,7 @@ def _demonstration(
     alternatives: dict[int, Mapping[int, float]] = {}
     for i, (identifier, tied) in enumerate(zip(answer, ties, strict=True)):
         if i:
-            target_ids += encoder.encode_text(">")
+            target_ids += encoder.encode_text(NEXT)
         starts = [encoder.encode_text(f"[{k}]") for k in tied]
         if all(len(tokens) == 1 for tokens in starts) and not (thought and i == 0):
             alternatives[len(target_ids)] = {tokens[0]: 1 / len(starts) for tokens in starts}

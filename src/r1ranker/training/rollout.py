@@ -20,14 +20,24 @@ from statistics import fmean
 
 from r1ranker.answers import parse_ranking, parse_removal, removal_of
 from r1ranker.backends.base import Choice
-from r1ranker.backends.encoding import Encoder
+from r1ranker.backends.encoding import Encoder, Path
 from r1ranker.backends.sampling import Trace
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.elimination import Elimination, sampled_pool, start
 from r1ranker.errors import ConfigError
-from r1ranker.plans import chosen_step, ranking_tokens
+from r1ranker.plans import chosen_step
 from r1ranker.problem import Answer, Problem, part_of
-from r1ranker.prompts import ANOTHER, Prompt, bare_past, build_prompt, past_entry, sampled_past
+from r1ranker.prompts import (
+    ANOTHER,
+    NEXT,
+    Prompt,
+    bare_past,
+    build_prompt,
+    list_prompt,
+    past_entry,
+    sampled_past,
+    written_list,
+)
 from r1ranker.rewards import Reward, score_ranking, score_removal
 from r1ranker.training.batch import Sample, joined
 from r1ranker.training.config import RunConfig
@@ -89,7 +99,7 @@ def draw(problems: Sequence[Problem], config: RunConfig, rng: random.Random, lar
 def collect(backend: TransformersBackend, states: Sequence[State], config: RunConfig) -> list[Trajectory]:
     """What the current policy does from each state."""
     if config.design == "dranker":
-        return rank_once(backend, [state.problem for state in states], config)
+        return rank_once(backend, states, config)
     whole = [state for state in states if state.whole]
     single = [state for state in states if not state.whole]
     done = iter(episodes(backend, whole, config) if whole else [])
@@ -159,18 +169,58 @@ def removals(backend: TransformersBackend, states: Sequence[State], config: RunC
     return out
 
 
-def rank_once(backend: TransformersBackend, problems: Sequence[Problem], config: RunConfig) -> list[Trajectory]:
-    """One sampled and rewarded whole ranking per problem (DRanker)."""
-    prompts = [build_prompt(p, p.identifiers, "dranker", think=config.think) for p in problems]
-    limit = ranking_tokens(problems, config.think, config.ppo.max_new_tokens)
-    generated = backend.generate_ids(prompts, max_new_tokens=limit, temperature=1.0, traced=True)
+def rank_once(backend: TransformersBackend, states: Sequence[State], config: RunConfig) -> list[Trajectory]:
+    """One sampled and rewarded whole ranking per state (DRanker)."""
+    if not config.think:
+        return lists(backend, states, config)
+    problems = [state.problem for state in states]
+    prompts = [build_prompt(p, p.identifiers, "dranker") for p in problems]
+    generated = backend.generate_ids(prompts, max_new_tokens=config.ppo.max_new_tokens, temperature=1.0, traced=True)
     out: list[Trajectory] = []
-    for problem, prompt, gen in zip(problems, prompts, generated, strict=True):
+    for problem, gen in zip(problems, generated, strict=True):
         _check_prompt(len(gen.prompt_ids), config)
-        text = prompt.prefill + backend.encoder.decode(gen.completion_ids)
+        text = backend.encoder.decode(gen.completion_ids)
         answer = parse_ranking(text, problem.identifiers, gen.truncated)
         reward = score_ranking(text, answer, problem, problem.identifiers, kind=config.ppo.reward)
         out.append([_sample(gen.prompt_ids, gen.completion_ids, None, reward, answer, problem, gen.trace)])
+    return out
+
+
+def lists(backend: TransformersBackend, states: Sequence[State], config: RunConfig) -> list[Trajectory]:
+    """As `rank_once` without thoughts: each identifier is drawn among those not named yet (`plans.listed`).
+
+    The last one is not written: there is no choice left.
+    """
+    prompts = [build_prompt(s.problem, s.problem.identifiers, "dranker", think=False) for s in states]
+    named: list[tuple[int, ...]] = [()] * len(states)
+    written: list[list[int]] = [[] for _ in states]
+    allowed: list[list[Path]] = [[] for _ in states]
+    between = backend.encoder.encode_text(NEXT)
+
+    def left(i: int) -> tuple[int, ...]:
+        return tuple(k for k in states[i].problem.identifiers if k not in named[i])
+
+    while running := [i for i in range(len(states)) if len(left(i)) > 1]:
+        choices = backend.choose([list_prompt(prompts[i], named[i]) for i in running], [left(i) for i in running])
+        for i, choice in zip(running, choices, strict=True):
+            if named[i]:
+                written[i] += between
+                allowed[i] += [(token,) for token in between]
+            identifiers, weights = zip(*choice.probabilities.items(), strict=True)
+            (drawn,) = states[i].rng.choices(identifiers, weights=weights)
+            trie = backend.encoder.trie(left(i))
+            written[i] += trie.paths[drawn]
+            allowed[i] += trie.allowed(drawn)
+            named[i] = (*named[i], drawn)
+    out: list[Trajectory] = []
+    for i, state in enumerate(states):
+        order = (*named[i], *left(i))
+        answer = Answer("valid", order)
+        pool = state.problem.identifiers
+        reward = score_ranking(written_list(order), answer, state.problem, pool, kind=config.ppo.reward)
+        prompt_ids = backend.encoder.encode(list_prompt(prompts[i], ()))
+        _check_prompt(len(prompt_ids), config)
+        out.append([_sample(prompt_ids, written[i], tuple(allowed[i]), reward, answer, state.problem)])
     return out
 
 
