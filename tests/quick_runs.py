@@ -19,6 +19,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "ppo": {"answer": "expected", "critic": "head", "episode_share": 1.0},
     },
     "thinking": {"think": True, "ppo": {"critic": "head"}},
+    "thinking, direct": {"design": "dranker", "think": True, "ppo": {"critic": "head"}},
     "direct": {"design": "dranker", "ppo": {"critic": "separate"}},
     "grpo": {"ppo": {"estimator": "grpo", "group": 4}},
     "direct, grpo": {"design": "dranker", "ppo": {"estimator": "grpo", "group": 4}},

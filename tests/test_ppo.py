@@ -282,7 +282,7 @@ def test_mini_batches_hold_every_sample_once_and_deal_the_lanes_out_evenly() -> 
 def test_what_the_policy_said_as_it_wrote_is_what_a_pass_over_it_says(
     config: Callable[..., RunConfig], problems: list[Problem]
 ) -> None:
-    for settings in ({"think": True}, {"design": "dranker"}, {"think": True, "layout": "append"}):
+    for settings in ({"think": True}, {"design": "dranker", "think": True}, {"think": True, "layout": "append"}):
         run = config(**settings, ppo={"critic": "head"})
         learner = new_learner(run)
         trajectories = collect(learner.backend, draw(problems, run, random.Random(0)), run)

@@ -43,7 +43,7 @@ def test_every_kind_of_run_trains_validates_and_logs(
     assert all(math.isfinite(value) for row in rows for value in row.values())
     assert rows[2]["tokens"] > rows[1]["tokens"] > 0
     assert 0 <= rows[-1]["broken"] <= 1
-    assert (rows[-1]["broken"] == 0) == (name.split(",")[0] not in ("thinking", "direct"))
+    assert (rows[-1]["broken"] == 0) == (not run.think)
     assert 0 <= rows[-1]["clip_share"] <= 1
     assert directory == run.out / "model"
     assert TransformersBackend.load(str(directory)).encoder.encode_text("[3]") != []
