@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
+from r1ranker.baselines.fusion import lambdamart
 from r1ranker.errors import DataError
 from r1ranker.evaluation.charts import number
 from r1ranker.evaluation.results import (
@@ -55,9 +56,12 @@ def main(study: Study) -> None:
         study.system("dranker", "dranker", str(dranker)),
         study.system("iranker", "iranker", str(iranker)),
     ]
+    test = study.problems("test")
+    fused = all(data.show for data in study.config.data)  # whoever reads other rankers stands beside what they give
     rows = study.evaluate(
         ["random", "prior", "bm25", *models],
-        study.problems("test"),
+        test,
+        given={"lambdamart": lambdamart(study.problems("train"), test)} if fused else {},
         title=f"R1-Ranker, main table ({study.scale})",
         curves={"dranker": read_log(dranker.parent), "iranker": read_log(iranker.parent)},
     )
