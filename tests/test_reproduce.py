@@ -111,6 +111,16 @@ def test_the_main_table_has_every_system_and_says_where_it_comes_from(finished: 
     assert parsed(finished / "result.json")["done"] == ["main"]
 
 
+def test_where_other_rankers_are_read_what_they_give_together_stands_in_the_main_table(
+    finished: Path, copy: Path
+) -> None:
+    pytest.importorskip("lightgbm")
+    study = at(copy, "main", "data.0.show=[prior,bm25]")
+    main.main(study)
+    assert "lambdamart" in {row.system for row in read_results(study.out / "results.json")}
+    assert "lambdamart" not in {row.system for row in read_results(finished / "main" / "results.json")}
+
+
 def test_what_is_trained_differs_from_what_it_began_with(finished: Path) -> None:
     weights = outcome(finished)["weights"]
     assert len(weights) == len(set(weights.values())) == 3
