@@ -218,6 +218,14 @@ def routers(name: str, beside: str, other: Other, seeds: Sequence[int], data: Da
         yield learned(name, name, task, beside, other, data.train[task], data.test[task], seeds)
 
 
+def fusions(data: Data) -> Iterator[Row]:
+    """On every task, over the places that the config shows."""
+    other = unseeded(independent.choice_model)
+    for task, test in data.test.items():
+        beside = "conditional logit, a linear model of the same places"
+        yield learned("lambdamart", "lambdamart", task, beside, other, data.train[task], test, ONCE)
+
+
 def perceptron(train: Sequence[Problem], test: Sequence[Problem], seed: int) -> Scores:
     """The library's network of 100 hidden units, stopped by a tenth of the training queries; untamed, it overfits."""
     from sklearn.neural_network import MLPRegressor
@@ -270,6 +278,7 @@ COMPARED: dict[str, Callable[[Data], Iterator[Row]]] = {
     "router-mf": partial(routers, "router-mf", "Ridge, a linear model of another loss", ridge, SEEDS),
     "bpr": partial(recommenders, "bpr", "BPR in torch, test users as rows", independent.plain_bpr, SEEDS),
     "sasrec": sasrecs,
+    "lambdamart": fusions,
 }
 
 

@@ -304,3 +304,35 @@ def regressed(train: Sequence[Problem], test: Sequence[Problem], model: Any) -> 
         chain.fit([p.query for p in train], np.array([[p.gains.get(llm, 0) for llm in llms] for p in train]))
     found = chain.predict([p.query for p in test])
     return [np.array([row[llms.index(c.docid)] for c in p.candidates]) for p, row in zip(test, found, strict=True)]
+
+
+# Fusion
+
+
+def choice_model(train: Sequence[Problem], test: Sequence[Problem]) -> Scores:
+    """McFadden's conditional logit: which candidate is best, by weights on the logarithms of its places."""
+
+    def places(problem: Problem) -> np.ndarray:
+        read = [[int(digits) for digits in re.findall(r" (\d+)(?= \||$)", c.note)] for c in problem.candidates]
+        return np.log(np.array(read, dtype=float))
+
+    given = [places(problem) for problem in train]
+    longest, width = max(map(len, given)), given[0].shape[1]
+    features, best = torch.zeros(len(train), longest, width), torch.zeros(len(train), longest)
+    absent = torch.full((len(train), longest), -1e9)
+    for row, (problem, of_problem) in enumerate(zip(train, given, strict=True)):
+        gains = np.array([problem.gains.get(c.docid, 0) for c in problem.candidates])
+        features[row, : len(gains)] = torch.tensor(of_problem).float()
+        best[row, : len(gains)] = torch.tensor(gains == gains.max()).float() / (gains == gains.max()).sum()
+        absent[row, : len(gains)] = 0
+    weights = torch.zeros(width, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        lost = nn.functional.cross_entropy(features @ weights + absent, best)
+        lost.backward()
+        return lost
+
+    optimizer.step(loss)
+    return [places(problem) @ weights.detach().double().numpy() for problem in test]
