@@ -256,7 +256,7 @@ def test_specialists_from_end_to_end(tmp_path: Path, tiny_dir: Path, monkeypatch
         pytest.importorskip(module)
     monkeypatch.setattr(mini, "SIZES", {"train": 60, "dev": 20, "test": 20})
     monkeypatch.setattr(specialists, "FEW", 0)
-    chosen = ("item-knn", "router-knn", "dense")
+    chosen = ("item-knn", "router-knn", "dense", "lambdamart")
     monkeypatch.setattr(specialists, "SERVES", {name: specialists.SERVES[name] for name in chosen})
     whole = study(tmp_path, f"model={tiny_dir}", "data=[{source: mini}]", name="specialists", limit=2)
     specialists.specialists(whole)
@@ -272,6 +272,7 @@ def test_specialists_from_end_to_end(tmp_path: Path, tiny_dir: Path, monkeypatch
     assert column(summary, "recommendation")["item-knn"] and not column(summary, "routing")["item-knn"]
     assert column(summary, "routing")["router-knn"] and column(summary, "passage")["iranker"]
     assert "Left out: dense (cannot load the encoder" in summary["note"]
+    assert "Left out: lambdamart (lambdamart weighs other rankers' places" in summary["note"]
     assert [row[0] for row in routing["rows"]] == [
         "all LLMs, mixed", "random", "prior", "oracle", "router-knn", "dranker", "iranker",
     ]  # fmt: skip

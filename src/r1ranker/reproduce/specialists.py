@@ -6,7 +6,7 @@ would have. Recommendations are tested three more ways (`evaluation.protocols`):
 positive, with negatives that share words with the history, and among the whole catalogue where it is small.
 Routers are also shown as quality against cost (`evaluation.routing`).
 
-A specialist whose library or pretrained model is not there is left out, and the tables say so.
+A specialist whose library, pretrained model or notes are not there is left out, and the tables say so.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from r1ranker.data import load_splits
 from r1ranker.datasets import llmrouter, mini, mini_routing
 from r1ranker.datasets.interactions import interactions
 from r1ranker.datasets.mini_words import words
-from r1ranker.errors import BackendError
+from r1ranker.errors import BackendError, ConfigError
 from r1ranker.evaluation import routing
 from r1ranker.evaluation.measures import by_task
 from r1ranker.evaluation.protocols import full_catalogue, hard_negatives, matched_negatives
@@ -136,15 +136,16 @@ def _ranked(
     lacking: dict[str, str],
 ) -> Iterator[tuple[str, dict[str, list[Ranking]]]]:
     for name in (name for name, scenarios in SERVES.items() if scenario in scenarios):
-        trains = SERVES[name] != SCENARIOS  # encoders read any texts and are not trained here
-        # Encoders, which have nothing to fit, take each set alone: seconds are shared out over what is ranked at once.
+        # Those of all scenarios learn nothing from all interactions: encoders are not trained here, and the places that
+        # LambdaMART weighs stand in the ranker's own problems. They take each set alone, for seconds of its own.
+        trains = SERVES[name] != SCENARIOS
         together = [sets] if trains else [{part: problems} for part, problems in sets.items() if not suffix]
         for batch in filter(None, together):
             if name in lacking:
                 continue
             try:
                 rankings = iter(SPECIALISTS[name](train, [p for problems in batch.values() for p in problems]))
-            except BackendError as error:
+            except (BackendError, ConfigError) as error:
                 lacking[name] = str(error)
                 continue
             for part, problems in batch.items():
