@@ -94,9 +94,8 @@ def listed(problem: Problem) -> Plan:
         usage += reply.usage
     order = (*named, *left)
     step = Step(problem.identifiers, Answer("valid", order), completion=written_list(order))
-    if not named:  # a single candidate: nothing was asked
-        return ranking_from(problem, order, (), usage)
-    return ranking_from(problem, order, (step,), dataclasses.replace(usage, calls=1))
+    steps = (step,) if named else ()  # of a single candidate nothing was asked
+    return ranking_from(problem, order, steps, dataclasses.replace(usage, calls=len(steps)))
 
 
 def ranking_tokens(problems: Sequence[Problem], think: bool, max_new_tokens: int) -> int:

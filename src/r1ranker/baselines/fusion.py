@@ -45,9 +45,9 @@ def _fit(train: Sequence[Problem], seed: int) -> Scorer:
             f"lambdamart weighs other rankers' places, and task {train[0].task!r} shows none; name some in data.show"
         )
 
-    def features(problem: Problem) -> list[list[float]]:
-        read = [places(candidate) for candidate in problem.candidates]
-        return [[of.get(name, float("nan")) for name in names] for of in read]
+    def features(problems: Sequence[Problem]) -> np.ndarray[Any, np.dtype[Any]]:
+        read = (places(candidate) for problem in problems for candidate in problem.candidates)
+        return np.array([[of.get(name, float("nan")) for name in names] for of in read])
 
     model = library("lightgbm").LGBMRanker(
         objective="lambdarank",
@@ -60,12 +60,12 @@ def _fit(train: Sequence[Problem], seed: int) -> Scorer:
         n_jobs=1,
         verbose=-1,
     )
-    table = np.array([row for problem in train for row in features(problem)])
     grades = [grade for problem in train for grade in _grades(problem)]
-    model.fit(table, grades, group=[len(problem.candidates) for problem in train])
+    model.fit(features(train), grades, group=[len(problem.candidates) for problem in train])
 
     def score(problems: Sequence[Problem]) -> list[dict[str, float]]:
-        return [_by_docid(problem, model.predict(np.array(features(problem)))) for problem in problems]
+        scores = iter(model.predict(features(problems)).tolist())
+        return [{candidate.docid: next(scores) for candidate in problem.candidates} for problem in problems]
 
     return score
 
@@ -73,7 +73,3 @@ def _fit(train: Sequence[Problem], seed: int) -> Scorer:
 def _grades(problem: Problem) -> list[int]:
     best = max((problem.gain(k) for k in problem.identifiers), default=0.0)
     return [round(GRADES * max(0.0, problem.gain(k)) / best) if best > 0 else 0 for k in problem.identifiers]
-
-
-def _by_docid(problem: Problem, scores: Any) -> dict[str, float]:
-    return {candidate.docid: float(s) for candidate, s in zip(problem.candidates, scores, strict=True)}

@@ -206,8 +206,7 @@ def lists(backend: TransformersBackend, states: Sequence[State], config: RunConf
             if named[i]:
                 written[i] += between
                 allowed[i] += [(token,) for token in between]
-            identifiers, weights = zip(*choice.probabilities.items(), strict=True)
-            (drawn,) = states[i].rng.choices(identifiers, weights=weights)
+            drawn = _drawn(choice, states[i].rng)
             trie = backend.encoder.trie(left(i))
             written[i] += trie.paths[drawn]
             allowed[i] += trie.allowed(drawn)
@@ -218,10 +217,16 @@ def lists(backend: TransformersBackend, states: Sequence[State], config: RunConf
         answer = Answer("valid", order)
         pool = state.problem.identifiers
         reward = score_ranking(written_list(order), answer, state.problem, pool, kind=config.ppo.reward)
-        prompt_ids = backend.encoder.encode(list_prompt(prompts[i], ()))
+        prompt_ids = backend.encoder.encode(prompts[i])
         _check_prompt(len(prompt_ids), config)
         out.append([_sample(prompt_ids, written[i], tuple(allowed[i]), reward, answer, state.problem)])
     return out
+
+
+def _drawn(choice: Choice, rng: random.Random) -> int:
+    identifiers, weights = zip(*choice.probabilities.items(), strict=True)
+    drawn: int = rng.choices(identifiers, weights=weights)[0]
+    return drawn
 
 
 def _chosen(
@@ -232,8 +237,7 @@ def _chosen(
     config: RunConfig,
 ) -> Removal:
     """An identifier drawn by the policy's probabilities, as the tokens that name it."""
-    identifiers, weights = zip(*choice.probabilities.items(), strict=True)
-    drawn: int = state.rng.choices(identifiers, weights=weights)[0]
+    drawn = _drawn(choice, state.rng)
     trie = backend.encoder.trie(state.pool)
     step = chosen_step(state.pool, (drawn,), choice.probabilities)
     reward = score_removal(step.completion, step.answer, state.problem, state.pool, kind=config.ppo.reward)
