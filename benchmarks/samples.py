@@ -80,14 +80,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        rows = [compared(seed, given.budget, Path(folder)) for seed in range(given.seeds)]
+        for seed in range(given.seeds):
+            rows.append(compared(seed, given.budget, Path(folder)))
+            write_json(given.json, {"provenance": provenance(), "budget": given.budget, "rows": rows})
     shown = [name for name in rows[0] if name != "curves"]
     table = Table(*shown, title="training until plain PPO's best dev MRR")
     for row in rows:
         table.add_row(*(f"{row[name]:.3f}" if isinstance(row[name], float) else str(row[name]) for name in shown))
     Console().print(table)
-    write_json(given.json, {"provenance": provenance(), "budget": given.budget, "rows": rows})
 
 
 if __name__ == "__main__":
