@@ -112,13 +112,12 @@ def test_examples_by_the_prior_need_one(tiny: TransformersBackend, make_problem:
         demonstrate(make_problem(N, **PROBLEM), tiny.encoder, config, random.Random(0))
 
 
-@pytest.mark.parametrize(("by", "removed"), [("passage", 1), ("routing", 2)])
-def test_what_examples_answer_by_can_be_said_by_scenario(
+@pytest.mark.parametrize(("by", "removed"), [("prior", 1), ("gains", 2)])
+def test_examples_answer_by_what_the_config_says(
     by: str, removed: int, tiny: TransformersBackend, make_problem: MakeProblem
 ) -> None:
     problem = make_problem(2, gains={"d1": 1}, prior={"d1": 1.0, "d2": 2.0})
-    config = WarmstartConfig.model_validate({"think_share": 0, "ranking_share": 0, "answers": {by: "prior"}})
-    assert problem.scenario == "passage"
+    config = WarmstartConfig.model_validate({"think_share": 0, "ranking_share": 0, "answers": by})
     text = completion_of(tiny.encoder, demonstrate(problem, tiny.encoder, config, random.Random(0)))
     assert parse_removal(text.partition("</answer>")[0] + "</answer>", (1, 2)).ids == (removed,)
 

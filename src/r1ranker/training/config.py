@@ -21,7 +21,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from r1ranker.errors import ConfigError
-from r1ranker.problem import SCENARIOS, Problem, Scenario
 from r1ranker.prompts import Design, Layout
 
 
@@ -51,9 +50,6 @@ class ScratchConfig(_Strict):
     identifiers: int = 20
 
 
-AnswersBy = Literal["gains", "prior", "lambdamart"]
-
-
 class WarmstartConfig(_Strict):
     """Supervised start: `steps` batches of `batch` demonstrations."""
 
@@ -65,20 +61,16 @@ class WarmstartConfig(_Strict):
     think_share: float = Field(0.5, ge=0, le=1)
     ranking_share: float = Field(0.5, ge=0, le=1)
     append_share: float = Field(0.25, ge=0, le=1)
-    answers: AnswersBy | dict[Scenario, AnswersBy] = Field(
+    answers: Literal["gains", "prior", "lambdamart"] = Field(
         "gains",
-        description="what worked examples answer by, for all or by scenario; prior: form and a weak habit, "
-        "the rest is left to RL; lambdamart: what the places in data.show are worth together",
+        description="what worked examples answer by; prior: form and a weak habit, the rest is left to RL; "
+        "lambdamart: what the places in data.show are worth together",
     )
     pointwise: float = Field(0.0, ge=0, description="weight of judging each candidate at its end; for new models")
     pointing: float = Field(
         0.0, ge=0, description="beside that, of judging by the last layer's attention from where the answer is given"
     )
     log_every: int = 10
-
-    def answers_by(self, scenario: Scenario) -> AnswersBy:
-        """What worked examples of a scenario answer by; gains where nothing is said."""
-        return self.answers if isinstance(self.answers, str) else self.answers.get(scenario, "gains")
 
 
 class PPOConfig(_Strict):
@@ -95,9 +87,6 @@ class PPOConfig(_Strict):
         0.0, ge=0, le=1, description="share of the run over which the largest pool grows from 2 candidates to all"
     )
     reward: Literal["paper", "graded"] = "graded"
-    scenarios: tuple[Scenario, ...] = Field(
-        SCENARIOS, description="whose problems earn rewards; validation is on all that the data hold"
-    )
     answer: Literal["sampled", "expected"] = Field(
         "sampled",
         description="credit the sampled answer by GAE, or all answers of the pool by their own reward (think off)",
@@ -134,10 +123,6 @@ class PPOConfig(_Strict):
     validate_problems: int = Field(20, description="dev problems per task")
     checkpoint_every: int = 50
     keep: int = Field(1, ge=1, description="checkpoints that are kept, the newest; delete one to resume from before it")
-
-    def learns_from(self, problem: Problem) -> bool:
-        """Whether a training problem earns rewards: it can teach, and is of these scenarios."""
-        return problem.trainable and problem.scenario in self.scenarios
 
     @model_validator(mode="after")
     def _groups_are_compared(self) -> PPOConfig:

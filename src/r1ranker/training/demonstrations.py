@@ -53,7 +53,7 @@ def demonstrate(problem: Problem, encoder: Encoder, config: WarmstartConfig, rng
     episode = not ranks and rng.random() < config.append_share and not think
     if episode:
         problem = part_of(problem, pool)
-    shown = by_prior(problem) if config.answers_by(problem.scenario) == "prior" else problem
+    shown = by_prior(problem) if config.answers == "prior" else problem
     if ranks:
         example = _ranking(shown, pool, think, encoder, rng)
     elif episode:
@@ -70,9 +70,9 @@ def taught(problems: Sequence[Problem], config: WarmstartConfig) -> list[Problem
     A teacher that ranks all candidates says more of a problem than its one relevant candidate does (Hinton et al.,
     2015), and has seen thousands of problems where a batch holds a few.
     """
-    asked = [problem for problem in problems if config.answers_by(problem.scenario) == "lambdamart"]
-    rankings = {id(p): ranking for p, ranking in zip(asked, lambdamart(asked, asked), strict=True)}
-    return [_by_ranking(p, rankings[id(p)]) if id(p) in rankings else p for p in problems]
+    if config.answers != "lambdamart":
+        return list(problems)
+    return [_by_ranking(p, ranking) for p, ranking in zip(problems, lambdamart(problems, problems), strict=True)]
 
 
 def _by_ranking(problem: Problem, ranking: Ranking) -> Problem:
