@@ -173,6 +173,37 @@ def test_lists_are_drawn_as_often_as_the_rankers_choices_say(
     assert drawn["[2]>[3]"] / 800 == pytest.approx(p, abs=4 * (p * (1 - p) / 800) ** 0.5 + 1e-3)
 
 
+def test_each_place_of_a_list_knows_what_every_candidate_left_would_have_earned_there(
+    tiny: TransformersBackend, make_problem: MakeProblem
+) -> None:
+    problem, ids = make_problem(4, gains={"d1": 3, "d3": 1}), (1, 2, 3, 4)
+    token = {tuple(tiny.encoder.encode_text(f"[{k}]")): k for k in ids}
+    ppo = {"answer": "expected"}
+    states = [dataclasses.replace(whole_episode(problem), rng=random.Random(k)) for k in range(8)]
+    for (sample,) in rank_once(tiny, states, run_config(design="dranker", ppo=ppo)):
+        assert sample.allowed is not None and len(sample.answer_rewards) == 3
+        named = [token[sample.completion_ids[t],] for t in sample.answer_rewards]
+        order = [*named, *(k for k in ids if k not in named)]
+        for place, (t, rewards) in enumerate(sample.answer_rewards.items()):
+            for allowed, reward in zip(sample.allowed[t], rewards, strict=True):
+                k = token[allowed,]
+                moved = tuple([*order[:place], k, *(j for j in order[place:] if j != k)])
+                text = written_list(moved)
+                assert reward == score_ranking(text, parse_ranking(text, ids), problem, ids, kind="graded").total
+                if k == named[place]:
+                    assert reward == sample.reward
+
+
+def test_lists_of_identifiers_of_several_tokens_are_credited_as_they_were_drawn(
+    backend: TransformersBackend, make_problem: MakeProblem
+) -> None:
+    (sample,) = rank_once(
+        backend, [whole_episode(make_problem(12))], run_config(design="dranker", ppo={"answer": "expected"})
+    )[0]
+    one_token = all(len(backend.encoder.encode_text(f"[{k}]")) == 1 for k in range(1, 13))
+    assert bool(sample.answer_rewards) == one_token
+
+
 @pytest.mark.parametrize("think", [True, False])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_an_episode_in_training_asks_what_the_ranker_asks(

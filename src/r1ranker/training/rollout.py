@@ -20,7 +20,7 @@ from statistics import fmean
 
 from r1ranker.answers import parse_ranking, parse_removal, removal_of
 from r1ranker.backends.base import Choice
-from r1ranker.backends.encoding import Encoder, Path
+from r1ranker.backends.encoding import Encoder, IdentifierTrie, Path
 from r1ranker.backends.sampling import Trace
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.elimination import Elimination, sampled_pool, start
@@ -76,6 +76,20 @@ class _Episode:
     rng: random.Random
     past: tuple[str, ...] = ()
     samples: Trajectory = field(default_factory=list)
+
+
+@dataclass
+class _List:
+    """A ranking as it is written, with the tokens that could have stood in it, and each place's choice if it is one."""
+
+    problem: Problem
+    prompt: Prompt
+    rng: random.Random
+    left: tuple[int, ...]
+    named: tuple[int, ...] = ()
+    written: list[int] = field(default_factory=list)
+    allowed: list[Path] = field(default_factory=list)
+    choices: list[tuple[int, Path] | None] = field(default_factory=list)
 
 
 def draw(problems: Sequence[Problem], config: RunConfig, rng: random.Random, largest: int | None = None) -> list[State]:
@@ -191,36 +205,60 @@ def lists(backend: TransformersBackend, states: Sequence[State], config: RunConf
 
     The last one is not written: there is no choice left.
     """
-    prompts = [build_prompt(s.problem, s.problem.identifiers, "dranker", think=False) for s in states]
-    named: list[tuple[int, ...]] = [()] * len(states)
-    written: list[list[int]] = [[] for _ in states]
-    allowed: list[list[Path]] = [[] for _ in states]
-    between = backend.encoder.encode_text(NEXT)
+    everything: list[_List] = []
+    for state in states:
+        problem, pool = state.problem, state.problem.identifiers
+        everything.append(_List(problem, build_prompt(problem, pool, "dranker", think=False), state.rng, pool))
+    while running := [one for one in everything if len(one.left) > 1]:
+        choices = backend.choose([list_prompt(one.prompt, one.named) for one in running], [one.left for one in running])
+        for one, choice in zip(running, choices, strict=True):
+            _name(one, _drawn(choice, one.rng), backend.encoder)
+    return [[_whole_list(one, backend.encoder, config)] for one in everything]
 
-    def left(i: int) -> tuple[int, ...]:
-        return tuple(k for k in states[i].problem.identifiers if k not in named[i])
 
-    while running := [i for i in range(len(states)) if len(left(i)) > 1]:
-        choices = backend.choose([list_prompt(prompts[i], named[i]) for i in running], [left(i) for i in running])
-        for i, choice in zip(running, choices, strict=True):
-            if named[i]:
-                written[i] += between
-                allowed[i] += [(token,) for token in between]
-            drawn = _drawn(choice, states[i].rng)
-            trie = backend.encoder.trie(left(i))
-            written[i] += trie.paths[drawn]
-            allowed[i] += trie.allowed(drawn)
-            named[i] = (*named[i], drawn)
-    out: list[Trajectory] = []
-    for i, state in enumerate(states):
-        order = (*named[i], *left(i))
-        answer = Answer("valid", order)
-        pool = state.problem.identifiers
-        reward = score_ranking(written_list(order), answer, state.problem, pool, kind=config.ppo.reward)
-        prompt_ids = backend.encoder.encode(prompts[i])
-        _check_prompt(len(prompt_ids), config)
-        out.append([_sample(prompt_ids, written[i], tuple(allowed[i]), reward, answer, state.problem)])
-    return out
+def _name(one: _List, drawn: int, encoder: Encoder) -> None:
+    if one.named:
+        between = encoder.encode_text(NEXT)
+        one.written += between
+        one.allowed += [(token,) for token in between]
+    trie = encoder.trie(one.left)
+    one.choices.append(_single_choice(trie, len(one.written)))
+    one.written += trie.paths[drawn]
+    one.allowed += trie.allowed(drawn)
+    one.named = (*one.named, drawn)
+    one.left = tuple(k for k in one.left if k != drawn)
+
+
+def _single_choice(trie: IdentifierTrie, begin: int) -> tuple[int, Path] | None:
+    """(the written token at which all identifiers part, they by what could stand there); None where they part twice."""
+    if len(trie.branches) != 1:
+        return None
+    ((node, tokens),) = trie.branches.items()
+    by_token = {path[len(node)]: identifier for identifier, path in trie.paths.items()}
+    return begin + len(node), tuple(by_token[token] for token in tokens)
+
+
+def _whole_list(one: _List, encoder: Encoder, config: RunConfig) -> Sample:
+    pool = one.problem.identifiers
+
+    def scored(order: tuple[int, ...]) -> Reward:
+        text, answer = written_list(order), Answer("valid", order)
+        return score_ranking(text, answer, one.problem, pool, kind=config.ppo.reward)
+
+    order = (*one.named, *one.left)
+    prompt_ids = encoder.encode(one.prompt)
+    _check_prompt(len(prompt_ids), config)
+    sample = _sample(prompt_ids, one.written, tuple(one.allowed), scored(order), Answer("valid", order), one.problem)
+    known = [choice for choice in one.choices if choice is not None]
+    if config.ppo.answer != "expected" or len(known) < len(one.choices):
+        return sample
+    # Another identifier in this place moves up from where the list has it. That the policy, once it has named it,
+    # might go on in another order is left out.
+    earned = {
+        t: tuple(scored((*order[:i], k, *(j for j in order[i:] if j != k))).total for k in identifiers)
+        for i, (t, identifiers) in enumerate(known)
+    }
+    return dataclasses.replace(sample, answer_rewards=earned)
 
 
 def _drawn(choice: Choice, rng: random.Random) -> int:
@@ -244,11 +282,9 @@ def _chosen(
     prompt_ids = backend.encoder.encode(prompt)
     _check_prompt(len(prompt_ids), config)
     sample = _sample(prompt_ids, list(trie.paths[drawn]), trie.allowed(drawn), reward, step.answer, state.problem)
-    if config.ppo.answer == "expected" and len(trie.branches) == 1:
-        ((node, tokens),) = trie.branches.items()
-        by_token = {path[len(node)]: identifier for identifier, path in trie.paths.items()}
-        rewards = _earned(state, config)
-        sample = dataclasses.replace(sample, answer_rewards={len(node): tuple(rewards[by_token[t]] for t in tokens)})
+    if config.ppo.answer == "expected" and (single := _single_choice(trie, 0)):
+        rewards, (t, identifiers) = _earned(state, config), single
+        sample = dataclasses.replace(sample, answer_rewards={t: tuple(rewards[k] for k in identifiers)})
     return Removal(_with_chance(sample, state, config), step.answer, step.completion)
 
 
