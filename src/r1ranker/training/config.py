@@ -89,7 +89,8 @@ class PPOConfig(_Strict):
     reward: Literal["paper", "graded"] = "graded"
     answer: Literal["sampled", "expected"] = Field(
         "sampled",
-        description="credit the sampled answer by GAE, or all answers of the pool by their own reward (think off)",
+        description="credit the sampled answer by GAE, or, in each place, all that could stand there by their own reward "
+        "(think off)",
     )
     estimator: Literal["gae", "grpo", "rloo"] = Field(
         "gae", description="advantages by a critic, or against the `group` of trajectories that began alike"
