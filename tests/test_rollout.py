@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from r1ranker.answers import parse_ranking, parse_removal
-from r1ranker.backends.base import Completion
+from r1ranker.backends.base import Choice, Completion
+from r1ranker.backends.encoding import build_trie
 from r1ranker.backends.scripted import ScriptedBackend
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.errors import ConfigError
@@ -27,6 +28,7 @@ from r1ranker.training.batch import pack, score
 from r1ranker.training.config import RunConfig
 from r1ranker.training.rollout import (
     State,
+    _credit,
     check_prompts,
     collect,
     draw,
@@ -187,21 +189,11 @@ def test_each_place_of_a_list_knows_what_every_candidate_left_would_have_earned_
         for place, (t, rewards) in enumerate(sample.answer_rewards.items()):
             for allowed, reward in zip(sample.allowed[t], rewards, strict=True):
                 k = token[allowed,]
-                moved = tuple([*order[:place], k, *(j for j in order[place:] if j != k)])
+                moved = (*order[:place], k, *(j for j in order[place:] if j != k))
                 text = written_list(moved)
                 assert reward == score_ranking(text, parse_ranking(text, ids), problem, ids, kind="graded").total
                 if k == named[place]:
                     assert reward == sample.reward
-
-
-def test_lists_of_identifiers_of_several_tokens_are_credited_as_they_were_drawn(
-    backend: TransformersBackend, make_problem: MakeProblem
-) -> None:
-    (sample,) = rank_once(
-        backend, [whole_episode(make_problem(12))], run_config(design="dranker", ppo={"answer": "expected"})
-    )[0]
-    one_token = all(len(backend.encoder.encode_text(f"[{k}]")) == 1 for k in range(1, 13))
-    assert bool(sample.answer_rewards) == one_token
 
 
 @pytest.mark.parametrize("think", [True, False])
@@ -282,6 +274,27 @@ def test_expected_credit_knows_the_reward_of_every_answer(tiny: TransformersBack
     written = sample.allowed[branch].index(sample.completion_ids[branch])
     assert rewards[written] == sample.reward
     assert answer.ids[0] == by_token[sample.completion_ids[branch]]
+
+
+def test_expected_credit_of_identifiers_of_several_tokens_has_the_gradient_of_the_expected_reward() -> None:
+    paths = {1: (7, 1, 8), 10: (7, 1, 0, 8), 11: (7, 1, 1, 8), 2: (7, 2, 8), 3: (7, 3, 8)}
+    earned = {1: 0.3, 10: 1.0, 11: 0.0, 2: 0.5, 3: 0.1}
+    trie = build_trie(paths)
+    logits = {node: torch.randn(len(tokens), requires_grad=True) for node, tokens in trie.branches.items()}
+    share = {node: values.softmax(-1) for node, values in logits.items()}
+    probability = {}
+    for k, path in paths.items():
+        forks = [path[:i] for i in range(len(path)) if path[:i] in trie.branches]
+        probability[k] = torch.stack([share[n][trie.branches[n].index(path[len(n)])] for n in forks]).prod()
+    sum(probability[k] * earned[k] for k in paths).backward()  # type: ignore[union-attr]
+    choice = Choice({k: float(p.detach()) for k, p in probability.items()}, 0, 0)
+    on_average = {node: torch.zeros_like(values) for node, values in share.items()}
+    for k, path in paths.items():
+        for t, worth in _credit(trie, k, choice, earned).items():
+            rewards, of = torch.tensor(worth), share[path[:t]].detach()
+            on_average[path[:t]] += choice.probabilities[k] * of * (rewards - (of * rewards).sum())
+    for node, gradient in on_average.items():
+        assert gradient.tolist() == pytest.approx(logits[node].grad.tolist(), abs=1e-6)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("answer", ["sampled", "expected"])

@@ -30,8 +30,8 @@ class Sample:
 
     allowed: for each written token the tokens that could have stood there; None means the whole
         vocabulary. A chosen identifier has them, a free completion has not.
-    answer_rewards: for a written token at which the identifiers part, what each of the allowed answers would
-        have earned, in the order of `allowed` there. Empty where it is not known for all of them.
+    answer_rewards: for each written token at which identifiers part, what each of the tokens allowed there would have
+        earned, in the order of `allowed`. Empty where answers are credited as they were sampled.
     rewards: by written token, where the sample is a whole episode; else `reward` is the last token's.
     chance: by written token that is rewarded, what is taken off there so that a random answer earns 0; mostly empty.
     trace: what the network said as it wrote; None where it did not write freely, or that is not known.

@@ -89,7 +89,7 @@ class PPOConfig(_Strict):
     reward: Literal["paper", "graded"] = "graded"
     answer: Literal["sampled", "expected"] = Field(
         "sampled",
-        description="credit the sampled answer by GAE, or, in each place, all that could stand there by their own reward "
+        description="credit the sampled answer by GAE, or all that could stand in its place by their own reward "
         "(think off)",
     )
     estimator: Literal["gae", "grpo", "rloo"] = Field(

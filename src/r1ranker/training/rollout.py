@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
@@ -80,7 +80,7 @@ class _Episode:
 
 @dataclass
 class _List:
-    """A ranking as it is written, with the tokens that could have stood in it, and each place's choice if it is one."""
+    """A ranking as it is written, the tokens that could have stood in it, and where in it which choice was made."""
 
     problem: Problem
     prompt: Prompt
@@ -89,7 +89,7 @@ class _List:
     named: tuple[int, ...] = ()
     written: list[int] = field(default_factory=list)
     allowed: list[Path] = field(default_factory=list)
-    choices: list[tuple[int, Path] | None] = field(default_factory=list)
+    choices: list[tuple[int, Choice]] = field(default_factory=list)
 
 
 def draw(problems: Sequence[Problem], config: RunConfig, rng: random.Random, largest: int | None = None) -> list[State]:
@@ -212,30 +212,22 @@ def lists(backend: TransformersBackend, states: Sequence[State], config: RunConf
     while running := [one for one in everything if len(one.left) > 1]:
         choices = backend.choose([list_prompt(one.prompt, one.named) for one in running], [one.left for one in running])
         for one, choice in zip(running, choices, strict=True):
-            _name(one, _drawn(choice, one.rng), backend.encoder)
+            _name(one, choice, backend.encoder)
     return [[_whole_list(one, backend.encoder, config)] for one in everything]
 
 
-def _name(one: _List, drawn: int, encoder: Encoder) -> None:
+def _name(one: _List, choice: Choice, encoder: Encoder) -> None:
+    drawn = _drawn(choice, one.rng)
     if one.named:
         between = encoder.encode_text(NEXT)
         one.written += between
         one.allowed += [(token,) for token in between]
+    one.choices.append((len(one.written), choice))
     trie = encoder.trie(one.left)
-    one.choices.append(_single_choice(trie, len(one.written)))
     one.written += trie.paths[drawn]
     one.allowed += trie.allowed(drawn)
     one.named = (*one.named, drawn)
     one.left = tuple(k for k in one.left if k != drawn)
-
-
-def _single_choice(trie: IdentifierTrie, begin: int) -> tuple[int, Path] | None:
-    """(the written token at which all identifiers part, they by what could stand there); None where they part twice."""
-    if len(trie.branches) != 1:
-        return None
-    ((node, tokens),) = trie.branches.items()
-    by_token = {path[len(node)]: identifier for identifier, path in trie.paths.items()}
-    return begin + len(node), tuple(by_token[token] for token in tokens)
 
 
 def _whole_list(one: _List, encoder: Encoder, config: RunConfig) -> Sample:
@@ -249,16 +241,36 @@ def _whole_list(one: _List, encoder: Encoder, config: RunConfig) -> Sample:
     prompt_ids = encoder.encode(one.prompt)
     _check_prompt(len(prompt_ids), config)
     sample = _sample(prompt_ids, one.written, tuple(one.allowed), scored(order), Answer("valid", order), one.problem)
-    known = [choice for choice in one.choices if choice is not None]
-    if config.ppo.answer != "expected" or len(known) < len(one.choices):
+    if config.ppo.answer != "expected":
         return sample
-    # Another identifier in this place moves up from where the list has it. That the policy, once it has named it,
-    # might go on in another order is left out.
-    earned = {
-        t: tuple(scored((*order[:i], k, *(j for j in order[i:] if j != k))).total for k in identifiers)
-        for i, (t, identifiers) in enumerate(known)
-    }
-    return dataclasses.replace(sample, answer_rewards=earned)
+    credit: dict[int, tuple[float, ...]] = {}
+    for i, (begin, choice) in enumerate(one.choices):
+        # Another identifier in this place moves up from where the list has it. That the policy, once it has named it,
+        # might go on in another order is left out.
+        left = order[i:]
+        earned = {k: scored((*order[:i], k, *(j for j in left if j != k))).total for k in left}
+        credit |= _credit(encoder.trie(tuple(sorted(left))), order[i], choice, earned, begin)
+    return dataclasses.replace(sample, answer_rewards=credit)
+
+
+def _credit(
+    trie: IdentifierTrie, drawn: int, choice: Choice, earned: Mapping[int, float], begin: int = 0
+) -> dict[int, tuple[float, ...]]:
+    """`Sample.answer_rewards` of an identifier that is written from token `begin` on.
+
+    Where identifiers are several tokens, a token is worth the mean, by probability, of those it can still become.
+    """
+    path = trie.paths[drawn]
+
+    def worth(beginning: Path) -> float:
+        weights = {k: choice.probabilities[k] for k, p in trie.paths.items() if p[: len(beginning)] == beginning}
+        if len(weights) == 1:
+            return earned[next(iter(weights))]
+        total = sum(weights.values()) or 1.0
+        return sum(weight * earned[k] for k, weight in weights.items()) / total
+
+    forks = [i for i in range(len(path)) if path[:i] in trie.branches]
+    return {begin + i: tuple(worth((*path[:i], token)) for token in trie.branches[path[:i]]) for i in forks}
 
 
 def _drawn(choice: Choice, rng: random.Random) -> int:
@@ -282,9 +294,8 @@ def _chosen(
     prompt_ids = backend.encoder.encode(prompt)
     _check_prompt(len(prompt_ids), config)
     sample = _sample(prompt_ids, list(trie.paths[drawn]), trie.allowed(drawn), reward, step.answer, state.problem)
-    if config.ppo.answer == "expected" and (single := _single_choice(trie, 0)):
-        rewards, (t, identifiers) = _earned(state, config), single
-        sample = dataclasses.replace(sample, answer_rewards={t: tuple(rewards[k] for k in identifiers)})
+    if config.ppo.answer == "expected":
+        sample = dataclasses.replace(sample, answer_rewards=_credit(trie, drawn, choice, _earned(state, config)))
     return Removal(_with_chance(sample, state, config), step.answer, step.completion)
 
 
