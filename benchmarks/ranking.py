@@ -1,7 +1,7 @@
 """What a ranking costs: elimination as the paper evaluates it against ours, and every cheaper way.
 
     python benchmarks/ranking.py                      # time and tokens, random weights, n = 20 and 100
-    python benchmarks/ranking.py --quality MODEL      # quality against cost on the embedded test split
+    python benchmarks/ranking.py --quality runs/quickstart/iranker/model --direct runs/quickstart/dranker/model
     python benchmarks/ranking.py --quality runs/real/model --config configs/real.yaml --tasks passage-5 passage-7
     python benchmarks/ranking.py --quality runs/real/model --config top100.yaml --tasks dl19-passage --window 9
 
@@ -147,8 +147,8 @@ def report(rows: list[dict[str, Any]], console: Console) -> None:
             )
 
 
-def ways(backend: TransformersBackend, window: int | None) -> dict[str, Ranker]:
-    """Every knob once, around one model; with a window each slides it over the list by half its size."""
+def ways(backend: TransformersBackend, listing: TransformersBackend, window: int | None) -> dict[str, Ranker]:
+    """Every knob once; `listing` ranks directly. With a window each slides it over the list by half its size."""
 
     def slid(ranker: Ranker) -> Ranker:
         return Windows(ranker, window, window // 2) if window else ranker
@@ -156,7 +156,7 @@ def ways(backend: TransformersBackend, window: int | None) -> dict[str, Ranker]:
     def it(**knobs: Any) -> Ranker:
         return slid(IRanker(backend, think=False, **knobs))
 
-    direct = slid(DRanker(backend, think=False))
+    direct = slid(DRanker(listing, think=False))
     return {
         "direct": direct,
         "relist": it(),
@@ -176,9 +176,12 @@ def ways(backend: TransformersBackend, window: int | None) -> dict[str, Ranker]:
     }
 
 
-def quality(model: str, problems: Sequence[Problem], window: int | None, out: Path) -> list[dict[str, Any]]:
+def quality(
+    model: str, direct: str | None, problems: Sequence[Problem], window: int | None, out: Path
+) -> list[dict[str, Any]]:
     """Means over tasks of MRR, nDCG@10 and the cost of a query, for every way; `out` gets a report with the plot."""
-    rankers = ways(TransformersBackend.load(model), window)
+    backend = TransformersBackend.load(model)
+    rankers = ways(backend, TransformersBackend.load(direct) if direct else backend, window)
     given = {name: ranker.rank_many(problems, progress=name) for name, ranker in rankers.items()}
     title = "Quality against cost of every way to rank"
     rows = evaluate_systems(["random", "prior"], problems, out=out, given=given, title=title).rows
@@ -202,6 +205,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--queries", type=int, default=16, help="queries for n = 20; an eighth of that for n = 100")
     parser.add_argument("--quality", metavar="MODEL", help="quality against cost with this model")
+    parser.add_argument("--direct", metavar="MODEL", help="what ranks directly, where it is another model")
     parser.add_argument("--config", type=Path, help="YAML whose data are ranked; default the embedded ones")
     parser.add_argument("--tasks", nargs="+", help="of these, some")
     parser.add_argument("--per-task", type=int, default=60)
@@ -214,7 +218,8 @@ def main() -> None:
     if arguments.quality:
         everything = load_splits(load_config(arguments.config).data)["test"]
         test = [p for p in everything if not arguments.tasks or p.task in arguments.tasks]
-        rows = quality(arguments.quality, first_by_task(test, arguments.per_task), arguments.window, arguments.out)
+        some = first_by_task(test, arguments.per_task)
+        rows = quality(arguments.quality, arguments.direct, some, arguments.window, arguments.out)
         table = Table(*rows[0], title="quality against cost, test split")
         for row in rows:
             table.add_row(*(value if isinstance(value, str) else f"{value:.3f}" for value in row.values()))

@@ -50,6 +50,8 @@ VARIANTS = (
     Variant("rewards", "graded", ("ppo.reward=graded",)),
     Variant("credit", "sampled", ("ppo.answer=sampled",)),
     Variant("credit", "expected", ("ppo.answer=expected",)),
+    Variant("lists", "sampled", ("design=dranker", "ppo.answer=sampled")),
+    Variant("lists", "expected", ("design=dranker", "ppo.answer=expected")),
     # Estimators differ in how they credit what was sampled.
     Variant("estimator", "gae", ("ppo.estimator=gae", "ppo.answer=sampled")),
     Variant("estimator", "grpo", ("ppo.estimator=grpo", "ppo.group=4", "ppo.answer=sampled")),
