@@ -190,6 +190,8 @@ def test_problems_that_teach_nothing_are_left_out(config: Callable[..., RunConfi
     useless = [make_problem(3, gains={}), make_problem(1, qid="q2")]
     with pytest.raises(DataError, match="nothing to reward"):
         train(config(), {"train": useless, "dev": [], "test": []})
+    with pytest.raises(DataError, match=r"no training problem \(routing\)"):
+        train(config(ppo={"scenarios": ["routing"]}), {"train": [make_problem(3)], "dev": [], "test": []})
     run = config(ppo={"steps": 1})
     train(run, {"train": [*useless, make_problem(3, qid="q3")], "dev": [], "test": []})
     assert read_log(run.out)[-1]["reward"] > 0

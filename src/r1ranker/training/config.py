@@ -21,6 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from r1ranker.errors import ConfigError
+from r1ranker.problem import SCENARIOS, Problem, Scenario
 from r1ranker.prompts import Design, Layout
 
 
@@ -87,6 +88,9 @@ class PPOConfig(_Strict):
         0.0, ge=0, le=1, description="share of the run over which the largest pool grows from 2 candidates to all"
     )
     reward: Literal["paper", "graded"] = "graded"
+    scenarios: tuple[Scenario, ...] = Field(
+        SCENARIOS, description="whose problems earn rewards; validation is on all that the data hold"
+    )
     answer: Literal["sampled", "expected"] = Field(
         "sampled",
         description="credit the sampled answer by GAE, or all that could stand in its place by their own reward "
@@ -124,6 +128,10 @@ class PPOConfig(_Strict):
     validate_problems: int = Field(20, description="dev problems per task")
     checkpoint_every: int = 50
     keep: int = Field(1, ge=1, description="checkpoints that are kept, the newest; delete one to resume from before it")
+
+    def learns_from(self, problem: Problem) -> bool:
+        """Whether a training problem earns rewards: it can teach, and is of these scenarios."""
+        return problem.trainable and problem.scenario in self.scenarios
 
     @model_validator(mode="after")
     def _groups_are_compared(self) -> PPOConfig:

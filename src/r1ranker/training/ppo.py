@@ -45,9 +45,10 @@ LOSSES = ("policy_loss", "value_loss", "kl", "entropy", "clip_share")
 
 def train(config: RunConfig, splits: Splits, *, resume: bool = False) -> Path:
     """Train by PPO; returns the directory of the model that was best on dev, `<out>/model`."""
-    problems = [p for p in splits["train"] if p.trainable]
+    problems = [p for p in splits["train"] if config.ppo.learns_from(p)]
     if not problems:
-        raise DataError("no training problem has two candidates, one relevant: there is nothing to reward")
+        asked = ", ".join(config.ppo.scenarios)
+        raise DataError(f"no training problem ({asked}) has two candidates, one relevant: there is nothing to reward")
     learner = new_learner(config)
     check_prompts(learner.backend.encoder, problems, config)
     if resume:

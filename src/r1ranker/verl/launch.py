@@ -60,7 +60,7 @@ def prepare(config: RunConfig, overrides: Sequence[str] = ()) -> Any:
     _need_verl()
     refuse(config)
     splits = load_splits(config.data)
-    train = [p for p in splits["train"] if p.trainable]
+    train = [p for p in splits["train"] if config.ppo.learns_from(p)]
     dev = [p for p in first_by_task(splits["dev"], config.ppo.validate_problems) if len(p.candidates) > 1]
     for split, problems in {TRAIN: train, DEV: dev}.items():
         if not problems:
