@@ -148,7 +148,10 @@ def report(rows: list[dict[str, Any]], console: Console) -> None:
 
 
 def ways(backend: TransformersBackend, listing: TransformersBackend, window: int | None) -> dict[str, Ranker]:
-    """Every knob once; `listing` ranks directly. With a window each slides it over the list by half its size."""
+    """Every knob once, around one model, but for `listing`, which ranks directly on its own.
+
+    With a window each slides it over the list by half its size.
+    """
 
     def slid(ranker: Ranker) -> Ranker:
         return Windows(ranker, window, window // 2) if window else ranker
@@ -156,9 +159,9 @@ def ways(backend: TransformersBackend, listing: TransformersBackend, window: int
     def it(**knobs: Any) -> Ranker:
         return slid(IRanker(backend, think=False, **knobs))
 
-    direct = slid(DRanker(listing, think=False))
+    direct = slid(DRanker(backend, think=False))
     return {
-        "direct": direct,
+        "direct": slid(DRanker(listing, think=False)),
         "relist": it(),
         "append": it(layout="append"),
         "drop-2": it(drop=2),

@@ -213,3 +213,9 @@ def test_a_spec_is_read_from_text_and_names_what_it_does_not_know() -> None:
     for text, message in [("topk=5", "did you mean 'top_k'"), ("top_k=x", "top_k"), ("layout", "key=value")]:
         with pytest.raises(ConfigError, match=message):
             parse_spec(RankerSpec(), [text])
+
+
+def test_a_hybrid_of_two_models_is_refused_and_not_asked_of_one() -> None:
+    other = ScriptedBackend(weigh=lambda prompt, identifier: 1.0)
+    with pytest.raises(ConfigError, match="same backend"):
+        Hybrid(eliminating(), DRanker(other, think=False), 5)

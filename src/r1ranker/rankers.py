@@ -139,12 +139,16 @@ class _Composed(Ranker):
 
 @dataclass
 class Hybrid(_Composed):
-    """`first` ranks all, `inner` ranks the best (head) or worst (tail) `size` of that again."""
+    """`first` ranks all, `inner` ranks the best (head) or worst (tail) `size` of that again; both ask one backend."""
 
     inner: Ranker
     first: Ranker
     size: int
     part: Literal["head", "tail"] = "head"
+
+    def __post_init__(self) -> None:
+        if self.first.backend is not self.inner.backend:
+            raise ConfigError("a Hybrid asks one model: give both rankers the same backend")
 
     def plan(self, problem: Problem) -> Plan:
         """See `plans.part_again`."""
