@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -85,11 +86,14 @@ class _List:
     problem: Problem
     prompt: Prompt
     rng: random.Random
-    left: tuple[int, ...]
     named: tuple[int, ...] = ()
     written: list[int] = field(default_factory=list)
     allowed: list[Path] = field(default_factory=list)
-    choices: list[tuple[int, Choice]] = field(default_factory=list)
+    choices: list[tuple[int, IdentifierTrie, Choice]] = field(default_factory=list)
+
+    @property
+    def left(self) -> tuple[int, ...]:
+        return tuple(k for k in self.problem.identifiers if k not in self.named)
 
 
 def draw(problems: Sequence[Problem], config: RunConfig, rng: random.Random, largest: int | None = None) -> list[State]:
@@ -205,10 +209,9 @@ def lists(backend: TransformersBackend, states: Sequence[State], config: RunConf
 
     The last one is not written: there is no choice left.
     """
-    everything: list[_List] = []
-    for state in states:
-        problem, pool = state.problem, state.problem.identifiers
-        everything.append(_List(problem, build_prompt(problem, pool, "dranker", think=False), state.rng, pool))
+    everything = [
+        _List(s.problem, build_prompt(s.problem, s.problem.identifiers, "dranker", think=False), s.rng) for s in states
+    ]
     while running := [one for one in everything if len(one.left) > 1]:
         choices = backend.choose([list_prompt(one.prompt, one.named) for one in running], [one.left for one in running])
         for one, choice in zip(running, choices, strict=True):
@@ -222,12 +225,11 @@ def _name(one: _List, choice: Choice, encoder: Encoder) -> None:
         between = encoder.encode_text(NEXT)
         one.written += between
         one.allowed += [(token,) for token in between]
-    one.choices.append((len(one.written), choice))
     trie = encoder.trie(one.left)
+    one.choices.append((len(one.written), trie, choice))
     one.written += trie.paths[drawn]
     one.allowed += trie.allowed(drawn)
     one.named = (*one.named, drawn)
-    one.left = tuple(k for k in one.left if k != drawn)
 
 
 def _whole_list(one: _List, encoder: Encoder, config: RunConfig) -> Sample:
@@ -244,12 +246,12 @@ def _whole_list(one: _List, encoder: Encoder, config: RunConfig) -> Sample:
     if config.ppo.answer != "expected":
         return sample
     credit: dict[int, tuple[float, ...]] = {}
-    for i, (begin, choice) in enumerate(one.choices):
+    for i, (begin, trie, choice) in enumerate(one.choices):
         # Another identifier in this place moves up from where the list has it. That the policy, once it has named it,
         # might go on in another order is left out.
         left = order[i:]
         earned = {k: scored((*order[:i], k, *(j for j in left if j != k))).total for k in left}
-        credit |= _credit(encoder.trie(tuple(sorted(left))), order[i], choice, earned, begin)
+        credit |= _credit(trie, order[i], choice, earned, begin)
     return dataclasses.replace(sample, answer_rewards=credit)
 
 
@@ -261,16 +263,21 @@ def _credit(
     Where identifiers are several tokens, a token is worth the mean, by probability, of those it can still become.
     """
     path = trie.paths[drawn]
+    credit: dict[int, tuple[float, ...]] = {}
+    for i in (i for i in range(len(path)) if path[:i] in trie.branches):
+        becomes: dict[int, list[int]] = defaultdict(list)
+        for k, other in trie.paths.items():
+            if other[:i] == path[:i]:
+                becomes[other[i]].append(k)
+        credit[begin + i] = tuple(_worth(becomes[token], choice, earned) for token in trie.branches[path[:i]])
+    return credit
 
-    def worth(beginning: Path) -> float:
-        weights = {k: choice.probabilities[k] for k, p in trie.paths.items() if p[: len(beginning)] == beginning}
-        if len(weights) == 1:
-            return earned[next(iter(weights))]
-        total = sum(weights.values()) or 1.0
-        return sum(weight * earned[k] for k, weight in weights.items()) / total
 
-    forks = [i for i in range(len(path)) if path[:i] in trie.branches]
-    return {begin + i: tuple(worth((*path[:i], token)) for token in trie.branches[path[:i]]) for i in forks}
+def _worth(identifiers: Sequence[int], choice: Choice, earned: Mapping[int, float]) -> float:
+    if len(identifiers) == 1:
+        return earned[identifiers[0]]
+    total = sum(choice.probabilities[k] for k in identifiers) or 1.0
+    return sum(choice.probabilities[k] * earned[k] for k in identifiers) / total
 
 
 def _drawn(choice: Choice, rng: random.Random) -> int:
