@@ -21,6 +21,7 @@ from r1ranker.rewards import (
     format_reward,
     graded_exclusion_reward,
     graded_ranking_reward,
+    moved_up,
     ndcg,
     ranking_reward,
     score_ranking,
@@ -192,6 +193,20 @@ def test_rankings_order_perfect_wrong_unknown_unparsable(gains: list[int], data:
     assert perfect == 1
     assert (total < perfect) == ([worth[k - 1] for k in order] != [worth[k - 1] for k in best])
     check_broken_below(ranking_total, problem, kind, total)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 4), min_size=2, max_size=25), st.data(), st.sampled_from(KINDS))
+def test_moving_up_earns_what_the_list_so_ordered_earns(gains: list[int], data: st.DataObject, kind: str) -> None:
+    problem = problem_of(gains)
+    order = data.draw(st.permutations(problem.identifiers))
+    found = moved_up(order, problem, kind)
+    assert [set(at) for at in found] == [set(order[i:]) for i in range(len(order) - 1)]
+    for i, at in enumerate(found):
+        for k, earned in at.items():
+            moved = (*order[:i], k, *(j for j in order[i:] if j != k))
+            part = score_ranking(GOOD, Answer("valid", moved), problem, problem.identifiers, kind).parts["ranking"]
+            assert earned == pytest.approx(part, abs=1e-12)
 
 
 @settings(deadline=None)

@@ -21,6 +21,8 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
 
 from r1ranker.errors import ConfigError
 from r1ranker.problem import Answer, Problem
@@ -74,12 +76,12 @@ def graded_exclusion_reward(answer: Answer, problem: Problem, pool: Sequence[int
 
 def ranking_reward(answer: Answer, problem: Problem, pool: Sequence[int]) -> float:
     """nDCG@20 with relevance 0 or 1, plus coverage (paper, Rewards: ranking)."""
-    return _list_reward(answer, {k: int(problem.is_relevant(k)) for k in pool})
+    return _list_reward(answer, _binary_gains(problem, pool))
 
 
 def graded_ranking_reward(answer: Answer, problem: Problem, pool: Sequence[int]) -> float:
     """nDCG@20 with the gains as they are (linear, as trec_eval computes it), plus coverage."""
-    return _list_reward(answer, {k: problem.gain(k) for k in pool})
+    return _list_reward(answer, _gains(problem, pool))
 
 
 def ndcg(gains: Sequence[int], ideal: Sequence[int], cutoff: int = CUTOFF) -> float:
@@ -112,10 +114,42 @@ def score_ranking(
     return _total(completion, {"ranking": part})
 
 
+def moved_up(order: Sequence[int], problem: Problem, kind: str = "paper") -> list[dict[int, float]]:
+    """The `ranking` part of a whole list where one candidate moves up: `[i][k]` is that of k, moved up to place i.
+
+    For the n - 1 places at which there is a choice, and each k that stands there or later. Sums of what stays where it
+    is and of what moves one place down make it n(n + 1) / 2 additions, where scoring each list takes n times as many.
+    """
+    gains = {"paper": _binary_gains, "graded": _gains}[_known(kind)](problem, order)
+    best = _dcg(sorted(gains.values(), reverse=True)[:CUTOFF])
+    listed = [gains[k] for k in order]
+    discounts = [1 / math.log2(place + 2) if place < CUTOFF else 0.0 for place in range(len(order))]
+    stays = [*accumulate(map(mul, listed, discounts), initial=0.0)]  # of all before a place
+    moves = [*accumulate(map(mul, listed, discounts[1:]), initial=0.0)]  # the same, one place further down
+
+    def reward(i: int, p: int) -> float:
+        total = stays[i] + listed[p] * discounts[i] + moves[p] - moves[i] + stays[-1] - stays[p + 1]
+        return total / best if best else 1.0
+
+    return [{order[p]: reward(i, p) for p in range(i, len(order))} for i in range(len(order) - 1)]
+
+
 def _reward_part(kind: str, design: str) -> RewardPart:
+    return REWARDS[_known(kind)][design]
+
+
+def _known(kind: str) -> str:
     if kind not in REWARDS:
         raise ConfigError(f"reward {kind!r} does not exist; choose one of {', '.join(REWARDS)}")
-    return REWARDS[kind][design]
+    return kind
+
+
+def _binary_gains(problem: Problem, pool: Sequence[int]) -> dict[int, int]:
+    return {k: int(problem.is_relevant(k)) for k in pool}
+
+
+def _gains(problem: Problem, pool: Sequence[int]) -> dict[int, int]:
+    return {k: problem.gain(k) for k in pool}
 
 
 def _total(completion: str, judged: Mapping[str, float]) -> Reward:

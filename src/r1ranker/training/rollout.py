@@ -39,7 +39,7 @@ from r1ranker.prompts import (
     sampled_past,
     written_list,
 )
-from r1ranker.rewards import Reward, score_ranking, score_removal
+from r1ranker.rewards import Reward, moved_up, score_ranking, score_removal
 from r1ranker.training.batch import Sample, joined
 from r1ranker.training.config import RunConfig
 
@@ -233,25 +233,22 @@ def _name(one: _List, choice: Choice, encoder: Encoder) -> None:
 
 
 def _whole_list(one: _List, encoder: Encoder, config: RunConfig) -> Sample:
-    pool = one.problem.identifiers
-
-    def scored(order: tuple[int, ...]) -> Reward:
-        text, answer = written_list(order), Answer("valid", order)
-        return score_ranking(text, answer, one.problem, pool, kind=config.ppo.reward)
-
     order = (*one.named, *one.left)
+    answer = Answer("valid", order)
+    reward = score_ranking(written_list(order), answer, one.problem, one.problem.identifiers, kind=config.ppo.reward)
     prompt_ids = encoder.encode(one.prompt)
     _check_prompt(len(prompt_ids), config)
-    sample = _sample(prompt_ids, one.written, tuple(one.allowed), scored(order), Answer("valid", order), one.problem)
+    sample = _sample(prompt_ids, one.written, tuple(one.allowed), reward, answer, one.problem)
     if config.ppo.answer != "expected":
         return sample
+    # Another identifier in a place moves up from where the list has it. That the policy, once it has named it, might
+    # go on in another order is left out. All these lists are in good form, so they differ in one part alone.
+    form = reward.total - reward.parts["ranking"]
     credit: dict[int, tuple[float, ...]] = {}
-    for i, (begin, trie, choice) in enumerate(one.choices):
-        # Another identifier in this place moves up from where the list has it. That the policy, once it has named it,
-        # might go on in another order is left out.
-        left = order[i:]
-        earned = {k: scored((*order[:i], k, *(j for j in left if j != k))).total for k in left}
-        credit |= _credit(trie, order[i], choice, earned, begin)
+    moves = moved_up(order, one.problem, config.ppo.reward)
+    for (begin, trie, choice), drawn, ranking in zip(one.choices, one.named, moves, strict=True):
+        earned = {k: form + part for k, part in ranking.items()}
+        credit |= _credit(trie, drawn, choice, earned, begin)
     return dataclasses.replace(sample, answer_rewards=credit)
 
 
