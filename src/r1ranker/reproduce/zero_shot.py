@@ -33,10 +33,12 @@ def zero_shot(study: Study) -> None:
     if len(scenarios) < 2:
         raise ConfigError(f"zero-shot leaves a scenario out, and the data hold only {', '.join(scenarios) or 'none'}")
     budget = f"ppo.token_budget={study.budget(SHORT)}"
+    # Which scenarios earn rewards is what is compared here, whatever the base run says.
+    base = ["design=iranker", budget, f"ppo.scenarios={json.dumps(scenarios)}"]
     without = {scenario: _data_without(study, scenario) for scenario in scenarios}
     starts = {scenario: _start(study, data) for scenario, data in without.items()}
-    variants = [["design=iranker", budget, data, f"model={json.dumps(starts[s])}"] for s, data in without.items()]
-    *models, full = study.trained_all([*variants, ["design=iranker", budget]])
+    variants = [[*base, data, f"model={json.dumps(starts[s])}"] for s, data in without.items()]
+    *models, full = study.trained_all([*variants, base])
     trained = dict(zip(scenarios, models, strict=True))
     given: dict[str, list[Ranking]] = {"untrained": [], "zero-shot": [], "full": []}
     for scenario in scenarios:
@@ -52,7 +54,7 @@ def zero_shot(study: Study) -> None:
         baseline="untrained",
         title=f"R1-Ranker, zero-shot ({study.scale})",
         curves=curves | {"full": read_log(full.parent)},
-        settings={"ppo": study.changed([budget]).model_dump(mode="json")["ppo"]},
+        settings={"ppo": study.changed(base).model_dump(mode="json")["ppo"]},
     )
     save_tables(study.out, _tables(study, rows))
 
