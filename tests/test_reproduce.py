@@ -207,6 +207,18 @@ def test_a_part_is_skipped_only_while_its_stamp_fits(copy: Path, monkeypatch: py
     assert made == [copy / "baselines" / "two"] * 3
 
 
+@pytest.mark.parametrize(("given", "seed"), [([], 3), (["--seed", "1"], 1), (["-s", "seed=2"], 2)])
+def test_the_seed_is_the_configs_unless_another_is_given(
+    given: list[str], seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("seed: 3\ndata: [{source: mini}]\n")
+    seen: list[tuple[int, str]] = []
+    monkeypatch.setattr(command, "run", lambda names, scale, config, out, _: seen.append((config.seed, out.name)))
+    call("main", "--config", "mine.yaml", *given)
+    assert seen == [(seed, f"mine-seed{seed}")]
+
+
 def test_the_limit_is_of_test_problems_and_per_task(finished: Path) -> None:
     whole = at(finished, "whole")
     limited = Study("few", "small", whole.config, whole.out, whole.models, 1)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 import yaml
 
-from r1ranker.cli_common import Json, Seed, Settings, complain, console, errors, write_json
+from r1ranker.cli_common import Json, Settings, complain, console, errors, write_json
 from r1ranker.errors import ConfigError, R1RankerError
 from r1ranker.reproduce import EXPERIMENTS
 
@@ -36,7 +36,9 @@ def reproduce(
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML of your own base run, in place of a scale.")] = None,
     settings: Settings = None,
-    seed: Seed = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of training; default: the config's. The data stay the same.")
+    ] = None,
     limit: Annotated[
         int | None,
         typer.Option(min=1, help="Test problems per task, at most; some experiments have their own."),
@@ -55,10 +57,10 @@ def reproduce(
 
     began = time.perf_counter()
     name = config.stem if config else scale
-    folder = out or Path("runs/reproduce") / f"{name}-seed{seed}"
     with errors():
         names = _names(experiment)
-        base = _config(scale, config, [*(settings or []), f"seed={seed}"])
+        base = _config(scale, config, [*(settings or []), *([] if seed is None else [f"seed={seed}"])])
+        folder = out or Path("runs/reproduce") / f"{name}-seed{base.seed}"
         failed = run(names, name, base, folder, limit) if names else {}
         write_results(folder, folder / "results.md")
     seconds = time.perf_counter() - began
