@@ -77,12 +77,12 @@ def main() -> None:
     """Parse, run, print, and write JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", type=int, default=1_500_000, help="training tokens of plain PPO")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        for seed in range(given.seeds):
+        for seed in given.seeds:
             rows.append(compared(seed, given.budget, Path(folder)))
             write_json(given.json, {"provenance": provenance(), "budget": given.budget, "rows": rows})
     shown = [name for name in rows[0] if name != "curves"]
