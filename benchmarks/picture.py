@@ -8,11 +8,10 @@ In: `results.csv` of an evaluation. Out: an SVG of each system's average, that r
 from __future__ import annotations
 
 import argparse
-import csv
 from pathlib import Path
 
 from r1ranker.evaluation.charts import Interval, interval_chart
-from r1ranker.evaluation.results import AVERAGE
+from r1ranker.evaluation.results import AVERAGE, read_csv
 
 STYLE = """<style>
 svg { font: 11.5px system-ui, sans-serif; color: #8a9199; }
@@ -27,19 +26,18 @@ MEASURES = ("MRR", "nDCG@10")
 
 def picture(rows: Path) -> str:
     """SVG text: MRR (full) and nDCG@10 (hollow) of every system, average over tasks, with 95 % intervals."""
-    with rows.open(newline="", encoding="utf-8") as lines:
-        shown = [row for row in csv.DictReader(lines) if row["task"] == AVERAGE and row["measure"] in MEASURES]
+    shown = [row for row in read_csv(rows) if row.task == AVERAGE and row.measure in MEASURES]
     intervals = [
         Interval(
-            row["system"],
-            float(row["value"]),
-            float(row["ci_low"]),
-            float(row["ci_high"]),
-            kind="ours" if row["system"] in OURS else "",
-            hollow=row["measure"] != MEASURES[0],
-            note=row["measure"],
+            row.system,
+            row.value,
+            row.ci_low,
+            row.ci_high,
+            kind="ours" if row.system in OURS else "",
+            hollow=row.measure != MEASURES[0],
+            note=row.measure,
         )
-        for row in sorted(shown, key=lambda row: (MEASURES.index(row["measure"]), -float(row["value"])))
+        for row in sorted(shown, key=lambda row: (MEASURES.index(row.measure), -row.value))
     ]
     svg = str(interval_chart(intervals, "MRR and nDCG@10 by system, average over tasks"))
     return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f">{STYLE}", 1) + "\n"

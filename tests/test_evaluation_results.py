@@ -21,6 +21,7 @@ from r1ranker.evaluation.results import (
     Row,
     TaskValues,
     comparison,
+    read_csv,
     read_results,
     relative_gain,
     rows_of,
@@ -92,10 +93,14 @@ def test_a_file_that_is_not_results_is_named(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text('[{"task": "one"}]')
     with pytest.raises(DataError, match=r"results\.json: not a list of results rows"):
         read_results(tmp_path / "results.json")
+    (tmp_path / "results.csv").write_text("task,value\none,high\n")
+    with pytest.raises(DataError, match=r"results\.csv: not a table of results rows"):
+        read_csv(tmp_path / "results.csv")
 
 
 def test_csv_has_the_same_columns_and_values(tmp_path: Path, rows: list[Row]) -> None:
     write_csv(tmp_path / "results.csv", rows)
+    assert read_csv(tmp_path / "results.csv") == rows
     with (tmp_path / "results.csv").open(newline="") as file:
         read = list(csv.DictReader(file))
     assert list(read[0]) == COLUMNS

@@ -20,6 +20,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from r1ranker.errors import DataError
 from r1ranker.evaluation.measures import QueryValues, by_task, evaluate_by_task
@@ -157,6 +158,15 @@ def read_results(path: Path) -> list[Row]:
         return [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
     except (TypeError, json.JSONDecodeError) as error:
         raise DataError(f"{path}: not a list of results rows ({error}); write it with `write_results`") from error
+
+
+def read_csv(path: Path) -> list[Row]:
+    """The rows of a `results.csv`."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return TypeAdapter(list[Row]).validate_python(list(csv.DictReader(file)))
+    except ValidationError as error:
+        raise DataError(f"{path}: not a table of results rows ({error}); write it with `write_csv`") from error
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:

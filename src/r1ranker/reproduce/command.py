@@ -53,7 +53,7 @@ def reproduce(
 
     Public data: `r1ranker reproduce main --scale paper -s data.0.path=data/ml-1m`
     """
-    from r1ranker.reproduce.report import write_results
+    from r1ranker.reproduce.report import page_of, write_results
 
     began = time.perf_counter()
     name = config.stem if config else scale
@@ -62,11 +62,12 @@ def reproduce(
         base = _config(scale, config, [*(settings or []), *([] if seed is None else [f"seed={seed}"])])
         folder = out or Path("runs/reproduce") / f"{name}-seed{base.seed}"
         failed = run(names, name, base, folder, limit) if names else {}
-        write_results(folder, folder / "results.md")
+        page = page_of(folder)
+        write_results(folder, page)
     seconds = time.perf_counter() - began
-    console.print(f"results {folder / 'results.md'}   seconds {seconds:.0f}", soft_wrap=True)
+    console.print(f"results {page}   seconds {seconds:.0f}", soft_wrap=True)
     done = [one for one in names if one not in failed]
-    write_json(json_, {"results": folder / "results.md", "done": done, "failed": failed, "seconds": seconds})
+    write_json(json_, {"results": page, "done": done, "failed": failed, "seconds": seconds})
     if failed:
         raise typer.Exit(1)
 

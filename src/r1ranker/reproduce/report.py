@@ -3,7 +3,7 @@
     save_tables(study.out, [Table("Cost", ("system", "calls"), [("iranker", "11.3")])])     # an experiment
     write_results(Path("runs/reproduce/mini-seed0"), Path("runs/reproduce/mini-seed0/results.md"))
 
-A folder shows the tables that its experiment saved (`tables.json`), else the usual one of its `results.json`. Nothing
+A folder shows the tables that its experiment saved (`tables.json`), else the usual one of its `results.csv`. Nothing
 is measured here, and nothing is written by hand: each part names its folder and what it was made with.
 """
 
@@ -13,11 +13,12 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from r1ranker.errors import DataError
-from r1ranker.evaluation.results import AVERAGE, Comparison, Row, read_results
+from r1ranker.evaluation.results import AVERAGE, Comparison, Row, read_csv
 from r1ranker.evaluation.table import caption, lines_of, markdown_table, systems_of
 from r1ranker.files import write_whole
 from r1ranker.provenance import provenance
@@ -76,43 +77,68 @@ def read_comparisons(folder: Path) -> list[Comparison]:
     return [Comparison(**one) for one in _read(folder / "comparisons.json") or []]
 
 
+def page_of(out: Path) -> Path:
+    """Where the page about `out` stands: in it, or beside it where it holds several runs (`docs/results.md`)."""
+    return out / "results.md" if _parts(out) else out.with_name(f"{out.name}.md")
+
+
 def write_results(out: Path, target: Path) -> None:
-    """Write `target` from all that lies below `out`. DataError where nothing does."""
-    parts = [(name, folder) for name in EXPERIMENTS for folder in _folders(out / name)]
-    if not parts:
+    """Write `target` from all that lies below `out`: the folder of one run's experiments, or of several such runs.
+
+    Raises DataError where nothing does.
+    """
+    below = [path for path in out.iterdir() if path.is_dir()] if out.is_dir() else []
+    runs = [out] if _parts(out) else sorted(filter(_parts, below))
+    if not runs:
         raise DataError(f"{out} holds no results yet; run an experiment, such as `r1ranker reproduce main`")
     lines = [f"# Results in `{out.name}`", "", "Rendered by `r1ranker reproduce report` from the files it names.", ""]
-    before = ""
-    for name, folder in parts:
-        if name != before:
-            lines += [f"## {name}", ""]
-        before = name
-        lines += [*_part(folder, out, target), ""]
+    if runs == [out]:
+        lines += _run(out, out, target, "##")
+    else:
+        lines += [*(f"- [{run.name}](#{run.name})" for run in runs), ""]
+        for run in runs:
+            lines += [f"## {run.name}", "", *_run(run, out, target, "###")]
     write_whole(target, "\n".join(lines).rstrip() + "\n")
+
+
+def _run(run: Path, out: Path, target: Path, heading: str) -> list[str]:
+    lines: list[str] = []
+    for name, parts in groupby(_parts(run), key=lambda part: part[0]):
+        lines += [f"{heading} {name}", ""] if name else []
+        for _, folder in parts:
+            lines += [*_part(folder, out, target, f"{heading}#"), ""]
+    return lines
+
+
+def _parts(run: Path) -> list[tuple[str, Path]]:
+    """(experiment, folder) of all that there is to show of a run; ("", run) where it is one evaluation."""
+    parts = [(name, folder) for name in EXPERIMENTS for folder in _folders(run / name)]
+    return parts or [("", run)] * (run / "results.csv").is_file()
 
 
 def _folders(experiment: Path) -> list[Path]:
     """Folders with something to show, those above first."""
-    found = {path.parent for kind in (TABLES, "results.json") for path in experiment.rglob(kind)}
+    found = {path.parent for kind in (TABLES, "results.csv") for path in experiment.rglob(kind)}
     return sorted(found, key=lambda folder: (len(folder.parts), folder))
 
 
-def _part(folder: Path, out: Path, target: Path) -> list[str]:
-    tables, results = folder / TABLES, folder / "results.json"
+def _part(folder: Path, out: Path, target: Path, heading: str) -> list[str]:
+    tables, results = folder / TABLES, folder / "results.csv"
     shown: list[str] = []
     if tables.is_file():
-        for table in json.loads(tables.read_text(encoding="utf-8")):
-            shown += _markdown(Table(**table))
+        for saved in json.loads(tables.read_text(encoding="utf-8")):
+            shown += _markdown(Table(**saved), heading)
     else:
-        shown += [f"### {folder.relative_to(out)}", "", markdown_table(read_results(results), read_comparisons(folder))]
+        table = markdown_table(read_csv(results), read_comparisons(folder))
+        shown += [f"{heading} {folder.relative_to(out)}", "", table]
     page = folder / "report.html"
     links = [f"[page]({os.path.relpath(page, target.parent)})"] if page.is_file() else []
     return [*shown, *_origin(folder, out, links)]
 
 
-def _markdown(table: Table) -> list[str]:
+def _markdown(table: Table, heading: str) -> list[str]:
     right = ["---", *["---:"] * (len(table.columns) - 1)]
-    lines = [f"### {table.title}", "", *map(_pipes, [table.columns, right, *table.rows]), ""]
+    lines = [f"{heading} {table.title}", "", *map(_pipes, [table.columns, right, *table.rows]), ""]
     return [*lines, table.note, ""] if table.note else lines
 
 
