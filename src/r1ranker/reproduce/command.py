@@ -51,6 +51,8 @@ def reproduce(
 
     Everything, then the page alone: `r1ranker reproduce all` and `r1ranker reproduce report`
 
+    One page about several runs, `runs/reproduce.md`: `r1ranker reproduce report --out runs/reproduce`
+
     Public data: `r1ranker reproduce main --scale paper -s data.0.path=data/ml-1m`
     """
     from r1ranker.reproduce.report import page_of, write_results
