@@ -52,7 +52,9 @@ VARIANTS = (
     Variant("credit", "expected", ("ppo.answer=expected",)),
     Variant("lists", "sampled", ("design=dranker", "ppo.answer=sampled")),
     Variant("lists", "expected", ("design=dranker", "ppo.answer=expected")),
-    # Estimators differ in how they credit what was sampled.
+    # Estimators, and with GAE where the critic's values come from, differ in how they credit what was sampled.
+    Variant("critic", "head", ("ppo.critic=head", "ppo.answer=sampled")),
+    Variant("critic", "separate", ("ppo.critic=separate", "ppo.answer=sampled")),
     Variant("estimator", "gae", ("ppo.estimator=gae", "ppo.answer=sampled")),
     Variant("estimator", "grpo", ("ppo.estimator=grpo", "ppo.group=4", "ppo.answer=sampled")),
     Variant("estimator", "rloo", ("ppo.estimator=rloo", "ppo.group=4", "ppo.answer=sampled")),
