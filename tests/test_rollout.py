@@ -192,9 +192,9 @@ def test_each_place_of_a_list_knows_what_every_candidate_left_would_have_earned_
                 moved = (*order[:place], k, *(j for j in order[place:] if j != k))
                 text = written_list(moved)
                 earned = score_ranking(text, parse_ranking(text, ids), problem, ids, kind="graded").total
-                assert reward == pytest.approx(earned)
+                assert reward == pytest.approx(earned, abs=1e-12)
                 if k == named[place]:
-                    assert reward == pytest.approx(sample.reward)
+                    assert reward == pytest.approx(sample.reward, abs=1e-12)
 
 
 @pytest.mark.parametrize("think", [True, False])

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from r1ranker.cli_common import Against, Config, Json, Seed, Settings, console, errors, write_json
+from r1ranker.cli_common import Against, Config, Json, Settings, console, errors, write_json
 from r1ranker.cli_rank import rank
 from r1ranker.errors import ConfigError
 from r1ranker.problem import Problem, Splits
@@ -28,7 +28,7 @@ app.add_typer(data_app, name="data")
 @app.command()
 def quickstart(
     out: Annotated[Path, typer.Option(help="Where results go.")] = Path("runs/quickstart"),
-    seed: Seed = 0,
+    seed: Annotated[int, typer.Option(help="Seed of training; the data stay the same.")] = 0,
     tokens: Annotated[
         int | None, typer.Option(help="Training tokens of each design; default: what fits minutes.")
     ] = None,

@@ -22,7 +22,6 @@ Config = Annotated[Path | None, typer.Argument(help="YAML of the run; see config
 Settings = Annotated[
     list[str] | None, typer.Option("--set", "-s", help="Override any key of the YAML, such as -s ppo.steps=100.")
 ]
-Seed = Annotated[int, typer.Option(help="Seed of training; the data stay the same.")]
 Against = Annotated[str, typer.Option(help="System the others are tested against.")]
 
 

@@ -87,25 +87,24 @@ def write_results(out: Path, target: Path) -> None:
 
     Raises DataError where nothing does.
     """
-    below = [path for path in out.iterdir() if path.is_dir()] if out.is_dir() else []
-    runs = [out] if _parts(out) else sorted(filter(_parts, below))
-    if not runs:
+    parts = _parts(out)
+    runs = {} if parts or not out.is_dir() else {run: found for run in sorted(out.iterdir()) if (found := _parts(run))}
+    if not (parts or runs):
         raise DataError(f"{out} holds no results yet; run an experiment, such as `r1ranker reproduce main`")
     lines = [f"# Results in `{out.name}`", "", "Rendered by `r1ranker reproduce report` from the files it names.", ""]
-    if runs == [out]:
-        lines += _run(out, out, target, "##")
-    else:
+    lines += _run(parts, out, target, "##")
+    if runs:
         lines += [*(f"- [{run.name}](#{run.name})" for run in runs), ""]
-        for run in runs:
-            lines += [f"## {run.name}", "", *_run(run, out, target, "###")]
+    for run, found in runs.items():
+        lines += [f"## {run.name}", "", *_run(found, out, target, "###")]
     write_whole(target, "\n".join(lines).rstrip() + "\n")
 
 
-def _run(run: Path, out: Path, target: Path, heading: str) -> list[str]:
+def _run(parts: Sequence[tuple[str, Path]], out: Path, target: Path, heading: str) -> list[str]:
     lines: list[str] = []
-    for name, parts in groupby(_parts(run), key=lambda part: part[0]):
+    for name, of_experiment in groupby(parts, key=lambda part: part[0]):
         lines += [f"{heading} {name}", ""] if name else []
-        for _, folder in parts:
+        for _, folder in of_experiment:
             lines += [*_part(folder, out, target, f"{heading}#"), ""]
     return lines
 

@@ -93,7 +93,8 @@ class _List:
 
     @property
     def left(self) -> tuple[int, ...]:
-        return tuple(k for k in self.problem.identifiers if k not in self.named)
+        gone = set(self.named)
+        return tuple(k for k in self.problem.identifiers if k not in gone)
 
 
 def draw(problems: Sequence[Problem], config: RunConfig, rng: random.Random, largest: int | None = None) -> list[State]:
