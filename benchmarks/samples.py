@@ -3,9 +3,9 @@
     python benchmarks/samples.py --json out.json      # a seed takes about fifteen minutes on two cores
 
 Plain is the paper's: sampled answers, binary rewards, states of every pool size; of three learning rates the one that
-ends best counts. Ours is what `quickstart` trains with, at twice its learning rate (chosen with seed 3). Both begin from
-the embedded model. In: nothing. Out: for each seed the best dev MRR of plain within the budget, and what either had been trained on when it
-first stood there: tokens read, and decisions, each of which is one generated token.
+ends best counts. Ours is what `quickstart` trains with, at twice its learning rate (chosen with seed 3). Both begin
+from the embedded model. In: nothing. Out: for each seed the best dev MRR of plain within the budget, and what either
+had been trained on when it first stood there: tokens read, and decisions, each of which is one generated token.
 """
 
 from __future__ import annotations
