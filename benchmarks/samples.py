@@ -2,17 +2,17 @@
 
     python benchmarks/samples.py --json out.json      # a seed takes about fifteen minutes on two cores
 
-Plain is the paper's: sampled answers, binary rewards, states of every pool size; of three learning rates the one that
-ends best counts. Ours is what `quickstart` trains with (all answers credited, pools of up to six), with plain's rewards
-and the highest of its rates, both chosen with seed 3. All begin from the embedded model. In: nothing. Out: for each
-seed the best dev MRR of plain within the budget, and what either had been trained on when it first stood there: tokens
-read, and decisions, each of which is one generated token.
+Plain is the paper's: sampled answers, binary rewards, states of every pool size, at three learning rates. Ours is what
+`quickstart` trains with (all answers credited, pools of up to six), with plain's rewards and the highest of its rates,
+both chosen with seed 3. All begin from the embedded model. In: nothing. Out: for each seed the dev MRR at which the
+best plain run ends, and the best that any was seen at; and what ours and the first plain run to stand there had been
+trained on by then: tokens read, and decisions, each of which is one generated token.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from r1ranker.reproduce.study import DONE, train_or_resume
 from r1ranker.training.config import RunConfig
 from r1ranker.training.logs import read_log
 
+Curve = list[tuple[float, int, int]]
+"""(dev MRR, tokens trained on, decisions trained on) at each validation."""
 PLAIN: dict[str, Any] = {"answer": "sampled", "reward": "paper", "largest_pool": None}
 SETTINGS: dict[str, dict[str, Any]] = {
     "ours": {"actor_lr": 2.0e-4, "reward": "paper"},
@@ -43,8 +45,8 @@ def runs(seed: int, budget: int, out: Path) -> Iterator[tuple[str, RunConfig]]:
         yield name, base.model_copy(update={"ppo": base.ppo.model_copy(update=changes | {"validate_every": every})})
 
 
-def curve(config: RunConfig) -> list[tuple[float, int, int]]:
-    """(dev MRR, tokens trained on, decisions trained on) at each validation."""
+def curve(config: RunConfig) -> Curve:
+    """What each validation saw."""
     return [
         (row["dev_mrr"], int(row.get("tokens", 0)), int(row["step"]) * config.ppo.batch)
         for row in read_log(config.out)
@@ -52,28 +54,34 @@ def curve(config: RunConfig) -> list[tuple[float, int, int]]:
     ]
 
 
-def compared(seed: int, budget: int, out: Path) -> dict[str, Any]:
-    """Train all settings with one seed; where plain got to, and when either was there first."""
+def trained(seed: int, budget: int, out: Path) -> dict[str, Curve]:
+    """The curves of all settings with one seed; trains what is not done."""
     configs = dict(runs(seed, budget, out))
     todo = {name: config for name, config in configs.items() if not (config.out / DONE).is_file()}
     if todo:
         train_side_by_side(todo, workers=2, train=train_or_resume)
-    curves = {name: curve(config) for name, config in configs.items()}
-    goal, plain = max((max(points)[0], name) for name, points in curves.items() if name != "ours")
-    first = {name: next((p for p in curves[name] if p[0] >= goal), None) for name in ("ours", plain)}
-    (_, their_tokens, their_decisions), ours = first[plain], first["ours"]
+    return {name: curve(config) for name, config in configs.items()}
+
+
+def compared(curves: Mapping[str, Curve]) -> list[dict[str, Any]]:
+    """When ours and any plain run first stood where plain ends, and at the best that plain was seen at."""
+    plain = [points for name, points in curves.items() if name != "ours"]
+    goals = {"end": max(points[-1][0] for points in plain), "best": max(max(points)[0] for points in plain)}
+    return [
+        {"goal": f"plain's {name}", "MRR": goal} | _reached(goal, curves["ours"], plain) for name, goal in goals.items()
+    ]
+
+
+def _reached(goal: float, ours: Curve, plain: Sequence[Curve]) -> dict[str, Any]:
+    first = next((point for point in ours if point[0] >= goal), None)
+    theirs = min((point for points in plain for point in points if point[0] >= goal), key=lambda point: point[1])
     return {
-        "seed": seed,
-        "start": curves["ours"][0][0],
-        "plain's best": goal,
-        "by": plain,
-        "plain: tokens": their_tokens,
-        "plain: decisions": their_decisions,
-        "ours: tokens": ours and ours[1],
-        "ours: decisions": ours and ours[2],
-        "share of tokens": ours and ours[1] / their_tokens,
-        "share of decisions": ours and ours[2] / their_decisions,
-        "curves": curves,
+        "plain: tokens": theirs[1],
+        "plain: decisions": theirs[2],
+        "ours: tokens": first and first[1],
+        "ours: decisions": first and first[2],
+        "share of tokens": first and first[1] / theirs[1],
+        "share of decisions": first and first[2] / theirs[2],
     }
 
 
@@ -86,13 +94,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     rows: list[dict[str, Any]] = []
+    curves: dict[int, dict[str, Curve]] = {}
     for seed in given.seeds:
-        rows.append(compared(seed, given.budget, given.out))
-        write_json(given.json, {"provenance": provenance(), "budget": given.budget, "rows": rows})
-    shown = [name for name in rows[0] if name != "curves"]
-    table = Table(*shown, title="training until plain PPO's best dev MRR")
+        curves[seed] = trained(seed, given.budget, given.out)
+        rows += [{"seed": seed} | row for row in compared(curves[seed])]
+        found = {"provenance": provenance(), "budget": given.budget, "rows": rows, "curves": curves}
+        write_json(given.json, found)
+    table = Table(*rows[0], title="training until plain PPO's dev MRR")
     for row in rows:
-        table.add_row(*(f"{row[name]:.3f}" if isinstance(row[name], float) else str(row[name]) for name in shown))
+        table.add_row(*(f"{row[name]:.3f}" if isinstance(row[name], float) else str(row[name]) for name in row))
     Console().print(table)
 
 
