@@ -41,7 +41,8 @@ def runs(seed: int, budget: int, out: Path) -> Iterator[tuple[str, RunConfig]]:
     """The runs of one seed by name."""
     for name, changes in SETTINGS.items():
         every = 3 if name == "ours" else 10  # ours is soon past what plain comes to, so it is looked at more often
-        base = quickstart_config("iranker", out / f"{name.replace(' ', '').replace(',', '-')}-{seed}", seed, budget)
+        folder = out / f"{name.replace(', ', '-')}-{seed}-{budget}"
+        base = quickstart_config("iranker", folder, seed, budget)
         yield name, base.model_copy(update={"ppo": base.ppo.model_copy(update=changes | {"validate_every": every})})
 
 
