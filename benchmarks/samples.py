@@ -1,6 +1,6 @@
 """How much training it takes to be as good as plain PPO is at its end.
 
-    python benchmarks/samples.py --json out.json      # a seed takes about fifteen minutes on two cores
+    python benchmarks/samples.py --json out.json      # a seed took half an hour beside two other jobs
 
 Plain is the paper's: sampled answers, binary rewards, states of every pool size, at three learning rates. Ours is what
 `quickstart` trains with (all answers credited, pools of up to six), with plain's rewards and the highest of its rates,
@@ -12,7 +12,8 @@ trained on by then: tokens read, and decisions, each of which is one generated t
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,8 @@ from rich.table import Table
 
 from r1ranker.cli_common import write_json
 from r1ranker.provenance import provenance
-from r1ranker.quickstart import quickstart_config, train_side_by_side
-from r1ranker.reproduce.study import DONE, train_or_resume
-from r1ranker.training.config import RunConfig
+from r1ranker.quickstart import quickstart_config
+from r1ranker.reproduce.study import Study
 from r1ranker.training.logs import read_log
 
 Curve = list[tuple[float, int, int]]
@@ -37,31 +37,26 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def runs(seed: int, budget: int, out: Path) -> Iterator[tuple[str, RunConfig]]:
-    """The runs of one seed by name."""
-    for name, changes in SETTINGS.items():
-        every = 3 if name == "ours" else 10  # ours is soon past what plain comes to, so it is looked at more often
-        folder = out / f"{name.replace(', ', '-')}-{seed}-{budget}"
-        base = quickstart_config("iranker", folder, seed, budget)
-        yield name, base.model_copy(update={"ppo": base.ppo.model_copy(update=changes | {"validate_every": every})})
-
-
-def curve(config: RunConfig) -> Curve:
-    """What each validation saw."""
-    return [
-        (row["dev_mrr"], int(row.get("tokens", 0)), int(row["step"]) * config.ppo.batch)
-        for row in read_log(config.out)
-        if "dev_mrr" in row
-    ]
-
-
 def trained(seed: int, budget: int, out: Path) -> dict[str, Curve]:
     """The curves of all settings with one seed; trains what is not done."""
-    configs = dict(runs(seed, budget, out))
-    todo = {name: config for name, config in configs.items() if not (config.out / DONE).is_file()}
-    if todo:
-        train_side_by_side(todo, workers=2, train=train_or_resume)
-    return {name: curve(config) for name, config in configs.items()}
+    study = Study("samples", "mini", quickstart_config("iranker", out, seed, budget), out, out / "models", None)
+    models = study.trained_all([overrides(name) for name in SETTINGS])
+    return {name: curve(model.parent, study.config.ppo.batch) for name, model in zip(SETTINGS, models, strict=True)}
+
+
+def overrides(name: str) -> list[str]:
+    """What a run changes of the base run."""
+    every = 3 if name == "ours" else 10  # ours is soon past what plain comes to, so it is looked at more often
+    return [f"ppo.{key}={json.dumps(value)}" for key, value in (SETTINGS[name] | {"validate_every": every}).items()]
+
+
+def curve(run: Path, batch: int) -> Curve:
+    """What each validation saw; `batch`: decisions of a step."""
+    return [
+        (row["dev_mrr"], int(row.get("tokens", 0)), int(row["step"]) * batch)
+        for row in read_log(run)
+        if "dev_mrr" in row
+    ]
 
 
 def compared(curves: Mapping[str, Curve]) -> list[dict[str, Any]]:
