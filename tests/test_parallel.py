@@ -54,8 +54,9 @@ for command in json.loads(sys.argv[1]):
 """
 """Commands one after the other in the same processes, which take long to start."""
 KEPT = """
-import json, sys
+import atexit, json, sys
 from pathlib import Path
+from torch import distributed
 from r1ranker.data import load_splits
 from r1ranker.training.config import load_config
 from r1ranker.training.learner import new_learner
@@ -63,6 +64,7 @@ from r1ranker.training.ppo import ppo_step
 
 config = load_config(Path(sys.argv[1]))
 problems = load_splits(config.data)["train"]
+atexit.register(lambda: print("left", not distributed.is_initialized()))
 
 
 def here(tensor):
@@ -80,7 +82,8 @@ for shard in (False, True):
     if learner.crew.leads:
         print(json.dumps(kept))
 """
-"""Of how many weights each process keeps moments, how many weights of the policy, and how many these are in all."""
+"""Of how many weights each process keeps moments, how many weights of the policy, and how many these are in all; at the
+end, whether it has left its group: a process that ends in it may abort."""
 
 
 def by_one(*command: str) -> None:
@@ -186,3 +189,4 @@ def test_each_process_keeps_a_part_of_the_moments_and_where_sharded_of_the_weigh
         assert 0.4 < weights / whole < 0.6 if in_parts else weights == whole
     assert sum(moments for moments, _, _ in copied) >= copied[0][2]  # the critic's too
     assert sum(weights for _, weights, _ in sharded) == sharded[0][2]
+    assert done.stdout.count("left True") == 2

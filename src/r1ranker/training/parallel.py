@@ -8,7 +8,9 @@ and moments are added up. With the same batch, any number of processes computes 
 
 from __future__ import annotations
 
+import atexit
 import os
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -84,11 +86,25 @@ class Crew:
             distributed.barrier()
 
 
+def leave_crew() -> None:
+    """Part from the others at exit, when the group's threads have let go of what was last sent.
+
+    One that lets go of a tensor while the interpreter ends aborts the process (pytorch#190489). Destroying the group
+    waits for them only where nothing else holds it, and DTensor's caches do.
+    """
+    time.sleep(0.2)
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 def join_crew() -> Crew:
     """The crew that a launcher started this process in, by its environment (RANK, WORLD_SIZE, LOCAL_RANK)."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Crew()
     from accelerate import PartialState
 
+    joins = not distributed.is_initialized()
     state = PartialState(cpu=not torch.cuda.is_available())
+    if joins:
+        atexit.register(leave_crew)
     return Crew(state.process_index, state.num_processes)
