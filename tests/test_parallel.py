@@ -45,6 +45,7 @@ WARM = {
         **{"steps": 4, "batch": 6, "lr": 1e-3, "log_every": 1, "pointwise": 1.0, "pointing": 1.0},
     },
 }
+BY_TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 SEVERAL = """
 import json, sys
 from r1ranker.cli import app
@@ -93,8 +94,7 @@ def by_one(*command: str) -> None:
 
 def by_two(*program: str, models: int) -> None:
     """Run by two processes, which together say once, not each, what they made: so many models."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29531"]
-    done = subprocess.run([*launcher, *program], capture_output=True, text=True, check=False)
+    done = subprocess.run([*BY_TWO, *program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert sum(line.startswith("model ") for line in done.stdout.splitlines()) == models, done.stdout
 
@@ -180,8 +180,7 @@ def test_each_process_keeps_a_part_of_the_moments_and_where_sharded_of_the_weigh
     script = tmp_path / "kept.py"
     script.write_text(KEPT)
     config = written(tmp_path / "kept", settings_of("all-credited", tiny_dir))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29532"]
-    done = subprocess.run([*launcher, str(script), str(config)], capture_output=True, text=True, check=False)
+    done = subprocess.run([*BY_TWO, str(script), str(config)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     copied, sharded = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))
     for (moments, weights, whole), in_parts in [*((row, False) for row in copied), *((row, True) for row in sharded)]:
