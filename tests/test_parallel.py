@@ -65,7 +65,8 @@ from r1ranker.training.ppo import ppo_step
 
 config = load_config(Path(sys.argv[1]))
 problems = load_splits(config.data)["train"]
-atexit.register(lambda: print("left", not distributed.is_initialized()))
+say = sys.stdout.write  # whole lines at once, for both processes write to one pipe
+atexit.register(lambda: say(f"left {not distributed.is_initialized()}\\n"))
 
 
 def here(tensor):
@@ -81,7 +82,7 @@ for shard in (False, True):
     row = [sum(here(of["exp_avg"]) for of in moments), sum(map(here, weights)), sum(p.numel() for p in weights)]
     kept = learner.crew.gather(row)
     if learner.crew.leads:
-        print(json.dumps(kept))
+        say(json.dumps(kept) + "\\n")
 """
 """Of how many weights each process keeps moments, how many weights of the policy, and how many these are in all; at the
 end, whether it has left its group: a process that ends in it may abort."""
