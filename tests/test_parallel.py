@@ -45,7 +45,6 @@ WARM = {
         **{"steps": 4, "batch": 6, "lr": 1e-3, "log_every": 1, "pointwise": 1.0, "pointing": 1.0},
     },
 }
-BY_TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 SEVERAL = """
 import json, sys
 from r1ranker.cli import app
@@ -93,11 +92,13 @@ def by_one(*command: str) -> None:
     assert result.exit_code == 0, result.output
 
 
-def by_two(*program: str, models: int) -> None:
-    """Run by two processes, which together say once, not each, what they made: so many models."""
-    done = subprocess.run([*BY_TWO, *program], capture_output=True, text=True, check=False)
+def by_two(*program: str, models: int = 0) -> str:
+    """The output of two processes, which together say once, not each, what they made: so many models."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*launcher, *program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert sum(line.startswith("model ") for line in done.stdout.splitlines()) == models, done.stdout
+    return done.stdout
 
 
 def written(out: Path, settings: dict[str, Any]) -> Path:
@@ -181,12 +182,11 @@ def test_each_process_keeps_a_part_of_the_moments_and_where_sharded_of_the_weigh
     script = tmp_path / "kept.py"
     script.write_text(KEPT)
     config = written(tmp_path / "kept", settings_of("all-credited", tiny_dir))
-    done = subprocess.run([*BY_TWO, str(script), str(config)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    copied, sharded = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))
+    said = by_two(str(script), str(config))
+    copied, sharded = (json.loads(line) for line in said.splitlines() if line.startswith("["))
     for (moments, weights, whole), in_parts in [*((row, False) for row in copied), *((row, True) for row in sharded)]:
         assert 0.3 < moments / whole < 0.7
         assert 0.4 < weights / whole < 0.6 if in_parts else weights == whole
     assert sum(moments for moments, _, _ in copied) >= copied[0][2]  # the critic's too
     assert sum(weights for _, weights, _ in sharded) == sharded[0][2]
-    assert done.stdout.count("left True") == 2
+    assert said.count("left True") == 2
