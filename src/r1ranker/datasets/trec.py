@@ -209,7 +209,7 @@ def _collected(
     known: Mapping[str, Document] = {}
     if first is None:
         known = texts(set())
-        first = bm25(asked, _read(known))
+        first = bm25(asked, _read(known), stem=True)
     top = {qid: _best(first.get(qid, {}), top_k + 1 + _excluded(grades[qid])) for qid in asked}
     wanted = {docid for best in top.values() for docid, _ in best}
     if wanted and not known:
@@ -239,12 +239,12 @@ def _best(scores: Mapping[str, float], count: int) -> list[tuple[str, float]]:
     return sorted(scores.items(), key=lambda pair: -pair[1])[:count]
 
 
-def bm25(queries: Mapping[str, str], texts: Mapping[str, str], keep: int = 1000) -> Scored:
+def bm25(queries: Mapping[str, str], texts: Mapping[str, str], keep: int = 1000, *, stem: bool = False) -> Scored:
     """A first stage by bm25s over all `texts`: the best `keep` that share a word with the query."""
     from r1ranker.baselines.bm25 import scorer
 
     docids = list(texts)
-    found = scorer(list(texts.values()), stem=True, k1=K1, b=B)(list(queries.values()))
+    found = scorer(list(texts.values()), stem=stem, k1=K1, b=B)(list(queries.values()))
     scored: dict[str, dict[str, float]] = {}
     for qid, scores in zip(queries, found, strict=True):
         order = np.argsort(-scores, kind="stable")[:keep]
@@ -288,7 +288,7 @@ def _own_first_stage(dataset: Any, queries: Mapping[str, str], texts: Texts) -> 
     if any(len(set(scores.values())) > 1 for scores in given.values()):
         return given
     pool = texts({docid for scores in given.values() for docid in scores})
-    ordered = bm25(queries, _read(pool), keep=len(pool))
+    ordered = bm25(queries, _read(pool), keep=len(pool), stem=True)
     return {qid: {d: s for d, s in ordered[qid].items() if d in scores} for qid, scores in given.items()}
 
 
