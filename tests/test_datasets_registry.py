@@ -20,8 +20,8 @@ def test_every_source_is_described_and_says_where_its_files_come_from() -> None:
 
 
 def test_options_are_those_of_the_loader() -> None:
-    assert set(SOURCES["movielens"].options) == RECOMMENDATION
-    assert set(SOURCES["recbole"].options) == RECOMMENDATION | {"task"}
+    assert set(SOURCES["movielens"].options) == RECOMMENDATION | {"min_rating"}
+    assert set(SOURCES["recbole"].options) == RECOMMENDATION | {"task", "min_rating"}
     assert SOURCES["llmrouter"].options == ("objectives", "max_query_chars")
     assert SOURCES["jsonl"].options == ()
 
@@ -34,7 +34,7 @@ def test_an_unknown_source_gets_the_nearest_name() -> None:
 
 
 def test_an_unknown_option_gets_the_allowed_ones(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no option 'windows'; it has seed, limit, task, history"):
+    with pytest.raises(ConfigError, match="no option 'windows'; it has seed, limit, task, min_rating, history"):
         load("recbole", tmp_path, windows=3)
     with pytest.raises(ConfigError, match="limit 0 must be at least 1"):
         load("recbole", tmp_path, limit=0)

@@ -43,22 +43,23 @@ def load(path: Path, *, seed: int = 0, limit: int | None = None, **options: Unpa
         raise MissingFileError(f"{path}: has no .csv or .csv.gz file")
     times: dict[str, dict[str, float]] = defaultdict(dict)
     titles: dict[str, str] = {}
-    scraped: set[str] = set()
     for where, user, (item, title, time) in (event for file in files for event in _events(file)):
-        if _HTML.search(title) or not title.strip():
-            scraped.add(item)
-            continue
-        set_once(titles, item, " ".join(html.unescape(title).split()), where)
+        if title.strip() and not _HTML.search(title):
+            set_once(titles, item, " ".join(html.unescape(title).split()), where)
         times[user][item] = min(times[user].get(item, time), time)
+    scraped = {item for items in times.values() for item in items if item not in titles}
     if scraped:
         log.warning("%d items whose title is scraped HTML or empty are dropped", len(scraped))
-    histories = {user: sorted(items, key=items.__getitem__) for user, items in times.items()}
+    histories = {
+        user: [item for item in sorted(items, key=items.__getitem__) if item not in scraped]
+        for user, items in times.items()
+    }
     return recommendation_problems(histories, titles, task="rec-music", seed=seed, limit=limit, **options)
 
 
 def _events(file: Path) -> Iterator[tuple[str, str, Event]]:
     """Place, user and event for every item of every row, previous items first."""
-    for number, row in records(file, read_csv(file), (*COLUMNS, *WINDOW_COLUMNS)):
+    for number, row in records(file, read_csv(file), (*WINDOW_COLUMNS, *COLUMNS)):
         where = f"{file}:{number}"
         user = identifier(row, "user_id", where)
         for item, title, time in _previous(row, where):
