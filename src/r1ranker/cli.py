@@ -233,13 +233,13 @@ def data_validate(
 
     Example: `r1ranker data validate problems.jsonl`
     """
-    from r1ranker.datasets.jsonl import NOTE, validate_jsonl
+    from r1ranker.datasets.jsonl import is_note, validate_jsonl
 
     with errors():
         messages = validate_jsonl(path)
     for message in messages:
         console.print(message, highlight=False, soft_wrap=True, markup=False)
-    faults = [message for message in messages if f" {NOTE}" not in message]
+    faults = [message for message in messages if not is_note(message)]
     console.print(f"{len(faults)} faults, {len(messages) - len(faults)} notes")
     write_json(json_, {"faults": faults, "messages": messages})
     if faults:

@@ -15,6 +15,7 @@ identifier never changes while candidates leave the pool, so `[7]` means one thi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
@@ -23,6 +24,8 @@ from r1ranker.errors import DataError
 
 Scenario = Literal["recommendation", "routing", "passage"]
 SCENARIOS: tuple[Scenario, ...] = get_args(Scenario)
+LARGEST_GAIN = 1_000_000
+"""trec_eval counts documents grade by grade, in time and memory that grow with the largest one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,12 @@ class Problem:
             raise DataError(f"{where}: docid {twice[0]!r} occurs more than once in the pool")
         if any(gain < 0 for gain in self.gains.values()):
             raise DataError(f"{where}: gains must be >= 0")
+        if any(gain > LARGEST_GAIN for gain in self.gains.values()):
+            raise DataError(f"{where}: gains must be <= {LARGEST_GAIN}; write grades, such as 0 to 3")
+        if self.relevant_at < 1:
+            raise DataError(f"{where}: relevant_at must be >= 1; at 0 every candidate would count as relevant")
+        if not all(map(math.isfinite, self.prior.values())):
+            raise DataError(f"{where}: scores of the prior must be finite numbers")
         if not self.group:
             object.__setattr__(self, "group", self.qid)
 
@@ -104,6 +113,19 @@ class Problem:
     def trainable(self) -> bool:
         """Whether a ranking of it can be rewarded: there are two candidates and a relevant one."""
         return len(self.candidates) > 1 and any(map(self.is_relevant, self.identifiers))
+
+
+def name_fault(problem: Problem) -> str:
+    """Why a run file cannot hold the problem's names, or "": its fields are split at whitespace, in UTF-8."""
+    for name in (problem.qid, *(candidate.docid for candidate in problem.candidates)):
+        if name.split() != [name]:
+            rule = "is empty or has whitespace, which a run file cannot hold; rename it"
+        elif any("\ud800" <= character <= "\udfff" for character in name):
+            rule = "holds half a character, which a run file cannot hold; rename it"
+        else:
+            continue
+        return f"qid or docid {name!r} of query {problem.qid!r} {rule}"
+    return ""
 
 
 def part_of(problem: Problem, pool: Sequence[int]) -> Problem:

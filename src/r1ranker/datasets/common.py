@@ -137,9 +137,16 @@ def cut_pool(texts: Sequence[str], max_chars: int) -> list[str]:
 
 def need(path: Path) -> Path:
     """`path` itself when it is a file, else `MissingFileError`."""
-    if not path.is_file():
+    if not path.expanduser().is_file():
         raise MissingFileError(f"{path}: no such file")
     return path
+
+
+def one_of(files: Sequence[Path]) -> Path:
+    """The only one of files that could be meant."""
+    if len(files) > 1:
+        raise DataError(f"{files[0].parent}: {', '.join(file.name for file in files)} hold the same; keep one of them")
+    return files[0]
 
 
 def read_rows(path: Path, separator: str, columns: int, encoding: str = "utf-8-sig") -> Iterator[tuple[int, list[str]]]:

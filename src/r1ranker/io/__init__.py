@@ -1,1 +1,1 @@
-"""How files are read. In: paths. Out: lines, rows and documents that are whole, or a `DataError` with file and line."""
+"""Files: how they are opened, locked and told apart. Imports nothing of the package but its core."""

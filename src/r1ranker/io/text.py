@@ -90,6 +90,12 @@ def read_csv(path: Path, separator: str = ",", encoding: str = "utf-8") -> Itera
         raise DataError(f"{path}: is empty; write it again, or remove it if nothing belongs there")
 
 
+def fields(line: str, counts: tuple[int, ...]) -> list[str]:
+    """The fields of a line: split at tabs where that gives one of `counts`, since a field may hold spaces; else at both."""
+    parts = line.split("\t")
+    return [part.strip() for part in parts] if len(parts) in counts else line.split()
+
+
 def list_files(folder: Path, *patterns: str) -> list[Path]:
     """The folder's own files by name, hidden and backup ones left out; `*.csv` stands for `*.csv.gz` too."""
     folder = folder.expanduser()
