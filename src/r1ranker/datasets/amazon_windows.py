@@ -23,6 +23,7 @@ from r1ranker.datasets.common import MissingFileError, Source
 from r1ranker.datasets.recommendation import RecommendationOptions, recommendation_problems
 from r1ranker.datasets.tables import files_of, identifier, records, set_once
 from r1ranker.errors import DataError
+from r1ranker.io.documents import identifier_of, text_of
 from r1ranker.io.text import finite, read_csv
 from r1ranker.problem import Splits
 
@@ -62,34 +63,24 @@ def _events(file: Path) -> Iterator[tuple[str, str, Event]]:
     for number, row in records(file, read_csv(file), (*WINDOW_COLUMNS, *COLUMNS)):
         where = f"{file}:{number}"
         user = identifier(row, "user_id", where)
-        for item, title, time in _previous(row, where):
-            yield where, user, (item, title, finite(time, f"{where}: history_timestamp"))
+        for event in _previous(row, where):
+            yield where, user, event
         time = finite(row["timestamp"], f"{where}: timestamp")
         yield where, user, (identifier(row, "item_id", where), row["item_title"], time)
 
 
-def _previous(row: dict[str, str], where: str) -> list[tuple[str, str, object]]:
-    """Item, title and time of the row's previous items, which stand as three Python lists of one length."""
+def _previous(row: dict[str, str], where: str) -> Iterator[Event]:
+    """The row's previous items, which stand as three Python lists of one length."""
     try:
         windows = [ast.literal_eval(row[column]) for column in WINDOW_COLUMNS]
         if not all(isinstance(window, list) for window in windows):
             raise ValueError("not three lists")
-        return [(_item(item), _title(title), time) for item, title, time in zip(*windows, strict=True)]
+        previous = list(zip(*windows, strict=True))
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise DataError(f"{where}: not a window of items: {error}") from error
-
-
-def _item(value: object) -> str:
-    name = str(value).strip()
-    if not isinstance(value, str | int) or isinstance(value, bool) or not name:
-        raise ValueError(f"{value!r} is no item")
-    return name
-
-
-def _title(value: object) -> str:
-    if not isinstance(value, str | None):
-        raise ValueError(f"{value!r} is no title")
-    return value or ""
+    at_item, at_title, at_time = (f"{where}: {column}" for column in WINDOW_COLUMNS)
+    for item, title, time in previous:
+        yield identifier_of(item, at_item), text_of(title, at_title), finite(time, at_time)
 
 
 SOURCE = Source(
