@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1ranker.datasets import amazon_windows, lastfm, movielens, recbole, recommendation
+from r1ranker.datasets import amazon_windows, lastfm, movielens, recbole
 from r1ranker.datasets.common import check_disjoint, rng_for, split_groups
 from r1ranker.datasets.recommendation import NegativeSampler, recommendation_problems
 from r1ranker.errors import ConfigError, DataError
@@ -105,13 +105,6 @@ def test_the_prior_counts_other_training_users_only() -> None:
     assert first["train"] == second["train"]
     assert first["dev"] == second["dev"]
     assert first["test"] != second["test"]
-
-
-def test_without_training_users_nothing_is_a_prior(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recommendation, "split_groups", lambda groups, seed: dict.fromkeys(groups, "test"))
-    problems = all_of(recommendation_problems(histories(), TITLES, task="t"))
-    assert problems
-    assert not any(problem.prior for problem in problems)
 
 
 def test_popularity_negatives_are_more_popular_than_uniform_ones() -> None:

@@ -189,7 +189,7 @@ def test_movielens_faults_name_file_and_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"movies\.csv:42: '0000003' stands twice: 'Another film"):
         movielens.load(tmp_path)
     movies.write_text("movieId,title,genres\n")
-    with pytest.raises(DataError, match="none of the 40 items.* has a title"):
+    with pytest.raises(DataError, match=r"none of the 40 items.* has a title"):
         movielens.load(tmp_path)
     ratings.write_text("")
     with pytest.raises(DataError, match=r"ratings\.csv: is empty"):

@@ -12,10 +12,10 @@ import inspect
 import random
 import typing
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.problem import Problem, Splits
@@ -45,16 +45,22 @@ class Source:
     needs_path: bool = True
 
     @property
-    def options(self) -> tuple[str, ...]:
-        """Names of the keyword options of `load`, without seed and limit."""
-        names: list[str] = []
+    def kinds(self) -> Mapping[str, Any]:
+        """Types of the keyword options of `load`, without seed and limit."""
+        hints = typing.get_type_hints(self.load)
+        kinds: dict[str, Any] = {}
         for parameter in inspect.signature(self.load).parameters.values():
             if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-                (options,) = typing.get_args(typing.get_type_hints(self.load)[parameter.name])
-                names += options.__annotations__
+                (shared,) = typing.get_args(hints[parameter.name])
+                kinds |= typing.get_type_hints(shared)
             elif parameter.name not in ("path", "seed", "limit"):
-                names.append(parameter.name)
-        return tuple(names)
+                kinds[parameter.name] = hints[parameter.name]
+        return kinds
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Names of the keyword options of `load`, without seed and limit."""
+        return tuple(self.kinds)
 
 
 def rng_for(*parts: object) -> random.Random:

@@ -30,6 +30,7 @@ from r1ranker.problem import Candidate, Problem, Splits
 
 log = logging.getLogger(__name__)
 
+TASK = "route"
 BEST_GAIN = 10
 TIE = 1e-9
 DESCRIPTION_CHARS = 200
@@ -72,7 +73,7 @@ def load(
     limit: int | None = None,
     objectives: Sequence[str] = tuple(OBJECTIVES),
     max_query_chars: int = 1000,
-    task: str = "route",
+    task: str = TASK,
 ) -> Splits:
     """Problems of the chosen `objectives`; a question stands in the same split for all of them.
 
@@ -81,6 +82,8 @@ def load(
     unknown = [name for name in objectives if name not in OBJECTIVES]
     if unknown:
         raise ConfigError(f"objectives: {unknown[0]!r} is not one of {', '.join(OBJECTIVES)}")
+    if max_query_chars < 1:
+        raise ConfigError(f"max_query_chars {max_query_chars} must be at least 1")
     llms, asked = read_outcomes(path)
     questions = _questions(asked, max_query_chars)
     candidates = {name: Candidate(name, _describe(name, llm)) for name, llm in llms.items()}
@@ -98,7 +101,7 @@ def load(
     return limit_per_task(splits, limit, seed)
 
 
-def outcomes(path: Path, qids: Iterable[str], task: str = "route") -> dict[str, dict[str, tuple[float, float]]]:
+def outcomes(path: Path, qids: Iterable[str], task: str = TASK) -> dict[str, dict[str, tuple[float, float]]]:
     """Score, and cost in [0, 1], of each LLM on the question of each qid: what gains and the prior are made of.
 
     Qids of other sources, and of other values of the option `task`, are passed over.
@@ -115,7 +118,7 @@ def outcomes(path: Path, qids: Iterable[str], task: str = "route") -> dict[str, 
 
 def _owner(task: str) -> str:
     """What qids and groups begin with, where two folders could give the same ones."""
-    return "" if task == "route" else f"{task}:"
+    return "" if task == TASK else f"{task}:"
 
 
 def _questions(asked: Iterable[Asked], max_chars: int) -> list[Question]:

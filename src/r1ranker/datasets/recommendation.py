@@ -140,9 +140,7 @@ class _Windows:
             history=tuple(self.titles[item] for item in items[max(0, target - self.history) : target]),
             candidates=tuple(self.candidates[item] for item in pool),
             gains={items[target]: 1},
-            prior={item: float(self.popularity.get(item, 0) - own.get(item, 0)) for item in pool}
-            if self.popularity
-            else {},
+            prior={item: float(self.popularity.get(item, 0) - own.get(item, 0)) for item in pool},
             group=f"u{user}",
         )
 
@@ -187,8 +185,7 @@ def recommendation_problems(
 
     A dev or test user gives one problem: the last item is the positive. A training user gives up to
     `windows_per_user`, whose targets are the last item and earlier ones. `texts` are what candidates show
-    where it is more than the title. `prior` counts interactions of training users only, and never a user's own; where
-    no user is left to train on, there is none.
+    where it is more than the title. `prior` counts interactions of training users only, and never a user's own.
     """
     if min(history, windows_per_user, pool_size - 1, min_items - 1) < 1:
         raise ConfigError("history and windows_per_user must be >= 1, pool_size and min_items >= 2")
