@@ -263,7 +263,10 @@ def data_convert(
         splits = _load(config, settings)
         out.mkdir(parents=True, exist_ok=True)
         for split, problems in splits.items():
-            write_jsonl(problems, out / f"{split}.jsonl")
+            if problems:
+                write_jsonl(problems, out / f"{split}.jsonl")
+            else:  # an empty file is a fault, and one from before would be another conversion's
+                (out / f"{split}.jsonl").unlink(missing_ok=True)
     counts = {split: len(problems) for split, problems in splits.items()}
     console.print(f"wrote {out}: {counts}")
     write_json(json_, counts)
@@ -286,6 +289,7 @@ def data_stats(
     with errors():
         rows = stats(_load(config, settings))
     table = Table(*rows[0])
+    table.columns[0].overflow = "fold"  # long names of tasks are told apart by their ends
     for row in rows:
         table.add_row(*(f"{value:.1f}" if isinstance(value, float) else str(value) for value in row.values()))
     console.print(table)

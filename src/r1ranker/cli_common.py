@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,12 +28,23 @@ Against = Annotated[str, typer.Option(help="System the others are tested against
 
 @contextmanager
 def errors() -> Iterator[None]:
-    """Errors meant for users become one message and exit code 1."""
+    """Errors meant for users become one message and exit code 1; what the package tells on its way is a line."""
+    told = logging.getLogger("r1ranker")
+    if not told.handlers:
+        told.addHandler(_Told())
+        told.setLevel(logging.INFO)
     try:
         yield
     except R1RankerError as error:
         complain("error", str(error))
         raise typer.Exit(1) from error
+
+
+class _Told(logging.Handler):
+    """What the package logs, such as which first stage it reads, as a line on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        complain("warning" if record.levelno >= logging.WARNING else "note", record.getMessage())
 
 
 def complain(what: str, message: str) -> None:
@@ -43,4 +55,4 @@ def complain(what: str, message: str) -> None:
 def write_json(path: Path | None, result: Any) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=2, default=str) + "\n")
+        path.write_text(json.dumps(result, indent=2, default=str) + "\n", encoding="utf-8")

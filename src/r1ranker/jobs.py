@@ -195,7 +195,7 @@ def _check(problems: Path) -> int:
 
 
 def _header(problems: Path, spec: RankerSpec, traced: bool) -> dict[str, Any]:
-    with problems.open("rb") as content:
+    with problems.expanduser().open("rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
     settings = {key: value for key, value in dataclasses.asdict(spec).items() if key not in WHERE}
     return {"spec": settings, "problems": digest, "trace": traced}

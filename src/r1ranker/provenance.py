@@ -36,8 +36,8 @@ def provenance() -> dict[str, Any]:
 def write_provenance(out: Path, config: dict[str, Any]) -> None:
     """`config.yaml` (resolved) and `provenance.json` in a run directory."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    (out / "provenance.json").write_text(json.dumps(provenance(), indent=2) + "\n")
+    (out / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    (out / "provenance.json").write_text(json.dumps(provenance(), indent=2) + "\n", encoding="utf-8")
 
 
 def _version(package: str) -> str | None:

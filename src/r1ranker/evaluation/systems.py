@@ -9,7 +9,6 @@ Next in the data flow: `results` and `report`.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from r1ranker.evaluation.results import (
     write_results,
 )
 from r1ranker.evaluation.runs import write_run
+from r1ranker.io.documents import read_json
 from r1ranker.problem import Problem, Ranking
 from r1ranker.prompts import Design
 from r1ranker.provenance import provenance
@@ -181,5 +181,5 @@ def read_per_query(out: Path) -> dict[str, TaskValues]:
     path = out / "per_query.json"
     if not path.is_file():
         raise ConfigError(f"{out} holds no per_query.json; give the --out folder of a finished `r1ranker evaluate`")
-    values: dict[str, TaskValues] = json.loads(path.read_text())
+    values: dict[str, TaskValues] = read_json(path)
     return values

@@ -1,6 +1,6 @@
 """Relevance judgements. In: a qrels file, `qid 0 docid grade` (TREC) or `query-id corpus-id score` (BEIR). Out: grades.
 
-    read_qrels(Path("qrels.dl19-passage.txt"))["264014"]["5611210"]  # 2
+read_qrels(Path("qrels.dl19-passage.txt"))["264014"]["5611210"]  # 2
 """
 
 from __future__ import annotations

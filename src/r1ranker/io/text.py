@@ -91,7 +91,7 @@ def read_csv(path: Path, separator: str = ",", encoding: str = "utf-8") -> Itera
 
 
 def fields(line: str, counts: tuple[int, ...]) -> list[str]:
-    """The fields of a line: split at tabs where that gives one of `counts`, since a field may hold spaces; else at both."""
+    """The fields of a line: split at tabs where these give one of `counts`, since a field may hold spaces."""
     parts = line.split("\t")
     return [part.strip() for part in parts] if len(parts) in counts else line.split()
 

@@ -83,7 +83,7 @@ def run(names: Sequence[str], scale: str, config: RunConfig, out: Path, limit: i
     if config.warmstart.scratch:
         config = config.model_copy(update={"model": str(base.warmstarted())})
     out.mkdir(parents=True, exist_ok=True)
-    (out / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    (out / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
     failed: dict[str, str] = {}
     for name in names:
         console.print(f"{name} ({scale})")

@@ -17,16 +17,23 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from r1ranker.errors import ConfigError
+from r1ranker.errors import ConfigError, DataError
+from r1ranker.io.documents import parse_yaml
+from r1ranker.io.text import read_text
 from r1ranker.problem import SCENARIOS, Problem, Scenario
 from r1ranker.prompts import Design, Layout
 
+_LIST = "must be a list: [a, b], or a line that begins with - for each entry"
+_KEYS = "must hold keys and values: {key: value}, or a line key: value for each"
+FORMS = dict.fromkeys(("tuple_type", "list_type"), _LIST)
+FORMS |= dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), _KEYS)
+"""What pydantic calls by Python's names, in those of YAML."""
+
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataConfig(_Strict):
@@ -170,10 +177,10 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     raw: dict[str, Any] = {}
     if path is not None:
         try:
-            raw = yaml.safe_load(path.read_text()) or {}
-        except OSError as error:
-            raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
-        except yaml.YAMLError as error:
+            raw = parse_yaml(read_text(path)) or {}
+        except DataError as error:
+            raise ConfigError(str(error).replace("cannot read", "cannot read the config", 1)) from error
+        except ValueError as error:
             raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} must hold keys and values, not a {type(raw).__name__}")
@@ -201,8 +208,8 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         node = _child(node, part, [] if following.isdigit() else {}, key)
     _child(node, last, None, key)
     try:
-        node[int(last) if isinstance(node, list) else last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+        node[int(last) if isinstance(node, list) else last] = parse_yaml(value)
+    except ValueError as error:
         raise ConfigError(f"{override!r}: {value!r} is not a YAML value: {error}") from error
 
 
@@ -223,7 +230,7 @@ def _explain(error: Any) -> str:
     path = [str(part) for part in error["loc"]]
     key = ".".join(path)
     if error["type"] != "extra_forbidden":
-        return f"{key}: {error['msg']}"
+        return f"{key}: {FORMS.get(error['type'], error['msg'])}"
     known = sorted(_known_keys(RunConfig))
     by_last = {k.rsplit(".", 1)[-1]: k for k in known}
     near = difflib.get_close_matches(key, known, n=1) or [

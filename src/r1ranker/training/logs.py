@@ -25,14 +25,14 @@ class RunLog:
         out.mkdir(parents=True, exist_ok=True)
         self._path = out / LOG_NAME
         kept = [row for row in read_log(out) if row["step"] < first_step]
-        self._path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        self._path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         self._board = SummaryWriter(str(out / "tensorboard"), purge_step=first_step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Log named values under a step."""
         if not self._writes:
             return
-        with self._path.open("a") as lines:
+        with self._path.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
@@ -48,4 +48,6 @@ class RunLog:
 def read_log(out: Path) -> list[dict[str, float]]:
     """The logged lines of a run directory; empty when there is no log."""
     path = out / LOG_NAME
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    # What stands behind the last line end was being written when the run was killed.
+    whole = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+    return [json.loads(line) for line in whole]
