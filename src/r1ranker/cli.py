@@ -282,13 +282,13 @@ def data_stats(
 
     Example: `r1ranker data stats -s data.0.source=lastfm -s data.0.path=hetrec-lastfm`
     """
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from r1ranker.data import stats
 
     with errors():
         rows = stats(_load(config, settings))
-    table = Table(*rows[0])
+    table = Table(*(Column(name, overflow="fold") for name in rows[0]))  # a cut name names no task
     table.columns[0].overflow = "fold"  # long names of tasks are told apart by their ends
     for row in rows:
         table.add_row(*(f"{value:.1f}" if isinstance(value, float) else str(value) for value in row.values()))

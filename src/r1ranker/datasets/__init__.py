@@ -14,6 +14,8 @@ import difflib
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from r1ranker.datasets import (
     amazon_windows,
     jsonl,
@@ -27,7 +29,7 @@ from r1ranker.datasets import (
 )
 from r1ranker.datasets.common import SPLIT_NAMES, MissingFileError, Source, check_disjoint
 from r1ranker.errors import ConfigError, DataError
-from r1ranker.problem import Splits
+from r1ranker.problem import Splits, name_fault
 
 __all__ = ["SOURCES", "SPLIT_NAMES", "Source", "load"]
 
@@ -70,16 +72,28 @@ def load(
         raise ConfigError(f"source {name!r} has no option {unknown[0]!r}; it has {allowed}")
     if limit is not None and limit < 1:
         raise ConfigError(f"limit {limit} must be at least 1; leave it out to keep all problems")
-    where = None if path is None else Path(path)
+    where = None if path is None else Path(path).expanduser()
     if source.needs_path and (where is None or not where.exists()):
         found = "needs a path" if where is None else f"{where} does not exist"
         raise DataError(f"source {name!r}: {found}; {_remedy(source)}")
+    checked = {option: _checked(name, option, value) for option, value in options.items()}
     try:
-        splits = source.load(where, seed=seed, limit=limit, **options)
+        splits = source.load(where, seed=seed, limit=limit, **checked)
     except MissingFileError as error:
         raise DataError(f"source {name!r}: {error}; {_remedy(source)}") from error
     check_disjoint(splits)
+    for problems in splits.values():
+        if fault := next(filter(None, map(name_fault, problems)), ""):
+            raise DataError(f"source {name!r}: {fault}")
     return splits
+
+
+def _checked(name: str, option: str, value: Any) -> Any:
+    """The option's value in the type that the loader declares."""
+    try:
+        return TypeAdapter(_find(name).kinds[option]).validate_python(value)
+    except ValidationError as error:
+        raise ConfigError(f"source {name!r}, option {option}={value!r}: {error.errors()[0]['msg']}") from error
 
 
 def _find(name: str) -> Source:
