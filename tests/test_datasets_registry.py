@@ -56,17 +56,6 @@ def test_an_option_of_another_type_is_refused(tmp_path: Path, name: str, options
         load(name, tmp_path, **options)
 
 
-def test_names_that_a_run_file_cannot_hold_are_refused_when_they_are_loaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def spaced(path: Path, *, seed: int = 0, limit: int | None = None) -> Splits:
-        return {"train": [Problem("a q", "t", "passage", (Candidate("a", "x"),), query="q")], "dev": [], "test": []}
-
-    monkeypatch.setitem(SOURCES, "spaced", Source(spaced, "d", "l", "l", "c"))
-    with pytest.raises(DataError, match=r"source 'spaced': qid or docid 'a q' .* has whitespace"):
-        load("spaced", tmp_path)
-
-
 @pytest.mark.parametrize("name", [name for name, source in SOURCES.items() if source.needs_path])
 def test_missing_files_are_told_with_the_layout_and_where_to_get_them(tmp_path: Path, name: str) -> None:
     for path, found in (

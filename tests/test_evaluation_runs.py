@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from r1ranker.errors import DataError
 from r1ranker.evaluation.runs import is_own, looks_like_run, read_run, write_run
-from r1ranker.problem import Ranking
+from r1ranker.evaluation.systems import evaluate_systems
+from r1ranker.problem import Candidate, Problem, Ranking
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lambda text: text.split() == [text])
 SCORES = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, unique=True)
@@ -105,3 +106,13 @@ def test_bad_lines_are_named_by_number(tmp_path: Path, line: str, message: str) 
     (tmp_path / "run").write_text(f"q Q0 first 1 1 t\n{line}\n")
     with pytest.raises(DataError, match=message):
         read_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize(("qid", "docid"), [("a q", "d"), ("q", "GPT 4"), ("q", "\ud83d")])
+def test_names_that_a_run_file_cannot_hold_are_refused_before_anything_is_ranked(
+    tmp_path: Path, qid: str, docid: str
+) -> None:
+    problem = Problem(qid, "t", "passage", (Candidate(docid, "x"), Candidate("other", "y")), query="q")
+    with pytest.raises(DataError, match=r"cannot hold; rename it"):
+        evaluate_systems(["random"], [problem], out=tmp_path / "ev", baseline="random")
+    assert not (tmp_path / "ev").exists()

@@ -29,7 +29,7 @@ from r1ranker.datasets import (
 )
 from r1ranker.datasets.common import SPLIT_NAMES, MissingFileError, Source, check_disjoint
 from r1ranker.errors import ConfigError, DataError
-from r1ranker.problem import Splits, name_fault
+from r1ranker.problem import Splits
 
 __all__ = ["SOURCES", "SPLIT_NAMES", "Source", "load"]
 
@@ -82,9 +82,6 @@ def load(
     except MissingFileError as error:
         raise DataError(f"source {name!r}: {error}; {_remedy(source)}") from error
     check_disjoint(splits)
-    for problems in splits.values():
-        if fault := next(filter(None, map(name_fault, problems)), ""):
-            raise DataError(f"source {name!r}: {fault}")
     return splits
 
 

@@ -166,6 +166,8 @@ def read_csv(path: Path) -> list[Row]:
     """The rows of a `results.csv`."""
     try:
         (_, header), *rows = read_table(path)
+        if not rows or sorted(header) != sorted(field.name for field in fields(Row)):
+            raise ValueError("a header that names the columns, and at least one row, are needed")
         return TypeAdapter(list[Row]).validate_python([dict(zip(header, row, strict=True)) for _, row in rows])
     except ValueError as error:
         raise DataError(f"{path}: not a table of results rows ({error}); write it with `write_csv`") from error

@@ -30,7 +30,7 @@ from r1ranker.evaluation.results import (
     write_csv,
     write_results,
 )
-from r1ranker.evaluation.runs import write_run
+from r1ranker.evaluation.runs import check_names, write_run
 from r1ranker.io.documents import read_json
 from r1ranker.problem import Problem, Ranking
 from r1ranker.prompts import Design
@@ -128,6 +128,7 @@ def evaluate_systems(
     `given` holds rankings that exist already (run files), by name. `baseline` names the system that all
     others are tested against.
     """
+    check_names(problems)
     rankings = dict(given or {}) | rank_all(systems, problems, workers=workers)
     values: dict[str, TaskValues] = {name: score(of_system, problems) for name, of_system in rankings.items()}
     rows = [row for name, of_system in values.items() for row in rows_of(name, split, of_system)]
