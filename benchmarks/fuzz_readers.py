@@ -60,7 +60,7 @@ class Reader:
 
 @dataclass
 class Outcome:
-    """What became of the inputs of one reader. told: read in part, with a word of it. first: an example of each fault."""
+    """What became of the inputs of one reader. told: read in part, with a word of it. first: an example each."""
 
     counts: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)

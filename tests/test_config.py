@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,6 +95,15 @@ def test_a_refusal_names_the_key_and_the_remedy(override: str, message: str) -> 
     ("text", "message"),
     [
         ("ppo: {steps: [\n", r"run.yaml is not YAML"),
+        (
+            "seed: 1\nppo:\n  steps: 2\n  steps: 3\n",
+            r"run.yaml is not YAML: line 4: key 'steps' already stands on line 3",
+        ),
+        ("data: {source: mini}\n", r"run.yaml: data: must be a list: \[a, b\]"),
+        ("ppo: [1]\n", r"run.yaml: ppo: must hold keys and values"),
+        ("ppo: {kl: .nan}\n", r"run.yaml: ppo.kl: Input should be a finite number"),
+        ("ppo: {actor_lr: .inf}\n", r"run.yaml: ppo.actor_lr: Input should be a finite number"),
+        ("seed: 2001-99-99\n", r"run.yaml is not YAML: month"),
         ("- a\n- b\n", r"run.yaml must hold keys and values, not a list"),
         ("ppo: {step: 3}\nsed: 1\n", r"(?s)run.yaml: unknown key 'ppo.step'.*run.yaml: unknown key 'sed'"),
     ],
@@ -100,6 +112,19 @@ def test_faults_of_a_file_name_the_file(tmp_path: Path, text: str, message: str)
     file = tmp_path / "run.yaml"
     file.write_text(text)
     with pytest.raises(ConfigError, match=message):
+        load_config(file)
+
+
+def test_a_config_is_utf8_in_any_locale_and_faults_of_its_bytes_name_the_line(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_bytes("\ufeffmodel: modèle\r\n".encode())
+    script = "import pathlib, sys; from r1ranker.training.config import load_config\n"
+    script += "print(ascii(load_config(pathlib.Path(sys.argv[1])).model))"
+    ascii_only = {**os.environ, "LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, "-c", script, file], capture_output=True, text=True, env=ascii_only)
+    assert done.stdout == "'mod\\xe8le'\n", done.stderr
+    file.write_bytes(b"seed: 1\nmodel: mod\xe8le\n")
+    with pytest.raises(ConfigError, match=r"run\.yaml:2: not UTF-8"):
         load_config(file)
 
 
