@@ -5,8 +5,8 @@
 Each input is the files of one source, small and valid, with one to three changes of bytes in one of them. A reader must
 say in an error of this package what is wrong, or read what is there. Counted are tracebacks (any other exception) and
 losses: fewer problems than the valid files give, without a word of it. A change of an identifier or a number may make
-another valid file; so for sources whose records stand alone a loss is only what is neither logged nor a file with
-fewer lines, and for histories of users, where one line changes who has enough items, losses are not counted.
+another valid file; so for sources whose records stand alone a loss is only what is neither logged nor a file that
+lost lines, and for histories of users, where one line changes who has enough items, losses are not counted.
 """
 
 from __future__ import annotations
@@ -205,13 +205,10 @@ def tried(reader: Reader, valid: int, name: str, content: bytes, folder: Path) -
         return "read", ""
     if words.getvalue():
         return "told", ""
-    if not _lines_of(content) - _lines_of(reader.files[name]):
+    before, after = ([line for line in text.split(b"\n") if line.strip()] for text in (reader.files[name], content))
+    if len(after) < len(before) and len(reader.files[name]) - len(content) >= min(map(len, before)):
         return "read", ""  # whole lines are gone, which no reader can know
     return "lost", f"{found} of {valid}"
-
-
-def _lines_of(content: bytes) -> Counter[bytes]:
-    return Counter(stripped for line in content.split(b"\n") if (stripped := line.strip()))
 
 
 @contextmanager

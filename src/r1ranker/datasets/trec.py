@@ -158,12 +158,11 @@ def _from_folder(path: Path | None, top_k: int, named: _Named) -> list[tuple[Jud
 
 
 def _from_requests(files: Mapping[Path, Sequence[Request]], qrels: Sequence[Judged]) -> list[Request]:
-    grades = _all_grades(qrels)
-    return [
-        replace(r, hits=tuple(hit for hit in r.hits if _may_stand(hit, r, grades[r.qid])))
-        for r in by_query(files)
-        if r.qid in grades
-    ]
+    grades, requests = _all_grades(qrels), by_query(files)
+    judged = [r for r in requests if r.qid in grades]
+    if len(judged) < len(requests):
+        log.info("%d of %d queries with a first stage are not judged", len(requests) - len(judged), len(requests))
+    return [replace(r, hits=tuple(hit for hit in r.hits if _may_stand(hit, r, grades[r.qid]))) for r in judged]
 
 
 def _from_corpus(path: Path, files: Collection, qrels: Sequence[Judged], top_k: int) -> list[Request]:
