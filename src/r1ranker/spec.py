@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from r1ranker.backends.base import AsyncBackend, Backend
 from r1ranker.errors import ConfigError
 from r1ranker.plans import Budget
-from r1ranker.prompts import Design, Layout
+from r1ranker.prompts import Design, Layout, Readout, Wanted
 from r1ranker.rankers import Advised, DRanker, Hybrid, IRanker, Ranker, Shuffled, Tournament, Windows
 
 Engine = Literal["transformers", "vllm"]
@@ -31,6 +31,7 @@ class RankerSpec:
     """All that makes a ranker. Zero or None turns a setting off.
 
     model: hub name, directory or `nano`; with `base_urls` the name the endpoint knows it by.
+    layout, readout, ask: see `IRanker`; None is what the model was trained in, else relist, judge and worst.
     top_k, drop, max_calls, max_tokens, max_seconds: see `IRanker`; the last three are its budget per query.
     head: the direct design ranks first, and the iterative one the best `head` of that again.
     window, stride: slide over lists longer than the context. tournament: group size, instead of windows.
@@ -45,7 +46,9 @@ class RankerSpec:
     design: Design = "iranker"
     model: str = "nano"
     think: bool = False
-    layout: Layout = "relist"
+    layout: Layout | None = None
+    readout: Readout | None = None
+    ask: Wanted | None = None
     top_k: int = 1
     drop: int = 1
     max_calls: int | None = None
@@ -123,14 +126,34 @@ class RankerSpec:
         return Advised(ranker, advisor(read_thoughts(Path(str(self.thoughts))), self.recall))
 
     def _direct(self, backend: Backend | AsyncBackend) -> DRanker:
-        return DRanker(backend, think=self.think, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size)
+        layout, readout, _ = self._way(backend)
+        return DRanker(
+            backend,
+            think=self.think,
+            layout="blocks" if layout == "blocks" else "relist",
+            readout=readout,
+            max_new_tokens=self.max_new_tokens,
+            batch_size=self.batch_size,
+        )
+
+    def _way(self, backend: Backend | AsyncBackend) -> tuple[Layout, Readout, Wanted]:
+        """Layout, read-out and what is asked: as set, else as the model was trained."""
+        way = getattr(backend, "trained_in", {})
+        return (
+            self.layout or way.get("layout", "relist"),
+            self.readout or way.get("readout", "judge"),
+            self.ask or way.get("ask", "worst"),
+        )
 
     def _iterative(self, backend: Backend | AsyncBackend) -> IRanker:
+        layout, readout, ask = self._way(backend)
         limits = (self.max_calls, self.max_tokens, self.max_seconds)
         return IRanker(
             backend,
             think=self.think,
-            layout=self.layout,
+            layout=layout,
+            readout=readout,
+            ask=ask,
             top_k=self.top_k,
             drop=self.drop,
             budget=Budget(*limits) if any(limit is not None for limit in limits) else None,

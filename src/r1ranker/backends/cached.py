@@ -56,7 +56,7 @@ class Replies:
         """What decides the reply, as a hash."""
         prompt = ask.prompt
         how = ask.max_new_tokens if ask.pool is None else list(ask.pool)
-        parts = [self._model, prompt.text, prompt.transcript, prompt.prefill, how]
+        parts = [self._model, prompt.text, prompt.transcript, prompt.prefill, how, prompt.blocks, prompt.labels]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def read(self, keys: Sequence[str]) -> dict[str, Completion | Choice]:
@@ -81,6 +81,7 @@ class CachedModel:
 
     def __init__(self, inner: Backend, replies: Replies) -> None:
         self.name = inner.name
+        self.masks_blocks = getattr(inner, "masks_blocks", False)
         self._inner = inner
         self._replies = replies
 

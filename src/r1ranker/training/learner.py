@@ -11,7 +11,7 @@ import torch
 
 from r1ranker.backends.loading import load, pick_device, pick_dtype
 from r1ranker.backends.transformers_ import TransformersBackend
-from r1ranker.training.batch import Batch, Scores, score
+from r1ranker.training.batch import Batch, PoolBatch, Scores, score
 from r1ranker.training.config import PPOConfig, RunConfig
 from r1ranker.training.critic import Critic
 from r1ranker.training.memory import add_lora, passes_in, without_lora
@@ -52,11 +52,11 @@ class Learner:
         """In here forward passes are computed in `dtype`."""
         return passes_in(self.dtype, self.policy.device)
 
-    def reference_scores(self, batch: Batch) -> Scores:
+    def reference_scores(self, batch: Batch | PoolBatch) -> Scores:
         """How the model that training began from sees a batch."""
         if self.reference is not None:
             return score(self.reference, batch)
-        with without_lora(self.policy):
+        with without_lora(self.policy):  # which is the policy itself where nothing is asked of a reference
             return score(self.policy, batch)
 
 
@@ -66,11 +66,11 @@ def new_learner(config: RunConfig) -> Learner:
     dtype = pick_dtype(config.dtype, pick_device(config.device))
     network, tokenizer = load(config.model, config.device, "float32", config.threads)
     torch.manual_seed(config.seed)
-    critic = Critic(network, config.ppo.critic) if config.ppo.estimator == "gae" else None
+    critic = Critic(network, config.ppo.critic) if needs_critic(config) else None
     reference = None
     if config.ppo.lora:
         add_lora(network, config.ppo.lora)
-    else:
+    elif config.ppo.kl:
         reference = copy.deepcopy(network).requires_grad_(False).to(dtype)
     sharded = config.ppo.shard and crew.size > 1
     for each in passing(network, reference, critic) if sharded else ():
@@ -82,6 +82,12 @@ def new_learner(config: RunConfig) -> Learner:
     optimizer = new_optimizer(groups, crew, sharded)
     backend = TransformersBackend(network, tokenizer, name=config.model)
     return Learner(backend, reference, critic, optimizer, dtype, crew=crew, sharded=sharded)
+
+
+def needs_critic(config: RunConfig) -> bool:
+    """Whether any sampled answer is credited by GAE. In layout `blocks` every step's answers may be credited whole."""
+    whole = config.layout == "blocks" and config.ppo.answer == "expected"
+    return config.ppo.estimator == "gae" and not whole
 
 
 def passing(network: Any, reference: Any, critic: Critic | None) -> list[Any]:
