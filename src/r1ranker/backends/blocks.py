@@ -115,11 +115,19 @@ def ends(network: Any, row: Row) -> Tensor:
     device = network.device
     out = network.base_model(
         input_ids=row.ids_L[None].to(device),
-        attention_mask=row.seen_L_L[None, None].to(device),
+        attention_mask=_added(row.seen_L_L, network),
         position_ids=row.positions_L[None].to(device),
         use_cache=False,
     )
     return torch.as_tensor(out.last_hidden_state[0, row.ends_S.to(device)])
+
+
+def _added(seen_L_L: Tensor, network: Any) -> Tensor:
+    """(1, 1, L, L) what is added to attention scores, in the dtype of the pass: nothing unseen is attended to."""
+    device = network.device
+    dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else network.dtype
+    added = torch.zeros(seen_L_L.shape, dtype=dtype).masked_fill(~seen_L_L, torch.finfo(dtype).min)
+    return added[None, None].to(device)
 
 
 def token_logits(network: Any, hidden_S_H: Tensor, tokens: Sequence[int]) -> Tensor:
@@ -178,12 +186,12 @@ class Known:
         self._cache = self._cache or DynamicCache(config=self._network.config)
         out = self._network.base_model(
             input_ids=row.ids_L[None, begin:].to(device),
-            attention_mask=row.seen_L_L[None, None, begin:].to(device),
+            attention_mask=_added(row.seen_L_L[begin:], self._network),
             position_ids=row.positions_L[None, begin:].to(device),
             past_key_values=self._cache,
             use_cache=True,
         )
-        self._cache.crop(read)
+        self._cache.crop(read - len(row.ids_L))
         logits = token_logits(self._network, out.last_hidden_state[0, -1:], [pool.labels[place] for place in left])
         return logits[0], len(row.ids_L) - begin
 

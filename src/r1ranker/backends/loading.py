@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from r1ranker.errors import BackendError
 transformers_logging.disable_progress_bar()  # a bar for each load and save would drown those of the work itself
 
 NANO = "nano"
+WAY = "r1ranker.json"
+"""Beside a model's weights: the layout it was trained in, its read-out and what it was asked."""
 SMALL_MODEL = 20_000_000
 """Below this many parameters a second CPU thread costs more than it gives; see docs/performance.md."""
 
@@ -23,6 +26,18 @@ SMALL_MODEL = 20_000_000
 def resolve(model: str) -> str:
     """The directory of the embedded model for `nano`, else the name as given."""
     return str(files("r1ranker") / "nano") if model == NANO else model
+
+
+def way_of(directory: str) -> dict[str, str]:
+    """How the model in a directory was trained to be asked; empty where that is not known."""
+    path = Path(directory) / WAY
+    if not path.is_file():
+        return {}
+    try:
+        way = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BackendError(f"{path} is damaged: {error}; delete it and give layout and ask yourself") from error
+    return {key: str(value) for key, value in way.items()}
 
 
 def pick_device(device: str = "auto") -> torch.device:

@@ -15,7 +15,7 @@ from r1ranker.backends import blocks
 from r1ranker.backends.base import STOP, Choice, Completion
 from r1ranker.backends.blocks import Blocks, Question
 from r1ranker.backends.encoding import Encoder, IdentifierTrie, Path, batches
-from r1ranker.backends.loading import load
+from r1ranker.backends.loading import load, resolve, way_of
 from r1ranker.backends.padding import left_pad, positions
 from r1ranker.backends.prefix import PrefixCache, Row, can_reuse, read_rows
 from r1ranker.backends.sampling import Settings, Trace, Written, write
@@ -49,9 +49,10 @@ class TransformersBackend:
         self.max_tokens = max_tokens or (2048 if on_cpu else 65536)
         # Read in pieces that stay in the processor's cache; write side by side, as each token costs a pass of its own.
         self.max_columns = max_tokens or (32768 if on_cpu else 65536)
-        # Blocks of several pools in one row: attention over who is masked costs, and grows with the square.
-        self.max_row = 768 if on_cpu else 8192
+        # Blocks of several pools in one row: attention to what is masked costs too, and grows with the square.
+        self.max_row = 400 if on_cpu else 4096
         self._stop_ids = self._single_stop_ids(tokenizer)
+        self.trained_in: dict[str, str] = {}
         self._known: dict[Prompt, blocks.Known] = {}
         self._prefixes = PrefixCache(network, self.pad_id, self.max_tokens) if can_reuse(network) else None
 
@@ -59,7 +60,9 @@ class TransformersBackend:
     def load(cls, model: str, *, device: str = "auto", dtype: str = "auto") -> TransformersBackend:
         """Raises BackendError with the remedy when the model cannot be loaded."""
         network, tokenizer = load(model, device, dtype)
-        return cls(network, tokenizer, name=model)
+        backend = cls(network, tokenizer, name=model)
+        backend.trained_in = way_of(resolve(model))
+        return backend
 
     def generate(
         self, prompts: Sequence[Prompt], *, max_new_tokens: int = 1024, temperature: float = 0.0

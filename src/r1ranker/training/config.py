@@ -188,6 +188,16 @@ class RunConfig(_Strict):
         return self
 
     @property
+    def reads_once(self) -> bool:
+        """Whether a step is one pass: where all answers of a single decision are credited, none has to be drawn first.
+
+        The policy that is updated is then the one that would have drawn, so its own probabilities are the old ones.
+        """
+        ppo = self.ppo
+        alone = self.design == "iranker" and ppo.episode_share == 0 and ppo.epochs == 1 and ppo.minibatch >= ppo.batch
+        return self.layout == "blocks" and ppo.answer == "expected" and alone and not ppo.kl
+
+    @property
     def way(self) -> dict[str, str]:
         """How the model is asked, which is saved with it: who ranks with it asks it the same way."""
         return {"layout": self.layout, "readout": self.readout, "ask": self.ask}

@@ -65,6 +65,8 @@ def new_learner(config: RunConfig) -> Learner:
     crew = join_crew()
     dtype = pick_dtype(config.dtype, pick_device(config.device))
     network, tokenizer = load(config.model, config.device, "float32", config.threads)
+    if config.layout == "blocks" and network.device.type == "cpu":
+        network.set_attn_implementation("eager")  # torch's own on a CPU takes longer to go back, with a mask
     torch.manual_seed(config.seed)
     critic = Critic(network, config.ppo.critic) if needs_critic(config) else None
     reference = None
@@ -102,8 +104,10 @@ def new_optimizer(groups: list[dict[str, Any]], crew: Crew, sharded: bool) -> to
     With sharded weights their parts have the moments.
     """
     if crew.size == 1 or sharded:
-        # One by one: weights in parts and whole ones cannot be worked on as a list.
-        return torch.optim.AdamW(groups, weight_decay=0.0, foreach=False if sharded else None)
+        # One by one: weights in parts and whole ones cannot be worked on as a list. On a CPU the fused loop takes a
+        # tenth of the time.
+        how: dict[str, Any] = {"foreach": False} if sharded else {"fused": True}
+        return torch.optim.AdamW(groups, weight_decay=0.0, **how)
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
     return ZeroRedundancyOptimizer(groups, torch.optim.AdamW, weight_decay=0.0)

@@ -44,7 +44,11 @@ Begun = tuple[Problem, Sequence[int], bool, random.Random]
 def episodes(backend: TransformersBackend, states: Sequence[Begun], config: RunConfig) -> list[Sample]:
     """What the policy does from each state."""
     running = [_begin(backend, problem, pool, whole, rng, config) for problem, pool, whole, rng in states]
-    if config.readout == "judge":
+    if config.readout == "judge" and config.reads_once:
+        for episode in running:  # nobody asks what was drawn
+            episode.judged = (0.0,) * len(episode.pool.blocks)
+            _draw(episode, dict.fromkeys(episode.problem.identifiers, 1.0))
+    elif config.readout == "judge":
         for episode, values in zip(running, backend.judged([episode.pool for episode in running]), strict=True):
             episode.judged = tuple(values.float().tolist())
             for probabilities in _by_judge(episode, wanted(config)):

@@ -47,7 +47,7 @@ from r1ranker.training.warmstart import cosine
 
 PARTS = 1000
 """Of a run, as its progress bar counts."""
-LOSSES = ("policy_loss", "value_loss", "kl", "entropy", "clip_share")
+LOSSES = ("policy_loss", "value_loss", "kl", "entropy", "clip_share", "expected_reward")
 
 
 def train(config: RunConfig, splits: Splits, *, resume: bool = False) -> Path:
@@ -226,8 +226,9 @@ def ppo_loss(
     sampled = mask.clone()
     sampled[exact] = 0.0
     policy, clipped = policy_loss(scores.logprobs_B_T, old["old_logprobs"], old["advantages"], sampled, ppo.clip)
+    expected = policy.new_zeros(())
     if exact:
-        more, more_clipped = _expected_loss(scores, experience, ppo)
+        more, more_clipped, expected = _expected_loss(scores, experience, ppo)
         policy, clipped = policy + more, clipped + more_clipped
     value = policy.new_zeros(())
     if learner.critic is not None:
@@ -236,12 +237,15 @@ def ppo_loss(
     kl = kl_k3(scores.logprobs_B_T, old["reference"], mask)
     entropy = masked_sum(scores.entropy_B_T, mask)
     loss = policy + value + ppo.kl * kl - ppo.entropy * entropy
-    parts = dict(zip(LOSSES, (policy, value, kl, entropy, clipped), strict=True))
+    parts = dict(zip(LOSSES, (policy, value, kl, entropy, clipped, expected), strict=True))
     return loss, {name: float(part.detach()) for name, part in parts.items()}
 
 
-def _expected_loss(scores: Scores, experience: Sequence[Experience], ppo: PPOConfig) -> tuple[Tensor, Tensor]:
-    """`expected_policy_loss`, or its logarithm, of all answers that are credited whole; B is one for each of them."""
+def _expected_loss(scores: Scores, experience: Sequence[Experience], ppo: PPOConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, clipped share, expected reward), summed over all answers that are credited whole; B is one for each.
+
+    The loss is `expected_policy_loss`, or of the logarithm.
+    """
     allowed = scores.allowed_logprobs_B_T_A
     assert allowed is not None
     answers = [(row, t) for row, e in enumerate(experience) for t in e.answer_advantages]
@@ -254,9 +258,10 @@ def _expected_loss(scores: Scores, experience: Sequence[Experience], ppo: PPOCon
         old_B_A[i, : len(old)] = old
         advantages_B_A[i, : len(advantages)] = advantages
         rewards_B_A[i, : len(advantages)] = torch.tensor(experience[row].sample.answer_rewards[t])
+    expected = (logprobs_B_A.detach().exp() * rewards_B_A).sum()
     if ppo.objective == "log":
-        return log_expected_loss(logprobs_B_A, rewards_B_A), logprobs_B_A.new_zeros(())
-    return expected_policy_loss(logprobs_B_A, old_B_A, advantages_B_A, ppo.clip)
+        return log_expected_loss(logprobs_B_A, rewards_B_A), logprobs_B_A.new_zeros(()), expected
+    return *expected_policy_loss(logprobs_B_A, old_B_A, advantages_B_A, ppo.clip), expected
 
 
 def _pad(rows: Sequence[Tensor], like_B_T: Tensor) -> Tensor:
@@ -302,4 +307,4 @@ def _validate(
     if mean > learner.best:
         learner.best = mean
         tokenizer, writes = learner.backend.encoder.tokenizer, learner.crew.leads
-        save_model(config.out / "model", learner.policy, tokenizer, learner.dtype, writes=writes)
+        save_model(config.out / "model", learner.policy, tokenizer, learner.dtype, way=config.way, writes=writes)
