@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -58,6 +60,24 @@ def plain_state(network: Any, dtype: torch.dtype) -> dict[str, Tensor]:
         whole = layer.base_layer.weight + sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
         state[name] = whole.detach().to(dtype)
     return state
+
+
+def save_adapter(network: Any, directory: Path) -> None:
+    """The adapters alone, in bfloat16 and in the layout of peft; nothing where the network has none."""
+    names = {id(module): name for name, module in network.named_modules()}
+    state = {
+        f"base_model.model.{names[id(layer)]}.{kind}.weight": getattr(layer, kind)[adapter].weight.detach().bfloat16()
+        for layer in _adapted(network)
+        for kind in ("lora_A", "lora_B")
+        for adapter in layer.active_adapters
+    }
+    if not state:
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {name: value.cpu().contiguous() for name, value in state.items()}, directory / "adapter_model.safetensors"
+    )
+    network.peft_config["default"].save_pretrained(directory)
 
 
 @contextmanager

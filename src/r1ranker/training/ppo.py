@@ -38,7 +38,7 @@ from r1ranker.training.losses import (
     policy_loss,
     value_loss,
 )
-from r1ranker.training.memory import recomputing
+from r1ranker.training.memory import recomputing, save_adapter
 from r1ranker.training.parallel import Crew
 from r1ranker.training.rollout import State, check_prompts, collect, draw
 from r1ranker.training.sharding import clip_gradients
@@ -308,3 +308,5 @@ def _validate(
         learner.best = mean
         tokenizer, writes = learner.backend.encoder.tokenizer, learner.crew.leads
         save_model(config.out / "model", learner.policy, tokenizer, learner.dtype, way=config.way, writes=writes)
+        if config.ppo.lora and writes:
+            save_adapter(learner.policy, config.out / "adapter")
