@@ -218,6 +218,8 @@ def ppo_loss(
     if isinstance(batch, PoolBatch) and ppo.epochs == 1 and ppo.minibatch >= ppo.batch:
         # The policy is still the one that sampled: its ratio is 1, whatever bfloat16 rounds otherwise in another batch.
         old["old_logprobs"] = scores.logprobs_B_T.detach()
+        if not ppo.kl:
+            old["reference"] = old["old_logprobs"]
         for row, e in enumerate(experience):
             allowed = scores.allowed_logprobs_B_T_A
             assert allowed is not None
