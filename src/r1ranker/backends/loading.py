@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,12 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from r1ranker.backends import models
+from r1ranker.backends.models import MINILM, NANO
 from r1ranker.errors import BackendError
 
 transformers_logging.disable_progress_bar()  # a bar for each load and save would drown those of the work itself
 
-NANO = "nano"
 WAY = "r1ranker.json"
 """Beside a model's weights: the layout it was trained in, its read-out and what it was asked."""
 SMALL_MODEL = 20_000_000
@@ -24,8 +24,10 @@ SMALL_MODEL = 20_000_000
 
 
 def resolve(model: str) -> str:
-    """The directory of the embedded model for `nano`, else the name as given."""
-    return str(files("r1ranker") / "nano") if model == NANO else model
+    """What transformers loads: the directory of a model of ours (see `models`) or of a GGUF file, else the name."""
+    if model == MINILM:
+        raise BackendError(f"{MINILM} is an encoder and writes nothing; it ranks by itself: --baselines {MINILM}")
+    return str(models.directory(model) or model)
 
 
 def way_of(directory: str) -> dict[str, str]:
@@ -101,8 +103,9 @@ def _remedy(path: str, error: Exception) -> str:
     first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
     if Path(path).exists():
         return f"cannot load the model in {path}: {first_line}"
+    ours = [f"; `r1ranker model get {name}` can also fetch it" for name, s in models.SOURCES.items() if s.repo == path]
     return (
         f"cannot load {path!r}: it is no directory here and the hub did not give it ({first_line}). "
         "With a network, check the name and your access (huggingface-cli login); without one, download the model "
-        "elsewhere and pass its directory, or use the embedded model: --model nano"
+        "elsewhere and pass its directory, or use the embedded model: --model nano" + "".join(ours)
     )
