@@ -43,4 +43,4 @@ def list_(json_: Json = None) -> None:
     for name, folder in found.items():
         table.add_row(name, models.ABOUT[name], str(folder) if folder else f"r1ranker model get {name}")
     console.print(table)
-    write_json(json_, {name: folder for name, folder in found.items()})
+    write_json(json_, found)

@@ -23,7 +23,8 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from r1ranker.backends.loading import NANO, load
+from r1ranker.backends.loading import load
+from r1ranker.backends.models import NANO
 from r1ranker.errors import BackendError, ConfigError, DataError
 from r1ranker.evaluation.results import AVERAGE, Comparison, Row, read_results
 from r1ranker.evaluation.table import markdown_table

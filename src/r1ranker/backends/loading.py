@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from r1ranker.backends import models
-from r1ranker.backends.models import MINILM, NANO
+from r1ranker.backends.models import MINILM
 from r1ranker.errors import BackendError
 
 transformers_logging.disable_progress_bar()  # a bar for each load and save would drown those of the work itself
