@@ -72,9 +72,7 @@ def add_adapter(base: Path, adapter: Path, out: Path) -> None:
     settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     for key, plain in PLAIN_LORA.items():
         if settings.get(key, plain) not in (plain, None):
-            raise BackendError(
-                f"{adapter / 'adapter_config.json'}: {key}={settings[key]!r} cannot be added into a model"
-            )
+            raise BackendError(f"the adapter {adapter} has {key}={settings[key]!r}, which adds no plain B A")
     try:
         weights, added = load_file(base / WEIGHTS), load_file(adapter / "adapter_model.safetensors")
     except (OSError, SafetensorError) as error:
