@@ -315,7 +315,7 @@ def test_a_cache_folder_that_cannot_be_written_to_is_named(
     offered()
     (tmp_path / "file").touch()
     monkeypatch.setenv("R1RANKER_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(BackendError, match="cannot write to the cache folder .*R1RANKER_CACHE"):
+    with pytest.raises(BackendError, match=r"cannot write to the cache folder .*R1RANKER_CACHE"):
         models.get("smol")
 
 
