@@ -31,7 +31,7 @@ def fuse(problem: Problem, ranking: Ranking, how: Fusion) -> Ranking:
     reciprocal ranks take the order in which candidates were given, and a weight raises DataError. A ranking that
     failed stays as it is.
     """
-    check(how)
+    check_prior(problem, how)
     if ranking.error:
         return ranking
     identifiers = {problem.candidate(k).docid: k for k in problem.identifiers}
@@ -42,13 +42,7 @@ def fuse(problem: Problem, ranking: Ranking, how: Fusion) -> Ranking:
         parts = (_reciprocal(model), _reciprocal(_prior(problem) or {k: -k for k in model}))
         score = {k: sum(part[k] for part in parts) for k in model}
     else:
-        first = _prior(problem)
-        if not first:
-            raise DataError(
-                f"problem {problem.qid!r} of task {problem.task!r}: has no prior, so there is nothing to weigh the "
-                "model against; give the first stage's scores as `prior`, or rank without fuse"
-            )
-        ours, theirs = _normalised(model), _normalised(first)
+        ours, theirs = _normalised(model), _normalised(_prior(problem))
         score = {k: how * ours[k] + (1 - how) * theirs[k] for k in model}
     order = sorted(model, key=lambda k: (score[k], model[k]), reverse=True)
     return ranking_from(problem, order, ranking.steps, ranking.usage)
@@ -58,6 +52,16 @@ def check(how: Fusion) -> None:
     """Raises ConfigError for what is no way to fuse."""
     if how != "rrf" and not (isinstance(how, int | float) and 0 <= how <= 1):
         raise ConfigError(f"fuse: {how!r} is neither rrf nor the model's weight, from 0 to 1")
+
+
+def check_prior(problem: Problem, how: Fusion) -> None:
+    """Raises DataError for a problem that cannot be fused so, ConfigError for what is no way to fuse."""
+    check(how)
+    if how != "rrf" and not _prior(problem):
+        raise DataError(
+            f"problem {problem.qid!r} of task {problem.task!r}: has no prior, so there is nothing to weigh the model "
+            "against; give the first stage's scores as `prior`, or rank without fuse"
+        )
 
 
 def parse_fusion(text: str) -> Fusion:
