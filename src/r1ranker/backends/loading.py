@@ -93,9 +93,10 @@ def is_small(network: Any) -> bool:
 
 
 def cast(network: Any, dtype: torch.dtype) -> Any:
-    """Its weights in `dtype`. Buffers stay: positions turned by angles of 8 bits would be other positions."""
-    for parameter in network.parameters():
-        parameter.data = parameter.data.to(dtype)
+    """What is saved of it in `dtype`. Other buffers stay: positions turned by angles of 8 bits would be others."""
+    for value in network.state_dict(keep_vars=True).values():
+        if value.is_floating_point():
+            value.data = value.data.to(dtype)
     return network
 
 
