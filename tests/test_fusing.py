@@ -130,8 +130,8 @@ def test_a_spec_names_the_fusion() -> None:
 
 
 def test_the_weight_chosen_on_dev_is_that_of_the_better_one() -> None:
-    """The relevant one is d1. Where the prior is right and the model wrong it gets all, and the other way round."""
-    right, wrong = {"d1": 3.0, "d2": 2.0, "d3": 1.0}, {"d1": 1.0, "d2": 2.0, "d3": 3.0}
+    """The relevant one is d1: the prior is right and the model wrong, or the other way round."""
+    right, wrong = {"d1": 3.0, "d2": 2.0, "d3": 1.0}, {"d1": 1.0, "d2": 2.9, "d3": 3.0}
     by_prior = [problem_with(right, qid=f"q{i}") for i in range(3)]
     by_model = [problem_with(wrong, qid=f"q{i}") for i in range(3)]
     assert choose_weight([ranked(p, 3, 2, 1) for p in by_prior], by_prior) < 0.5
