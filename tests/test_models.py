@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from conftest import small_problem
 from hub_server import Hub, hub_server
 from r1ranker.backends import models
-from r1ranker.backends.loading import load, resolve
+from r1ranker.backends.loading import load, resolve, way_of
 from r1ranker.backends.models import Source
 from r1ranker.cli import app
 from r1ranker.datasets.jsonl import write_jsonl
@@ -211,6 +211,12 @@ def test_smol_is_the_base_with_the_adapter_as_peft_applies_it(base: Path, adapte
     torch.testing.assert_close(logits(network), theirs, rtol=0.01, atol=0.02)
     assert (without - theirs).abs().max() > 1
     assert tokenizer("abc").input_ids == AutoTokenizer.from_pretrained(base)("abc").input_ids
+
+
+def test_smol_is_asked_as_its_adapter_was_trained_to_be(adapter: Path) -> None:
+    assert way_of(resolve("smol")) == {}
+    (adapter / models.WAY).write_text('{"layout": "blocks", "ask": "best"}')
+    assert way_of(resolve("smol")) == {"layout": "blocks", "ask": "best"}
 
 
 def test_smol_is_made_once_for_each_adapter(adapter: Path) -> None:

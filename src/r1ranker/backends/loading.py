@@ -16,13 +16,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from r1ranker.backends import models
-from r1ranker.backends.models import MINILM
+from r1ranker.backends.models import MINILM, WAY
 from r1ranker.errors import BackendError
 
 transformers_logging.disable_progress_bar()  # a bar for each load and save would drown those of the work itself
 
-WAY = "r1ranker.json"
-"""Beside a model's weights: the layout it was trained in, its read-out and what it was asked."""
 SMALL_MODEL = 20_000_000
 """Below this many parameters a second CPU thread costs more than it gives; see docs/performance.md."""
 WORTH_IT = 1.3

@@ -28,7 +28,10 @@ from r1ranker.errors import BackendError, ConfigError
 NANO, SMOL, SMOL_BASE, MINILM = "nano", "smol", "smol-base", "minilm"
 PACKAGE = Path(str(files("r1ranker")))
 ADAPTER = PACKAGE / SMOL
-"""What makes `smol` of `smol-base`: adapter_config.json and adapter_model.safetensors, as peft writes them."""
+"""What makes `smol` of `smol-base`: adapter_config.json and adapter_model.safetensors, as peft writes them, and the
+file that says how a model is asked (`loading.way_of`)."""
+WAY = "r1ranker.json"
+"""Beside a model's weights: the layout it was trained in, its read-out and what it was asked."""
 ORIGIN = "origin.json"
 HUB_SECONDS = 10
 """How long the hub may take to say what it has; a machine behind a wall should not wait for it."""
@@ -167,7 +170,8 @@ def _adapted(adapter: Path) -> Path:
             raise BackendError(f"this r1ranker holds no adapter for {SMOL}: {part} is missing; use {SMOL_BASE}")
     if (base := here(SMOL_BASE)) is None:
         raise BackendError(f"{SMOL} is not on this machine yet: run `r1ranker model get {SMOL}` once")
-    parts = [*(hashlib.sha256(part.read_bytes()).hexdigest() for part in (config, weights)), _stamp(base / ORIGIN)]
+    known = [part for part in (config, weights, adapter / WAY) if part.is_file()]
+    parts = [*(hashlib.sha256(part.read_bytes()).hexdigest() for part in known), _stamp(base / ORIGIN)]
     target = cache() / f"{SMOL}-{_short('|'.join(parts))}"
     if not target.is_dir():
         from r1ranker.backends.weights import add_adapter

@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from r1ranker.backends.models import WAY
 from r1ranker.errors import BackendError
 
 WEIGHTS = "model.safetensors"
@@ -85,6 +86,8 @@ def add_adapter(base: Path, adapter: Path, out: Path) -> None:
         delta = scale * up.float() @ added[f"{name}.lora_A.weight"].float()
         weights[weight] = weights[weight].float() + delta
     shutil.copytree(base, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(WEIGHTS))
+    if (adapter / WAY).is_file():
+        shutil.copy(adapter / WAY, out)
     narrow = all(_fits(value) for value in weights.values())
     kept = {name: value.half() if narrow else value.float() for name, value in weights.items()}
     save_file(kept, out / WEIGHTS, metadata={"format": "pt"})
