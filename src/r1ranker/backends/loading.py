@@ -87,7 +87,7 @@ def set_threads(network: Any, device: torch.device, threads: int | None = None) 
 
 def is_small(network: Any) -> bool:
     """Whether its matrices are too small for what pays with large ones."""
-    return sum(p.numel() for p in network.parameters()) < SMALL_MODEL
+    return bool(sum(p.numel() for p in network.parameters()) < SMALL_MODEL)
 
 
 def cast(network: Any, dtype: torch.dtype) -> Any:
