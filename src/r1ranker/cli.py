@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from r1ranker.cli_common import Against, Config, Json, Settings, console, errors, write_json
+from r1ranker.cli_model import model_app
 from r1ranker.cli_rank import rank
 from r1ranker.errors import ConfigError
 from r1ranker.problem import Problem, Splits
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Look at, check and convert problems.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(model_app, name="model")
 
 
 @app.command()

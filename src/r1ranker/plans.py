@@ -16,6 +16,7 @@ from typing import Literal
 from r1ranker.answers import completed_order, parse_ranking, parse_removal, removal_of, thought_of
 from r1ranker.backends.base import Ask, Choice, Completion
 from r1ranker.elimination import ranking_from, start
+from r1ranker.fusing import Fusion, check_prior, fuse
 from r1ranker.problem import Answer, Problem, Ranking, Step, Usage, part_of
 from r1ranker.prompts import (
     NO_THOUGHT,
@@ -272,6 +273,13 @@ def advised(problem: Problem, inner: Planner, thoughts: Sequence[str]) -> Plan:
     except StopIteration as done:
         ranking: Ranking = done.value
         return ranking
+
+
+def fused(problem: Problem, inner: Planner, how: Fusion) -> Plan:
+    """What `inner` makes of the pool, fused with the first stage's order."""
+    check_prior(problem, how)  # before the model is asked
+    ranking = yield from inner(problem)
+    return fuse(problem, ranking, how)
 
 
 def _part(problem: Problem, pool: Sequence[int], inner: Planner) -> Part:

@@ -19,6 +19,8 @@ from r1ranker import plans
 from r1ranker.backends.base import AsyncBackend, Backend
 from r1ranker.drive import Finished, drive
 from r1ranker.errors import ConfigError
+from r1ranker.fusing import Fusion
+from r1ranker.fusing import check as check_fusion
 from r1ranker.plans import Budget, Plan
 from r1ranker.problem import Problem, Ranking
 from r1ranker.progress import track
@@ -230,6 +232,21 @@ class Shuffled(_Composed):
     def plan(self, problem: Problem) -> Plan:
         """See `plans.shuffled`."""
         return plans.shuffled(problem, self.inner.plan, self.repeats, self.seed)
+
+
+@dataclass
+class Fused(_Composed):
+    """The order of `inner` and the first stage's as one; `how` is rrf, or the weight of `inner` from 0 to 1."""
+
+    inner: Ranker
+    how: Fusion = "rrf"
+
+    def __post_init__(self) -> None:
+        check_fusion(self.how)
+
+    def plan(self, problem: Problem) -> Plan:
+        """See `plans.fused`."""
+        return plans.fused(problem, self.inner.plan, self.how)
 
 
 @dataclass

@@ -19,9 +19,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from r1ranker.backends.base import AsyncBackend, Backend
 from r1ranker.errors import ConfigError
+from r1ranker.fusing import Fusion
 from r1ranker.plans import Budget
 from r1ranker.prompts import Design, Layout, Readout, Wanted
-from r1ranker.rankers import Advised, DRanker, Hybrid, IRanker, Ranker, Shuffled, Tournament, Windows
+from r1ranker.rankers import Advised, DRanker, Fused, Hybrid, IRanker, Ranker, Shuffled, Tournament, Windows
 
 Engine = Literal["transformers", "vllm"]
 
@@ -36,8 +37,10 @@ class RankerSpec:
     head: the direct design ranks first, and the iterative one the best `head` of that again.
     window, stride: slide over lists longer than the context. tournament: group size, instead of windows.
     shuffles: rank in this many random orders and merge.
+    fuse: with the first stage's order, by `rrf` or by the model's weight from 0 to 1, see `fusing`.
     thoughts: file of recorded thoughts, of which those on similar queries stand before each prompt.
     recall: how they are found, see `thoughts.advisor`; None is by BM25.
+    dtype: of the weights; auto is bfloat16 on a GPU, and on a CPU where it is faster and the model not small.
     engine: what runs the model here; vllm picks the device itself.
     base_urls: OpenAI-compatible endpoints, such as http://localhost:8000/v1; none loads the model here.
     prices: YAML or JSON file of prices by model, for `cost`. cache: folder that keeps every reply.
@@ -59,11 +62,13 @@ class RankerSpec:
     stride: int | None = None
     tournament: int | None = None
     shuffles: int = 1
+    fuse: Fusion | None = None
     thoughts: str | None = None
     recall: str | None = None
     max_new_tokens: int = 1024
     batch_size: int = 64
     device: str = "auto"
+    dtype: str = "auto"
     engine: Engine = "transformers"
     base_urls: tuple[str, ...] = ()
     concurrency: int = 32
@@ -96,10 +101,10 @@ class RankerSpec:
         if self.engine == "vllm":
             from r1ranker.backends.vllm_ import VLLMBackend
 
-            return VLLMBackend.load(self.model)
+            return VLLMBackend.load(self.model, dtype=self.dtype)
         from r1ranker.backends.transformers_ import TransformersBackend
 
-        return TransformersBackend.load(self.model, device=self.device)
+        return TransformersBackend.load(self.model, device=self.device, dtype=self.dtype)
 
     def around(self, backend: Backend | AsyncBackend) -> Ranker:
         """The ranker around a backend that exists."""
@@ -118,6 +123,8 @@ class RankerSpec:
             ranker = Tournament(ranker, self.tournament)
         if self.shuffles > 1:
             ranker = Shuffled(ranker, self.shuffles)
+        if self.fuse is not None:
+            ranker = Fused(ranker, self.fuse)
         return self._advised(ranker) if self.thoughts else ranker
 
     def _advised(self, ranker: Ranker) -> Ranker:

@@ -90,6 +90,7 @@ def model_system(name: str, design: Design, model: str, config: RunConfig) -> Mo
             layout=config.layout,
             max_new_tokens=config.ppo.max_new_tokens,
             device=config.device,
+            dtype=config.dtype,
         ),
     )
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig
 
-from r1ranker.backends.loading import WAY
+from r1ranker.backends.models import WAY
 from r1ranker.errors import ConfigError
 from r1ranker.files import replacing
 from r1ranker.training.learner import Learner, load_optimizer, optimizer_state

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from r1ranker.backends.loading import load, pick_device, pick_dtype
+from r1ranker.backends.loading import cast, load, pick_dtype
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.training.batch import Batch, PoolBatch, Scores, score
 from r1ranker.training.config import PPOConfig, RunConfig
@@ -63,8 +63,8 @@ class Learner:
 def new_learner(config: RunConfig) -> Learner:
     """Policy, frozen reference, critic (for the estimator that has one) and optimizer at step 0."""
     crew = join_crew()
-    dtype = pick_dtype(config.dtype, pick_device(config.device))
     network, tokenizer = load(config.model, config.device, "float32", config.threads)
+    dtype = pick_dtype(config.dtype, network.device, network)
     if config.layout == "blocks" and network.device.type == "cpu":
         network.set_attn_implementation("eager")  # torch's own on a CPU takes longer to go back, with a mask
     torch.manual_seed(config.seed)
@@ -73,7 +73,7 @@ def new_learner(config: RunConfig) -> Learner:
     if config.ppo.lora:
         add_lora(network, config.ppo.lora)
     elif config.ppo.kl:
-        reference = copy.deepcopy(network).requires_grad_(False).to(dtype)
+        reference = cast(copy.deepcopy(network).requires_grad_(False), dtype)
     sharded = config.ppo.shard and crew.size > 1
     for each in passing(network, reference, critic) if sharded else ():
         shard(each, dtype)
