@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from r1ranker.cli_common import Json, complain, console, errors, write_json
-from r1ranker.prompts import Design, Layout
+from r1ranker.prompts import Design, Layout, Readout, Wanted
 from r1ranker.spec import Engine
 
 CHEAPER, LONG, ENDPOINTS, RUNS = "Cheaper", "Long lists", "Endpoints", "Where it runs"
@@ -29,8 +29,15 @@ def rank(
     design: Annotated[Design, typer.Option(help="iranker or dranker.")] = "iranker",
     think: Annotated[bool, typer.Option(help="A free thought before each answer.")] = False,
     layout: Annotated[
-        Layout, typer.Option(help="relist (the paper's), or append: one prefix, for models trained in it (iranker).")
-    ] = "relist",
+        Layout | None,
+        typer.Option(help="relist (the paper's), append (one prefix) or blocks; default: as the model was trained."),
+    ] = None,
+    readout: Annotated[
+        Readout | None, typer.Option(help="Of layout blocks: judge, or identifier; default: as the model was trained.")
+    ] = None,
+    ask: Annotated[
+        Wanted | None, typer.Option(help="Remove the worst, or select the best; default: as the model was trained.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 1024,
     thoughts: Annotated[
         str | None, typer.Option(help="File of recorded thoughts; those on like queries stand before each prompt.")
@@ -118,6 +125,8 @@ def rank(
             model=model,
             think=think,
             layout=layout,
+            readout=readout,
+            ask=ask,
             top_k=top_k,
             drop=drop,
             max_calls=max_calls,

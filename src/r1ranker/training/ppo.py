@@ -311,4 +311,4 @@ def _validate(
         tokenizer, writes = learner.backend.encoder.tokenizer, learner.crew.leads
         save_model(config.out / "model", learner.policy, tokenizer, learner.dtype, way=config.way, writes=writes)
         if config.ppo.lora and writes:
-            save_adapter(learner.policy, config.out / "adapter")
+            save_adapter(learner.policy, config.out / "adapter", config.way)
