@@ -82,6 +82,8 @@ class Problem:
             raise DataError(f"{where}: docid {twice[0]!r} occurs more than once in the pool")
         if any(gain < 0 for gain in self.gains.values()):
             raise DataError(f"{where}: gains must be >= 0")
+        if self.relevant_at < 1:
+            raise DataError(f"{where}: relevant_at must be at least 1, else all that is unjudged would be relevant")
         if not self.group:
             object.__setattr__(self, "group", self.qid)
 
