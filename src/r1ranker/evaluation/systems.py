@@ -40,7 +40,6 @@ from r1ranker.provenance import provenance
 from r1ranker.spec import RankerSpec, parse_spec
 from r1ranker.training.config import RunConfig
 
-
 STANDING_IN = ("bm25", "random")
 """What differences are tested against where there is no prior; it is said."""
 
@@ -216,8 +215,9 @@ def _relevance(problems: Sequence[Problem]) -> list[str]:
     lost = [problem for problem in problems if not any(map(problem.is_relevant, problem.identifiers))]
     if problems and len(lost) == len(problems):
         raise DataError(
-            f"no candidate of any of the {len(problems)} problems is relevant, so every measure would be 0: do the docids "
-            f"of `gains` and `candidates` belong together, and do gains reach relevant_at ({problems[0].relevant_at})?"
+            f"no candidate of any of the {len(problems)} problems is relevant, so every measure would be 0: do the "
+            "docids of `gains` and `candidates` belong together, and do gains reach relevant_at "
+            f"({problems[0].relevant_at})?"
         )
     told = f"{len(lost)} of {len(problems)} queries have no relevant candidate and count 0 for every system"
     empty = sorted({problem.task for problem in lost} - {problem.task for problem in problems if problem not in lost})
