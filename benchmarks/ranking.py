@@ -187,7 +187,7 @@ def quality(
     rankers = ways(backend, TransformersBackend.load(direct) if direct else backend, window)
     given = {name: ranker.rank_many(problems, progress=name) for name, ranker in rankers.items()}
     title = "Quality against cost of every way to rank"
-    rows = evaluate_systems(["random", "prior"], problems, out=out, given=given, models=given, title=title).rows
+    rows = evaluate_systems(["random", "prior"], problems, out=out, given=given, title=title).rows
     columns = ("MRR", "nDCG@10", "calls", "prompt_tokens", "generated_tokens", "seconds")
     found = {column: {s: row.value for s, row in by_system(rows, column).items()} for column in columns}
     return [

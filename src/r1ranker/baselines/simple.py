@@ -33,12 +33,14 @@ def prior(problems: Sequence[Problem]) -> list[Ranking]:
 
 def without_prior(problems: Sequence[Problem]) -> list[str]:
     """Tasks in which no candidate of any problem has a score by the prior."""
-    return [task for task, of_task in by_task(problems).items() if not any(map(has_prior, of_task))]
+    return [
+        task for task, of_task in by_task(problems).items() if not any(p.candidates and has_prior(p) for p in of_task)
+    ]
 
 
 def has_prior(problem: Problem) -> bool:
-    """Whether the prior knows any candidate."""
-    return any(candidate.docid in problem.prior for candidate in problem.candidates)
+    """Whether the prior knows any candidate; of an empty pool there is nothing to know."""
+    return not problem.candidates or any(candidate.docid in problem.prior for candidate in problem.candidates)
 
 
 def oracle(problems: Sequence[Problem]) -> list[Ranking]:

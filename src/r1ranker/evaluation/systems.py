@@ -220,6 +220,8 @@ def _relevance(problems: Sequence[Problem]) -> list[str]:
             f"({problems[0].relevant_at})?"
         )
     told = f"{len(lost)} of {len(problems)} queries have no relevant candidate and count 0 for every system"
+    if found_nothing := sum(not problem.candidates for problem in lost):
+        told += f" (the first stage found nothing at all for {found_nothing})"
     empty = sorted({problem.task for problem in lost} - {problem.task for problem in problems if problem not in lost})
     return [told + (f"; no query has one on {', '.join(empty)}" if empty else "")] if lost else []
 
@@ -240,13 +242,14 @@ def _matched(runs: Mapping[str, list[Ranking]], problems: Sequence[Problem]) -> 
 
 
 def _tested_against(baseline: str, values: Mapping[str, TaskValues], *, left_out: bool) -> tuple[str | None, list[str]]:
-    """The baseline that is there, and what is to be said where it is not the one that was asked for."""
+    """The baseline that is there, and what is to be said where it is not the one asked for or lacks tasks."""
     if baseline in values or not left_out:
-        return baseline, []
+        tasks = dict.fromkeys(task for of_system in values.values() for task in of_system)
+        lacking = [task for task in tasks if baseline in values and task not in values[baseline]]
+        return baseline, [f"no difference is tested on {', '.join(lacking)}"] if lacking else []
     found = next((name for name in STANDING_IN if name in values), None)
-    return found, [
-        f"differences are tested against {found} instead" if found else "no difference is tested: no baseline is left"
-    ]
+    instead = f"differences are tested against {found} instead" if found else "no difference is tested"
+    return found, [instead]
 
 
 def pick_traces(

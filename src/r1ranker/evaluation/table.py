@@ -147,7 +147,7 @@ def warnings_of(rows: Sequence[Row]) -> dict[str, list[str]]:
             told.append(f"has no ranking of {counts['failed']} of {totals['failed']} queries, which count 0")
         if broken:
             shares = ", ".join(f"{percent(row.value)} on {row.task}" for row in broken)
-            told.append(f"gave many broken answers, so its order is little of the model's: {shares}")
+            told.append(f"gave many broken answers, whose order was filled in for it: {shares}")
         if told:
             found[system] = [f"{MARK} {system} {text}" for text in told]
     return found
