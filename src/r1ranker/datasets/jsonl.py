@@ -118,8 +118,8 @@ def _record(problem: Problem) -> dict[str, Any]:
         "group": problem.group,
         "nothing_found": problem.nothing_found,
     }
-    empty = ("", {}, False) if problem.nothing_found else ("", [], {}, False)
-    return {key: value for key, value in record.items() if value not in empty}
+    meant = {"candidates"} if problem.nothing_found else set()
+    return {key: value for key, value in record.items() if key in meant or value not in ("", [], {}, False)}
 
 
 def _parse(path: Path) -> tuple[list[tuple[int, Problem]], list[tuple[int, str]]]:
