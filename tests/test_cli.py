@@ -132,7 +132,7 @@ def test_data_convert_says_what_serves_as_first_stage_and_writes_no_empty_file(t
     (given / "qrels.txt").write_text("1 0 d1 1\n2 0 d1 1\n")
     text = succeed("data", "convert", out, "-s", "data.0.source=trec", "-s", f"data.0.path={given}")
     assert "note: " in text and "the first stage is BM25" in text
-    assert "warning: given: 1 judged queries have no relevant document or no first stage" in text
+    assert "warning: given: the first stage found nothing for 1 queries, which count 0" in text
     assert sorted(file.name for file in out.iterdir()) == ["test.jsonl"]
     (out / "test.jsonl").write_text("")
     assert "test.jsonl: is empty" in fail("data", "validate", out)

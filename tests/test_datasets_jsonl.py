@@ -93,7 +93,7 @@ def test_a_good_file_has_no_messages(tmp_path: Path) -> None:
         ("[" * 100_000, "nested too deeply"),
         (changed(task="average"), "a task cannot be named 'average'"),
         (changed(relevant_at=2, gains={"a": 2}), "relevant_at is 2, but 1 on line 1"),
-        (changed(relevant_at=0), "relevant_at must be >= 1"),
+        (changed(relevant_at=0), "relevant_at must be at least 1"),
         (changed(gains={"a": 2**33}), "gains must be <= 1000000"),
         (changed(qid="q 2"), "qid or docid 'q 2' of query 'q 2' is empty or has whitespace"),
         (changed(candidates=[{"docid": "GPT 4", "text": "x"}]), "'GPT 4' of query 'q2' is empty or has whitespace"),
@@ -116,6 +116,15 @@ def test_faults_are_told_with_file_line_and_remedy(tmp_path: Path, second: Any, 
     with pytest.raises(DataError) as error:
         read_jsonl(path)
     assert str(error.value) == found
+
+
+def test_an_empty_pool_has_to_be_meant(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    empty = Problem("q1", "t", "passage", (), query="why", gains={"a": 1}, nothing_found=True)
+    write_jsonl([empty], path)
+    assert read_jsonl(path) == [empty]
+    with pytest.raises(DataError, match="nothing_found is for an empty pool"):
+        read_jsonl(write(path, changed(nothing_found=True)))
 
 
 def test_notes_do_not_stop_reading(tmp_path: Path) -> None:

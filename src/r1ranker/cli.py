@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from r1ranker.cli_common import Against, Config, Json, Settings, console, errors, write_json
+from r1ranker.cli_common import Against, Config, Json, Settings, complain, console, errors, write_json
+from r1ranker.cli_model import model_app
 from r1ranker.cli_rank import rank
 from r1ranker.errors import ConfigError
 from r1ranker.problem import Problem, Splits
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Look at, check and convert problems.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(model_app, name="model")
 
 
 @app.command()
@@ -156,9 +158,11 @@ def evaluate(
             split=split,
             baseline=against,
             settings=loaded.model_dump(mode="json"),
-            given=runs,
+            runs=runs,
             workers=workers,
         )
+    for note in result.notes:
+        complain("note", note)
     console.print(results_table(result.rows, result.comparisons, intervals=console.width >= 150))
     console.print(f"results {out / 'results.json'}   page {out / 'report.html'}")
     write_json(json_, [dataclasses.asdict(row) for row in result.rows])
@@ -167,20 +171,25 @@ def evaluate(
 @app.command()
 def compare(
     out: Annotated[Path, typer.Argument(help="Folder of a finished `r1ranker evaluate` or `quickstart`.")],
-    against: Against = "prior",
+    against: Annotated[
+        str | None, typer.Option(help="System the others are tested against; default: as in the evaluation.")
+    ] = None,
     measure: Annotated[str, typer.Option(help="Measure to compare by.")] = "MRR",
     json_: Json = None,
 ) -> None:
-    """Differences to one system: paired randomisation test, Holm-adjusted over all tasks and systems.
+    """Differences to one system: paired randomisation test, Holm-adjusted over all tasks and systems under test.
+
+    Also the relative difference; of the average, the mean of each task's. random, prior, bm25 and oracle are not
+    under test: they are adjusted among themselves.
 
     Example: `r1ranker compare runs/quickstart --against base-iterative`
     """
     from r1ranker.evaluation.results import comparison
-    from r1ranker.evaluation.systems import read_per_query
+    from r1ranker.evaluation.systems import read_baseline, read_per_query
     from r1ranker.evaluation.table import comparison_table
 
     with errors():
-        tests = comparison(against, read_per_query(out), measures=[measure])
+        tests = comparison(against or read_baseline(out), read_per_query(out), measures=[measure])
     console.print(comparison_table(tests))
     write_json(json_, [dataclasses.asdict(test) for test in tests])
 

@@ -48,12 +48,15 @@ class Problem:
     query: what is asked (passage, routing); a recommendation may leave it empty and fill `history`.
     history: titles the user has consumed, oldest first (recommendation).
     objective: what the asker cares for, as text the model reads (routing: quality, cost or both).
+    instruction: what is wanted, in the user's own words; replaces the scenario's question where there is one.
     gains: relevance grade >= 0 by docid. May name docids outside the pool (they count in ideal
         rankings); a docid that is absent is unjudged and counts as 0.
     relevant_at: the lowest gain that counts as relevant in binary measures (MRR, hit@k).
     prior: score by docid of the simple prior: popularity in the training data, average utility of an
         LLM on training queries, or the first stage's score. The model reads its places only with `show`.
     group: the unit by which splits are made (a user, a query); defaults to `qid`.
+    nothing_found: the first stage found no candidate for a judged query. Only then may the pool be empty: nothing is
+        asked or ranked, and the query counts 0 in every measure.
     """
 
     qid: str
@@ -63,16 +66,20 @@ class Problem:
     query: str = ""
     history: tuple[str, ...] = ()
     objective: str = ""
+    instruction: str = ""
     gains: Mapping[str, int] = field(default_factory=dict)
     relevant_at: int = 1
     prior: Mapping[str, float] = field(default_factory=dict)
     group: str = ""
+    nothing_found: bool = False
 
     def __post_init__(self) -> None:
         where = f"problem {self.qid!r} of task {self.task!r}"
         if self.scenario not in SCENARIOS:
             raise DataError(f"{where}: scenario {self.scenario!r} is not one of {', '.join(SCENARIOS)}")
-        if not self.candidates:
+        if self.nothing_found and self.candidates:
+            raise DataError(f"{where}: nothing_found is for an empty pool, this one has candidates")
+        if not (self.candidates or self.nothing_found):
             raise DataError(f"{where}: has no candidates; a pool needs at least one")
         if not (self.query or (self.history and self.scenario == "recommendation")):
             also = " or a history" if self.scenario == "recommendation" else ""
@@ -81,16 +88,19 @@ class Problem:
         if len(set(docids)) != len(docids):
             twice = sorted({d for d in docids if docids.count(d) > 1})
             raise DataError(f"{where}: docid {twice[0]!r} occurs more than once in the pool")
+        self._check_numbers(where)
+        if not self.group:
+            object.__setattr__(self, "group", self.qid)
+
+    def _check_numbers(self, where: str) -> None:
         if any(gain < 0 for gain in self.gains.values()):
             raise DataError(f"{where}: gains must be >= 0")
         if any(gain > LARGEST_GAIN for gain in self.gains.values()):
             raise DataError(f"{where}: gains must be <= {LARGEST_GAIN}; write grades, such as 0 to 3")
         if self.relevant_at < 1:
-            raise DataError(f"{where}: relevant_at must be >= 1; at 0 every candidate would count as relevant")
-        if not all(map(math.isfinite, self.prior.values())):
+            raise DataError(f"{where}: relevant_at must be at least 1, else all that is unjudged would be relevant")
+        if not all(abs(score) < math.inf for score in self.prior.values()):
             raise DataError(f"{where}: scores of the prior must be finite numbers")
-        if not self.group:
-            object.__setattr__(self, "group", self.qid)
 
     @property
     def identifiers(self) -> tuple[int, ...]:

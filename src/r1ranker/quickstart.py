@@ -54,6 +54,7 @@ def run_quickstart(out: Path, *, seed: int = 0, tokens: int | None = None) -> Qu
         ["random", "prior", "bm25", *trained],
         problems,
         given=train_side_by_side(runs, untrained, problems),
+        models=[system.name for system in untrained],
         out=out,
         title="R1-Ranker quickstart",
         curves={design: read_log(config.out) for design, config in runs.items()},

@@ -19,6 +19,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 from r1ranker.backends.base import Ask, AsyncBackend, Backend, Choice, Completion, Session
+from r1ranker.backends.models import directory
 from r1ranker.errors import ConfigError
 from r1ranker.prompts import Prompt
 
@@ -31,8 +32,9 @@ AT_ONCE = 500
 
 def cached(backend: Backend | AsyncBackend, folder: Path) -> Backend | AsyncBackend:
     """The backend, asked only what `folder` does not hold. A reply from there costs no tokens and no money."""
-    replies = Replies(folder, _state(backend.name))
-    return CachedEndpoint(backend, replies) if isinstance(backend, AsyncBackend) else CachedModel(backend, replies)
+    if isinstance(backend, AsyncBackend):
+        return CachedEndpoint(backend, Replies(folder, _state(backend.name)))
+    return CachedModel(backend, Replies(folder, _state(str(directory(backend.name) or backend.name))))
 
 
 class Replies:
@@ -56,7 +58,7 @@ class Replies:
         """What decides the reply, as a hash."""
         prompt = ask.prompt
         how = ask.max_new_tokens if ask.pool is None else list(ask.pool)
-        parts = [self._model, prompt.text, prompt.transcript, prompt.prefill, how]
+        parts = [self._model, prompt.text, prompt.transcript, prompt.prefill, how, prompt.blocks, prompt.labels]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def read(self, keys: Sequence[str]) -> dict[str, Completion | Choice]:
@@ -81,6 +83,8 @@ class CachedModel:
 
     def __init__(self, inner: Backend, replies: Replies) -> None:
         self.name = inner.name
+        self.masks_blocks = getattr(inner, "masks_blocks", False)
+        self.trained_in: dict[str, str] = getattr(inner, "trained_in", {})
         self._inner = inner
         self._replies = replies
 

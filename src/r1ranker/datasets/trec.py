@@ -16,9 +16,10 @@ run; what this package ranked is passed over. Without one, and where ir_datasets
 corpus. Files may be compressed; where their names do not say what they are, the options run, qrels, topics and corpus
 do, and a file that could be anything is refused. Each qrels file is a task, named by its name; `qrels/train.tsv` and
 `dev.tsv` give those splits, everything else is test. All judgements of a query are its gains, retrieved or not, so
-nDCG is that of trec_eval. Left out are judged queries without a relevant document or without a first stage (their
-number is logged), documents that a benchmark excludes for a query (grade -100, BRIGHT), and a document that is
-the query itself, by its identifier and its text (ArguAna, Quora).
+nDCG is that of trec_eval. A judged query for which the first stage found nothing has an empty pool and counts 0, as
+with `trec_eval -c`; training has no use for it. Left out are judged queries without a relevant document (their number
+is logged), documents that a benchmark excludes for a query (grade -100, BRIGHT), and a document that is the query
+itself, by its identifier and its text (ArguAna, Quora).
 """
 
 from __future__ import annotations
@@ -103,10 +104,15 @@ def load(
     parts = [_by_name(name, path, top_k) for name in names] or _from_folder(path, top_k, named)
     splits: Splits = {split: [] for split in SPLIT_NAMES}
     for judged, requests in parts:
-        ready = [r for r in requests if r.hits and max(judged.grades[r.qid].values()) > 0]
-        _tell_lost(judged, {request.qid for request in ready})
+        relevant = [r for r in requests if max(judged.grades[r.qid].values()) > 0]
+        ready = [r for r in relevant if r.hits or judged.split != "train"]
+        if len(ready) < len(judged.grades):
+            lost = len(judged.grades) - len(ready)
+            log.warning("%s: %d judged queries have no relevant document or no text", judged.task, lost)
+        if empty := sum(not r.hits for r in ready):
+            log.warning("%s: the first stage found nothing for %d queries, which count 0", judged.task, empty)
         splits[judged.split] += [_problem(r, judged, top_k, relevant_at, max_chars) for r in ready]
-    if not any(splits.values()):
+    if not any(problem.candidates for problems in splits.values() for problem in problems):
         raise DataError(
             f"{path or names}: no query has a first stage and a relevant judgement; do they belong together?"
         )
@@ -115,21 +121,6 @@ def load(
 
 def _list(names: str | Sequence[str]) -> list[str]:
     return [names] if isinstance(names, str) else list(names)
-
-
-def _tell_lost(judged: Judged, ready: set[str]) -> None:
-    lost = [qid for qid in judged.grades if qid not in ready]
-    if lost:
-        relevant = [qid for qid in lost if max(judged.grades[qid].values()) > 0]
-        log.warning(
-            "%s: %d judged queries have no relevant document or no first stage%s",
-            judged.task,
-            len(lost),
-            f"; {len(relevant)} of them, such as {relevant[0]!r}, have a relevant one: trec_eval -c counts them as 0, "
-            "here they are in no mean"
-            if relevant
-            else "",
-        )
 
 
 def _problem(request: Request, judged: Judged, top_k: int, relevant_at: int, max_chars: int | None) -> Problem:
@@ -145,6 +136,7 @@ def _problem(request: Request, judged: Judged, top_k: int, relevant_at: int, max
         gains={docid: max(0, grade) for docid, grade in grades.items() if grade != EXCLUDED},
         relevant_at=relevant_at,
         prior={hit.docid: hit.score for hit in top},
+        nothing_found=not top,
     )
 
 

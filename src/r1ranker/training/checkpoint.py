@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoConfig
 
+from r1ranker.backends.models import WAY
 from r1ranker.errors import ConfigError
 from r1ranker.files import replacing
 from r1ranker.training.learner import Learner, load_optimizer, optimizer_state
@@ -21,11 +23,18 @@ if TYPE_CHECKING:
 
 
 def save_model(
-    directory: Path, network: Any, tokenizer: Any, dtype: torch.dtype = torch.float32, *, writes: bool = True
+    directory: Path,
+    network: Any,
+    tokenizer: Any,
+    dtype: torch.dtype = torch.float32,
+    *,
+    way: Mapping[str, str] | None = None,
+    writes: bool = True,
 ) -> None:
     """An ordinary transformers model directory, replaced as a whole; adapters are added into the weights.
 
-    All processes of a crew call this, and the leading one `writes`.
+    way: how it is asked (`RunConfig.way`), for `loading.way_of`. All processes of a crew call this, and the leading one
+    `writes`.
     """
     state = plain_state(network, dtype)
     if not writes:
@@ -37,6 +46,8 @@ def save_model(
         shape.dtype = dtype
         shape.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
+        if way:
+            (fresh / WAY).write_text(json.dumps(way) + "\n", encoding="utf-8")
         shutil.rmtree(directory, ignore_errors=True)
 
 
