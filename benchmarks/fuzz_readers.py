@@ -205,9 +205,12 @@ def tried(reader: Reader, valid: int, name: str, content: bytes, folder: Path) -
         return "read", ""
     if words.getvalue():
         return "told", ""
-    before, after = ([line for line in text.split(b"\n") if line.strip()] for text in (reader.files[name], content))
-    if len(after) < len(before) and len(reader.files[name]) - len(content) >= min(map(len, before)):
-        return "read", ""  # whole lines are gone, which no reader can know
+    before, after = (
+        Counter(line for raw in text.split(b"\n") if (line := raw.strip())) for text in (reader.files[name], content)
+    )
+    joined = max(map(len, after), default=0) > 1.5 * max(map(len, before))  # two lines made one would be a loss
+    if (before - after).total() > (after - before).total() and not joined:
+        return "read", ""  # a whole line is gone, which no reader can know
     return "lost", f"{found} of {valid}"
 
 

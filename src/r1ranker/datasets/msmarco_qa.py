@@ -76,6 +76,9 @@ def load(
         ]
         for split, members in records.items()
     }
+    asked, made = (sum(map(len, of_splits.values())) for of_splits in (records, splits))
+    if made < asked * len(tasks):
+        log.info("%d queries times %d tasks give %d pools; the others have too few passages", asked, len(tasks), made)
     return limit_per_task(splits, limit, seed)
 
 
@@ -102,7 +105,7 @@ def _records(file: Path) -> Iterator[Record]:
     import pyarrow.parquet as pq
 
     try:
-        parquet = pq.ParquetFile(file)
+        parquet = pq.ParquetFile(file, page_checksum_verification=True)
         batches = parquet.iter_batches(columns=["query_id", "query", "passages"])
         rows = [row for batch in batches for row in batch.to_pylist()]
     except (OSError, ValueError, MemoryError, pa.ArrowException) as error:

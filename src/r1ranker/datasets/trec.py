@@ -152,8 +152,7 @@ def _from_folder(path: Path | None, top_k: int, named: _Named) -> list[tuple[Jud
 def _from_requests(files: Mapping[Path, Sequence[Request]], qrels: Sequence[Judged]) -> list[Request]:
     grades, requests = _all_grades(qrels), by_query(files)
     judged = [r for r in requests if r.qid in grades]
-    if len(judged) < len(requests):
-        log.info("%d of %d queries with a first stage are not judged", len(requests) - len(judged), len(requests))
+    _tell_unjudged({r.qid for r in requests}, grades)
     return [replace(r, hits=tuple(hit for hit in r.hits if _may_stand(hit, r, grades[r.qid]))) for r in judged]
 
 
@@ -167,7 +166,14 @@ def _from_corpus(path: Path, files: Collection, qrels: Sequence[Judged], top_k: 
 
     grades = _all_grades(qrels)
     queries = {qid: query.text for qid, query in read_documents(files.topics, set(grades)).items()}
-    return _collected(grades, queries, _run(files.run) if files.run else None, texts, top_k)
+    first = _run(files.run) if files.run else None
+    _tell_unjudged(set(first or ()), grades)
+    return _collected(grades, queries, first, texts, top_k)
+
+
+def _tell_unjudged(queries: set[str], grades: Grades) -> None:
+    if unjudged := queries - grades.keys():
+        log.info("%d of %d queries with a first stage are not judged", len(unjudged), len(queries))
 
 
 def _all_grades(qrels: Sequence[Judged]) -> Grades:
