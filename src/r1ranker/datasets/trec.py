@@ -108,7 +108,9 @@ def load(
         ready = [r for r in relevant if r.hits or judged.split != "train"]
         if len(ready) < len(judged.grades):
             lost = len(judged.grades) - len(ready)
-            log.warning("%s: %d judged queries have no relevant document or no text", judged.task, lost)
+            log.warning(
+                "%s: %d judged queries have no relevant document or no text, or no hit to train on", judged.task, lost
+            )
         if empty := sum(not r.hits for r in ready):
             log.warning("%s: the first stage found nothing for %d queries, which count 0", judged.task, empty)
         splits[judged.split] += [_problem(r, judged, top_k, relevant_at, max_chars) for r in ready]
