@@ -41,9 +41,10 @@ from r1ranker.problem import Splits
 from r1ranker.thoughts import read_thoughts
 from r1ranker.training.config import load_config
 
+LONG = b"9" * 40
 PIECES = (
     b"\xef\xbb\xbf", b"\xff", b"\xe9", b"\xed\xa0\xbd", b"\x00", b"\r", b"\n", b"\r\n", b"\t", b" ", b",", b'"',
-    b"{", b"]", b"nan", b"inf", b"-1", b"1e999", b"9" * 40, b"null", b"\\ud83d", b"\xe2\x80\xa8", b"::", b"\x1f\x8b",
+    b"{", b"]", b"nan", b"inf", b"-1", b"1e999", LONG, b"null", b"\\ud83d", b"\xe2\x80\xa8", b"::", b"\x1f\x8b",
     b"- ", b": ", b"&a ", b"*a",
 )  # fmt: skip
 """What is put into files: marks, ends of lines, separators, odd numbers, halves of characters."""
@@ -206,7 +207,8 @@ def tried(reader: Reader, valid: int, name: str, content: bytes, folder: Path) -
     if words.getvalue():
         return "told", ""
     before, after = (
-        Counter(line for raw in text.split(b"\n") if (line := raw.strip())) for text in (reader.files[name], content)
+        Counter(line for raw in text.split(b"\n") if (line := raw.strip()))
+        for text in (reader.files[name], content.replace(LONG, b""))
     )
     joined = max(map(len, after), default=0) > 1.5 * max(map(len, before))  # two lines made one would be a loss
     if (before - after).total() > (after - before).total() and not joined:
