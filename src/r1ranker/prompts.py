@@ -49,8 +49,8 @@ _TURN = re.compile(
     r"|\[\s*(/?(?:inst|g?mask|smask|(?:system_prompt|available_tools|tool_(?:calls|results|content))))\s*\]",
     re.IGNORECASE,
 )
-"""What marks turns in public chat models without bars. Of a model in this process `encoding` takes out all tokens; those
-of one behind a network are not known here."""
+"""What marks turns in public chat models without bars. Of a model in this process `encoding` takes out every token;
+those of one behind a network are not known here."""
 
 _CONTEXT = {
     "recommendation": "The user chose, oldest first:\n{history}\n{query}{question}\n",

@@ -108,7 +108,7 @@ class TransformersBackend:
         self, prompts: Sequence[Prompt], max_new_tokens: int, temperature: float, traced: bool
     ) -> list[Generated]:
         encoded = [self.encoder.encode(prompt) for prompt in prompts]
-        self._check_rows(encoded, max_new_tokens)
+        self._check_lengths(encoded, max_new_tokens)
         settings = self._settings(max_new_tokens, temperature, traced)
         if self._prefixes and prompts and all(prompt.stays for prompt in prompts):
             written, computed = self._prefixes.write(_rows(prompts, encoded), settings)
@@ -209,7 +209,7 @@ class TransformersBackend:
         """As `_branch_logprobs`, in one pass over what is new: branchings are read side by side."""
         branches = [trie.openings for trie in tries]
         rows = _rows(prompts, encoded, branches)
-        self._check_rows(encoded, 1 + max(len(paths) for paths in branches))
+        self._check_lengths(encoded, 1 + max(len(paths) for paths in branches))
         assert self._prefixes is not None
         logits, computed = self._prefixes.next_logits(rows)
         logprobs: list[dict[Path, dict[int, float]]] = [{} for _ in tries]
@@ -226,7 +226,7 @@ class TransformersBackend:
         """For each prompt, log-probabilities by branching and token, and the tokens read for it."""
         nodes = [(i, node) for i, trie in enumerate(tries) for node in trie.branches]
         inputs = [encoded[i] + list(node) for i, node in nodes]
-        self._check_rows(inputs, 1)
+        self._check_lengths(inputs, 1)
         logprobs: list[dict[Path, dict[int, float]]] = [{} for _ in tries]
         read = [0] * len(tries)
         for group in self._groups([len(ids) for ids in inputs], self.max_tokens):
@@ -315,7 +315,7 @@ class TransformersBackend:
         """Whether the closing tag ends in the last token, given that it did not end before."""
         return STOP in self.encoder.decode(completion_ids[-2 * len(STOP) :])
 
-    def _check_rows(self, rows: list[list[int]], max_new_tokens: int) -> None:
+    def _check_lengths(self, rows: list[list[int]], max_new_tokens: int) -> None:
         limit = getattr(self.network.config, "max_position_embeddings", math.inf)
         longest = max((len(row) for row in rows), default=0)
         if longest + max_new_tokens > limit:
