@@ -70,14 +70,12 @@ class Kept:
         return self.score is None or self.step > 0
 
     def __str__(self) -> str:
+        begins = f"step {self.last_step}, kept step {self.step}"
         if self.score is None:
-            return f"kept step {self.step} of {self.last_step}, the newest: there are no dev problems"
-        scores = f"dev MRR {self.score:.3f}"
-        if self.improved and self.start is not None:
-            scores += f", {self.start:.3f} at the start"
-        if self.last is not None and self.step != self.last_step:
-            scores += f", {self.last:.3f} at the end"
-        return f"kept step {self.step} of {self.last_step}, {scores}"
+            return f"{begins}, the newest: there are no dev problems"
+        start = f", {self.start:.3f} at the start" if self.start is not None and self.step else ""
+        last = f", {self.last:.3f} at the end" if self.last is not None and self.step != self.last_step else ""
+        return f"{begins}: dev MRR {self.score:.3f}{start}{last}"
 
 
 def kept_of(out: Path) -> Kept | None:
