@@ -124,7 +124,9 @@ class TransformersBackend:
     def choose(self, prompts: Sequence[Prompt], pools: Sequence[Sequence[int]]) -> list[Choice]:
         """See `Backend.choose`. Where an identifier is several tokens, each branching of their trie is asked."""
         with self._my_turn():
-            return self._choose_blocks(prompts, pools) if prompts and prompts[0].blocks else self._choose(prompts, pools)
+            return (
+                self._choose_blocks(prompts, pools) if prompts and prompts[0].blocks else self._choose(prompts, pools)
+            )
 
     def _choose(self, prompts: Sequence[Prompt], pools: Sequence[Sequence[int]]) -> list[Choice]:
         encoded = [self.encoder.encode(prompt) for prompt in prompts]
