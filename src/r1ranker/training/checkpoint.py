@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +93,7 @@ def save_checkpoint(out: Path, learner: Learner, config: RunConfig) -> None:
         "tokens": learner.tokens,
         "best": learner.best,
         "kept": learner.kept,
-        "config": config.model_dump_json(exclude={"out"}),
+        "config": json.dumps(_settings(config.model_dump(mode="json")), sort_keys=True),
         "origin": learner.origin,
     }
     with replacing(out / f"checkpoint-{learner.step:08d}.pt") as fresh:
@@ -153,7 +153,12 @@ def _newest(out: Path, device: torch.device) -> tuple[Path, dict[str, Any]]:
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:
     """The settings that a resumed run must share with the run it goes on from, by their keys."""
-    sections = {name: value for name, value in config.items() if isinstance(value, dict)}
-    nested = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
-    flat = {key: value for key, value in config.items() if key not in sections} | nested
-    return {key: value for key, value in flat.items() if key not in MAY_CHANGE}
+    return {key: value for key, value in _flat(config) if key not in MAY_CHANGE}
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
