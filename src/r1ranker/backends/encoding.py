@@ -73,9 +73,12 @@ def control_pattern(tokenizer: Any) -> re.Pattern[str]:
     special |= {str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special}
     tokens = special | {token for token in added | marks if not _WORDS.fullmatch(token)}
     control = sorted({t.strip() for t in tokens if not _OURS.fullmatch(t)} - {""}, key=len, reverse=True)
-    # Tokens may be found in normalised text, so in any case; but a special word only as it stands.
-    cased = (re.escape(t) if _WORDS.fullmatch(t) else f"(?i:{re.escape(t)})" for t in control)
-    return re.compile("|".join(cased) or r"(?!)")
+    by_first: dict[str, list[str]] = {}  # of thousands of tokens, only those are tried that begin as the text does
+    for token in control:
+        # Tokens may be found in normalised text, so in any case; but a special word only as it stands.
+        rest = re.escape(token[1:])
+        by_first.setdefault(token[0], []).append(rest if _WORDS.fullmatch(token) else f"(?i:{rest})")
+    return re.compile("|".join(f"{re.escape(c)}(?:{'|'.join(rests)})" for c, rests in by_first.items()) or r"(?!)")
 
 
 def _in_words(match: re.Match[str]) -> str:
