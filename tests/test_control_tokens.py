@@ -103,6 +103,16 @@ def test_no_prompt_becomes_a_control_token_of_its_tokenizer(model: str, tiny_dir
     assert control.isdisjoint(encoder.encode(prompt))
 
 
+@pytest.mark.parametrize("readout", ["judge", "identifier"])
+def test_no_block_becomes_a_control_token(readout: str, tiny_dir: Path) -> None:
+    tokens = [*PUBLIC["Gemma"], *ODD]
+    encoder = with_tokens(tiny_dir, PUBLIC["Gemma"], ODD)
+    control = {encoder.tokenizer.convert_tokens_to_ids(token) for token in tokens}
+    prompt = build_prompt(forging(tokens), (1, 2), "iranker", layout="blocks", readout=readout, think=False)  # type: ignore[arg-type]
+    head, blocks, question = encoder.blocks(prompt)
+    assert control.isdisjoint([*head, *question, *(token for block in blocks for token in block)])
+
+
 def test_identifiers_and_tags_of_the_package_stay_tokens(tiny_dir: Path) -> None:
     encoder = with_tokens(tiny_dir, [], ["</tool>"])
     plain = Encoder(AutoTokenizer.from_pretrained(str(tiny_dir)))

@@ -146,7 +146,7 @@ def _newest(out: Path, device: torch.device) -> tuple[Path, dict[str, Any]]:
         try:
             return path, torch.load(path, map_location=device, weights_only=True)
         except Exception as error:  # a file cut short fails in zipfile, in pickle or in torch
-            why = (str(error) or type(error).__name__).splitlines()[0]
+            why = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
             log.warning("the checkpoint %s is damaged (%s) and left out", path, why)
     named = ", ".join(path.name for path in found)
     raise ConfigError(f"no checkpoint in {out} can be read ({named}): delete them and start without --resume")
