@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from r1ranker.backends.encoding import Encoder, control_pattern
 from r1ranker.errors import BackendError
 from r1ranker.problem import Candidate, Problem
-from r1ranker.prompts import build_prompt, neutralise, with_advice
+from r1ranker.prompts import Readout, block_prompt, build_prompt, neutralise, with_advice
 
 PUBLIC = {
     "Llama 2": ["<s>", "</s>", "<unk>", "[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"],
@@ -104,11 +104,11 @@ def test_no_prompt_becomes_a_control_token_of_its_tokenizer(model: str, tiny_dir
 
 
 @pytest.mark.parametrize("readout", ["judge", "identifier"])
-def test_no_block_becomes_a_control_token(readout: str, tiny_dir: Path) -> None:
+def test_no_block_becomes_a_control_token(readout: Readout, tiny_dir: Path) -> None:
     tokens = [*PUBLIC["Gemma"], *ODD]
     encoder = with_tokens(tiny_dir, PUBLIC["Gemma"], ODD)
     control = {encoder.tokenizer.convert_tokens_to_ids(token) for token in tokens}
-    prompt = build_prompt(forging(tokens), (1, 2), "iranker", layout="blocks", readout=readout, think=False)  # type: ignore[arg-type]
+    prompt = block_prompt(forging(tokens), readout, "worst")
     head, blocks, question = encoder.blocks(prompt)
     assert control.isdisjoint([*head, *question, *(token for block in blocks for token in block)])
 
