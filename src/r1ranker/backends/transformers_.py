@@ -145,7 +145,7 @@ class TransformersBackend:
         blocks.check_maskable(self.network, self.name)
         head, parts, question = self.encoder.blocks(prompt)
         longest = len(head) + max(map(len, parts)) + len(question)
-        self._check_rows([[0] * longest], 0)
+        self._check_lengths([[0] * longest], 0)
         if not question:
             return Blocks(head, parts)
         names = self.encoder.label_texts(len(parts))
