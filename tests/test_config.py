@@ -91,6 +91,38 @@ def test_a_refusal_names_the_key_and_the_remedy(override: str, message: str) -> 
         load_config(None, [override])
 
 
+BOUNDED = {
+    "ppo": (
+        "steps=0 token_budget=0 token_budget=-5 batch=0 minibatch=0 epochs=0 group=0 actor_lr=0 actor_lr=-0.001 "
+        "critic_lr=0 warmup=-1 gamma=-1 gamma=2 lam=-1 lam=2 clip=0 clip=-1 clip=1 value_clip=0 kl=-1 entropy=-1 "
+        "max_grad_norm=0 max_prompt_tokens=0 max_new_tokens=0 micro_tokens=0 validate_every=0 validate_problems=-1 "
+        "checkpoint_every=0 keep=0 lora=0 actor_lr=.inf kl=.nan clip=.nan"
+    ),
+    "warmstart": "steps=0 batch=0 lr=0 lr=-1 lr=.inf warmup=-1 log_every=0 think_share=2 pointwise=-1 pointing=-1",
+    "warmstart.scratch": "vocab=10 hidden=0 layers=0 heads=0 context=0 identifiers=-1",
+    "data.0": "limit=0 limit=-2",
+}
+
+
+@pytest.mark.parametrize("override", [f"{part}.{key}" for part, keys in BOUNDED.items() for key in keys.split()])
+def test_numbers_outside_their_sense_are_refused_by_their_key(override: str) -> None:
+    with pytest.raises(ConfigError, match=override.partition("=")[0].replace(".", r"\.")):
+        load_config(None, [override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["warmstart.scratch.hidden=30", "warmstart.scratch.heads=4"], "hidden=30 must be a multiple of twice heads=4"),
+        (["warmstart.scratch.vocab=300", "warmstart.scratch.identifiers=50"], "vocab=300 leaves no room"),
+        (["ppo.group=9", "ppo.batch=8"], "group=9 trajectories from a start do not fit a batch of 8"),
+    ],
+)
+def test_numbers_that_do_not_go_together_are_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, overrides)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -22,6 +22,10 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+NO_BETTER = (
+    "no step was better on dev than the start: what was kept is {model}, as it came. Train longer, change "
+    "ppo.actor_lr, or give more dev problems (ppo.validate_problems) if their score is mostly noise"
+)
 data_app = typer.Typer(help="Look at, check and convert problems.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(model_app, name="model")
@@ -92,7 +96,7 @@ def train(
     """
     from r1ranker.data import load_splits
     from r1ranker.training.config import load_config
-    from r1ranker.training.logs import read_log
+    from r1ranker.training.logs import kept_of, read_log
     from r1ranker.training.parallel import join_crew
     from r1ranker.training.ppo import train as run
 
@@ -110,9 +114,11 @@ def train(
         directory = run(loaded, load_splits(loaded.data), resume=resume)
     if not join_crew().leads:
         return
-    last = read_log(loaded.out)[-1]
-    console.print(f"model {directory}   step {last['step']:.0f}   dev MRR {last.get('dev_mrr', float('nan')):.3f}")
-    write_json(json_, {"model": directory, "last": last})
+    last, kept = read_log(loaded.out)[-1], kept_of(loaded.out)
+    console.print(f"model {directory}   {kept}", soft_wrap=True)
+    if kept and not kept.improved:
+        complain("warning", NO_BETTER.format(model=loaded.model))
+    write_json(json_, {"model": directory, "last": last, "kept": kept and dataclasses.asdict(kept)})
 
 
 app.command()(rank)

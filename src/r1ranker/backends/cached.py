@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -44,7 +45,7 @@ class Replies:
         self._model = model
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            # The calls to an endpoint are made in another thread than this one, but never in two at once.
+            self._turn = threading.Lock()  # asked from any thread, one at a time
             self._db = sqlite3.connect(folder / FILE, timeout=PATIENCE_SECONDS, check_same_thread=False)
             weakref.finalize(self, self._db.close)
             self._db.execute("PRAGMA journal_mode=WAL")  # readers do not wait for a writer
@@ -67,14 +68,15 @@ class Replies:
         for start in range(0, len(keys), AT_ONCE):
             some = keys[start : start + AT_ONCE]
             marks = ",".join("?" * len(some))
-            rows = self._db.execute(f"SELECT key, reply FROM replies WHERE key IN ({marks})", some)
+            with self._turn:
+                rows = self._db.execute(f"SELECT key, reply FROM replies WHERE key IN ({marks})", some).fetchall()
             found |= {key: _said(reply) for key, reply in rows}
         return found
 
     def write(self, said: Iterable[tuple[str, Completion | Choice]]) -> None:
         """Keep replies. One that another process wrote meanwhile stays, as the answer others have seen."""
-        with self._db:
-            rows = [(key, _text(reply)) for key, reply in said]
+        rows = [(key, _text(reply)) for key, reply in said]
+        with self._turn, self._db:
             self._db.executemany("INSERT OR IGNORE INTO replies VALUES (?, ?)", rows)
 
 
