@@ -41,6 +41,7 @@ def problems(draw: st.DrawFn) -> Problem:
         query=draw(names),
         history=tuple(draw(st.lists(texts, max_size=3))),
         objective=draw(texts),
+        instruction=draw(texts),
         gains=draw(st.dictionaries(st.sampled_from(docids), st.integers(0, 5))),
         relevant_at=relevant_at,
         prior=draw(st.dictionaries(names, st.floats(allow_nan=False, allow_infinity=False))),

@@ -134,6 +134,7 @@ def _record(problem: Problem) -> dict[str, Any]:
         "query": problem.query,
         "history": list(problem.history),
         "objective": problem.objective,
+        "instruction": problem.instruction,
         "candidates": [
             {"docid": c.docid, "text": c.text} | ({"note": c.note} if c.note else {}) for c in problem.candidates
         ],
@@ -220,6 +221,7 @@ FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "query": ("a string", _is_text),
     "history": ("a list of strings", _list_of(_is_text)),
     "objective": ("a string", _is_text),
+    "instruction": ("a string", _is_text),
     "candidates": ('a list of {"docid": string, "text": string}, each perhaps with a "note"', _list_of(_is_candidate)),
     "gains": ("an object of whole numbers by docid", _values_are(_is_whole)),
     "relevant_at": ("a whole number", _is_whole),
