@@ -66,6 +66,10 @@ class CallError(BackendError):
         self.usage = Usage(1, prompt_tokens, generated_tokens, 0.0, max(0, retries), cost)
 
 
+class PromptError(BackendError):
+    """A prompt that this model cannot read: too long, or no text. Only that query is lost; others can be answered."""
+
+
 class Backend(Protocol):
     """A model that can be asked. Calls return one result per prompt, in order, or raise BackendError."""
 

@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from r1ranker.backends.base import STOP, Choice, Completion
+from r1ranker.backends.base import STOP, Choice, Completion, PromptError
 from r1ranker.backends.encoding import Encoder, IdentifierTrie, Path, batches
 from r1ranker.backends.loading import load
 from r1ranker.backends.padding import left_pad, positions
 from r1ranker.backends.prefix import PrefixCache, Row, can_reuse, read_rows
 from r1ranker.backends.sampling import Settings, Trace, Written, write
-from r1ranker.errors import BackendError
 from r1ranker.prompts import Prompt
 
 
@@ -226,7 +225,7 @@ class TransformersBackend:
         limit = getattr(self.network.config, "max_position_embeddings", math.inf)
         longest = max((len(row) for row in rows), default=0)
         if longest + max_new_tokens > limit:
-            raise BackendError(
+            raise PromptError(
                 f"a prompt of {longest} tokens plus {max_new_tokens} to generate exceeds the context of {limit} tokens "
                 f"of {self.name}; use a smaller pool, shorter candidate texts or history, fewer new tokens, "
                 "or a model with a longer context"
