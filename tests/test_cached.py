@@ -152,7 +152,7 @@ def test_a_real_model_ranks_the_same_from_disk(
     plain, first, again = rankers[0].rank_many(problems), *(rankers[1].rank_many(problems) for _ in range(2))
     assert said(plain) == said(first) == said(again)
     asked = len(watched.asked)
-    DRanker(rankers[1].backend, max_new_tokens=6).rank_many(problems)
+    DRanker(rankers[1].backend, max_new_tokens=6, think=True).rank_many(problems)
     assert len(watched.asked) == asked + 1
     assert all(r.usage.prompt_tokens == r.usage.generated_tokens == 0 for r in again)
 

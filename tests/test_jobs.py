@@ -140,8 +140,11 @@ def test_an_interrupted_job_leaves_the_beginning_of_the_run(
     rank(given, tmp_path / "whole.trec")
 
     class Dying(ScriptedBackend):
+        dead = False
+
         def choose(self, prompts: Any, pools: Any) -> list[Choice]:
-            if any("what is q7\n" in prompt.text for prompt in prompts):
+            self.dead |= any("what is q7\n" in prompt.text for prompt in prompts)
+            if self.dead:
                 raise BackendError("out of memory")
             return super().choose(prompts, pools)
 

@@ -75,6 +75,9 @@ class Problem:
             also = " or a history" if self.scenario == "recommendation" else ""
             raise DataError(f"{where}: has no query{also}; give the model a context")
         docids = [candidate.docid for candidate in self.candidates]
+        for name in (self.qid, self.task, *docids, *self.gains, *self.prior):
+            if not isinstance(name, str):
+                raise DataError(f"{where}: {name!r} is a {type(name).__name__}; names are text, such as {str(name)!r}")
         if len(set(docids)) != len(docids):
             twice = sorted({d for d in docids if docids.count(d) > 1})
             raise DataError(f"{where}: docid {twice[0]!r} occurs more than once in the pool")
@@ -104,6 +107,19 @@ class Problem:
     def trainable(self) -> bool:
         """Whether a ranking of it can be rewarded: there are two candidates and a relevant one."""
         return len(self.candidates) > 1 and any(map(self.is_relevant, self.identifiers))
+
+
+def name_fault(problem: Problem) -> str:
+    """Why a run file cannot hold the problem's names, or "": its fields are split at whitespace, in UTF-8."""
+    for name in (problem.qid, *(candidate.docid for candidate in problem.candidates)):
+        if name.split() != [name]:
+            rule = "is empty or has whitespace, which a run file cannot hold; rename it"
+        elif any("\ud800" <= character <= "\udfff" for character in name):
+            rule = "holds half a character, which a run file cannot hold; rename it"
+        else:
+            continue
+        return f"qid or docid {name!r} of query {problem.qid!r} {rule}"
+    return ""
 
 
 def part_of(problem: Problem, pool: Sequence[int]) -> Problem:
@@ -138,7 +154,8 @@ class Answer:
 class Usage:
     """What a ranking cost. Tokens that a backend did not have to compute again are not in it.
 
-    retries: calls over a network made again. cost: money, in the currency of the price file.
+    retries: calls over a network made again. cost: money, in the currency of the price file. cut: lists whose texts
+    were cut to fit.
     """
 
     calls: int = 0
@@ -147,6 +164,7 @@ class Usage:
     seconds: float = 0.0
     retries: int = 0
     cost: float = 0.0
+    cut: int = 0
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -156,6 +174,7 @@ class Usage:
             self.seconds + other.seconds,
             self.retries + other.retries,
             self.cost + other.cost,
+            self.cut + other.cut,
         )
 
 

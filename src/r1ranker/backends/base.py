@@ -86,6 +86,22 @@ class Backend(Protocol):
         ...
 
 
+class NoBackend:
+    """Stands where a ranker's settings are looked at before its model is loaded. Cannot be asked."""
+
+    name = "none"
+
+    def generate(
+        self, prompts: Sequence[Prompt], *, max_new_tokens: int = 1024, temperature: float = 0.0
+    ) -> list[Completion]:
+        """Raises BackendError."""
+        raise BackendError("no model has been loaded")
+
+    def choose(self, prompts: Sequence[Prompt], pools: Sequence[Sequence[int]]) -> list[Choice]:
+        """Raises BackendError."""
+        raise BackendError("no model has been loaded")
+
+
 class Session(Protocol):
     """An open connection to an endpoint."""
 

@@ -153,7 +153,7 @@ class RunConfig(_Strict):
 
     model: str = "Qwen/Qwen2.5-3B-Instruct"
     design: Design = "iranker"
-    think: bool = True
+    think: bool = False
     layout: Layout = "relist"
     data: tuple[DataConfig, ...] = (DataConfig(),)
     seed: int = 0
