@@ -45,6 +45,7 @@ class Replies:
 
     def __init__(self, folder: Path, model: str) -> None:
         self._model = model
+        self._folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # The calls to an endpoint are made in another thread than this one, but never in two at once.
@@ -75,9 +76,14 @@ class Replies:
 
     def write(self, said: Iterable[tuple[str, Completion | Choice]]) -> None:
         """Keep replies. One that another process wrote meanwhile stays, as the answer others have seen."""
-        with self._db:
-            rows = [(key, _text(reply)) for key, reply in said]
-            self._db.executemany("INSERT OR IGNORE INTO replies VALUES (?, ?)", rows)
+        try:
+            with self._db:
+                rows = [(key, _text(reply)) for key, reply in said]
+                self._db.executemany("INSERT OR IGNORE INTO replies VALUES (?, ?)", rows)
+        except sqlite3.DatabaseError as error:
+            raise ConfigError(
+                f"cannot keep replies in {self._folder}: {error}; make room, or leave cache out"
+            ) from error
 
 
 class CachedModel:

@@ -70,7 +70,7 @@ def load(
         raise ConfigError(f"source {name!r} has no option {unknown[0]!r}; it has {allowed}")
     if limit is not None and limit < 1:
         raise ConfigError(f"limit {limit} must be at least 1; leave it out to keep all problems")
-    where = None if path is None else Path(path)
+    where = None if path is None else Path(path).expanduser()
     if source.needs_path and (where is None or not where.exists()):
         found = "needs a path" if where is None else f"{where} does not exist"
         raise DataError(f"source {name!r}: {found}; {_remedy(source)}")

@@ -31,6 +31,7 @@ from r1ranker.evaluation.charts import (
 from r1ranker.evaluation.report_traces import Trace, TraceView, view
 from r1ranker.evaluation.results import AVERAGE, COSTS, Comparison, Row, relative_gain
 from r1ranker.evaluation.table import CEILING, SHOWN, caption, lines_of, stars, systems_of, tasks_of
+from r1ranker.files import write_whole
 
 __all__ = ["Trace", "write_report"]
 
@@ -106,7 +107,7 @@ def write_report(
         )
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    write_whole(path, page)
 
 
 def headline(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[Fact]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from r1ranker.baselines import BASELINES
-from r1ranker.errors import ConfigError
+from r1ranker.errors import ConfigError, DataError
 from r1ranker.evaluation.measures import by_task
 from r1ranker.evaluation.report import Trace, write_report
 from r1ranker.evaluation.results import (
@@ -32,7 +33,7 @@ from r1ranker.evaluation.results import (
     write_results,
 )
 from r1ranker.evaluation.runs import write_run
-from r1ranker.problem import Problem, Ranking
+from r1ranker.problem import Problem, Ranking, name_fault
 from r1ranker.prompts import Design
 from r1ranker.provenance import provenance
 from r1ranker.spec import RankerSpec, parse_spec
@@ -94,6 +95,24 @@ def model_system(name: str, design: Design, model: str, config: RunConfig) -> Mo
     )
 
 
+def check_systems(names: Sequence[str], baseline: str) -> None:
+    """ConfigError for names that results and run files cannot hold, and for a baseline that is not among them."""
+    for name, times in Counter(names).items():
+        if times > 1:
+            raise ConfigError(f"the system name {name!r} is taken: {times} systems have it; rename one")
+        if name.split() != [name] or "/" in name or name.startswith("."):
+            raise ConfigError(f"system {name!r}: run files and their tags are named so; no spaces, '/' or leading dot")
+    if baseline not in names:
+        raise ConfigError(f"no system {baseline!r} to test against; there are {', '.join(names)}")
+
+
+def check_names(problems: Sequence[Problem]) -> None:
+    """DataError for a qid or docid that a run file cannot hold."""
+    for problem in problems:
+        if fault := name_fault(problem):
+            raise DataError(fault)
+
+
 def name_of(system: str | ModelSystem) -> str:
     """The name a system has in results."""
     return system if isinstance(system, str) else system.name
@@ -128,6 +147,10 @@ def evaluate_systems(
     `given` holds rankings that exist already (run files), by name. `baseline` names the system that all
     others are tested against.
     """
+    check_systems([*(given or ()), *map(name_of, systems)], baseline)
+    check_names(problems)
+    for name in (system for system in systems if isinstance(system, str) and system not in BASELINES):
+        raise ConfigError(f"unknown baseline {name!r}; there are {', '.join(BASELINES)}")
     rankings = dict(given or {}) | rank_all(systems, problems, workers=workers)
     values: dict[str, TaskValues] = {name: score(of_system, problems) for name, of_system in rankings.items()}
     rows = [row for name, of_system in values.items() for row in rows_of(name, split, of_system)]

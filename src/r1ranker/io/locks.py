@@ -61,5 +61,12 @@ def check_writable(path: Path, name: str) -> None:
         raise ConfigError(f"{name}: cannot write {path}, since {there} is read-only for you; give another place")
 
 
+def check_folder(path: Path, name: str) -> None:
+    """ConfigError where `path` is no folder and cannot become one, or where nothing can be written to it."""
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{name}: {path} is a file; name a folder")
+    check_writable(path / "new", name)
+
+
 def _place(path: Path) -> str:
     return os.path.realpath(path)

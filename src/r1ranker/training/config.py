@@ -28,6 +28,20 @@ from r1ranker.prompts import Design, Layout
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _paths_from_home(cls, values: Any) -> Any:
+        return _from_home(values)
+
+
+def _from_home(value: Any) -> Any:
+    """`~/...` as a path, wherever it stands: in a model's name, a path, or a source's options."""
+    if isinstance(value, dict):
+        return {key: _from_home(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_from_home(one) for one in value]
+    return str(Path(value).expanduser()) if isinstance(value, str | Path) and str(value).startswith("~") else value
+
 
 class DataConfig(_Strict):
     """One source: its name in `datasets.SOURCES`, where it lies, and the loader's own options."""

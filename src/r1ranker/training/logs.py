@@ -9,6 +9,8 @@ from types import TracebackType
 
 from torch.utils.tensorboard import SummaryWriter
 
+from r1ranker.files import write_whole
+
 LOG_NAME = "log.jsonl"
 
 
@@ -25,7 +27,7 @@ class RunLog:
         out.mkdir(parents=True, exist_ok=True)
         self._path = out / LOG_NAME
         kept = [row for row in read_log(out) if row["step"] < first_step]
-        self._path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        write_whole(self._path, "".join(json.dumps(row) + "\n" for row in kept))
         self._board = SummaryWriter(str(out / "tensorboard"), purge_step=first_step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -46,6 +48,7 @@ class RunLog:
 
 
 def read_log(out: Path) -> list[dict[str, float]]:
-    """The logged lines of a run directory; empty when there is no log."""
+    """The logged lines of a run directory, without one that was cut when the run was killed; empty without a log."""
     path = out / LOG_NAME
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]

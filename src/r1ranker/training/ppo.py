@@ -25,14 +25,14 @@ from r1ranker.progress import track
 from r1ranker.provenance import write_provenance
 from r1ranker.training.advantages import explained_variance
 from r1ranker.training.batch import Batch, Sample, Scores, pack, score
-from r1ranker.training.checkpoint import discard, restore, save_checkpoint, save_model
+from r1ranker.training.checkpoint import begun, discard, restore, save_checkpoint, save_model
 from r1ranker.training.config import PPOConfig, RunConfig
 from r1ranker.training.experience import Experience, micro_batches, with_advantages
 from r1ranker.training.learner import Learner, finished, new_learner, progress
 from r1ranker.training.logs import RunLog
 from r1ranker.training.losses import expected_policy_loss, kl_k3, masked_sum, policy_loss, value_loss
 from r1ranker.training.memory import recomputing
-from r1ranker.training.parallel import Crew
+from r1ranker.training.parallel import Crew, join_crew
 from r1ranker.training.rollout import State, check_prompts, collect, draw
 from r1ranker.training.sharding import clip_gradients
 from r1ranker.training.validation import dev_mrr
@@ -43,8 +43,18 @@ PARTS = 1000
 LOSSES = ("policy_loss", "value_loss", "kl", "entropy", "clip_share")
 
 
-def train(config: RunConfig, splits: Splits, *, resume: bool = False) -> Path:
-    """Train by PPO; returns the directory of the model that was best on dev, `<out>/model`."""
+def train(config: RunConfig, splits: Splits, *, resume: bool = False, overwrite: bool = False) -> Path:
+    """Train by PPO; returns the directory of the model that was best on dev, `<out>/model`.
+
+    A folder that holds a run is gone on from with `resume` and begun anew with `overwrite`; else ConfigError.
+    """
+    if not join_crew().leads:
+        return _train(config, splits, resume)
+    with begun(config.out, resume=resume, overwrite=overwrite):
+        return _train(config, splits, resume)
+
+
+def _train(config: RunConfig, splits: Splits, resume: bool) -> Path:
     problems = [p for p in splits["train"] if config.ppo.learns_from(p)]
     if not problems:
         asked = ", ".join(config.ppo.scenarios)
