@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import re
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -231,3 +232,22 @@ def test_a_hybrid_of_two_models_is_refused_and_not_asked_of_one() -> None:
     other = ScriptedBackend(weigh=lambda prompt, identifier: 1.0)
     with pytest.raises(ConfigError, match="same backend"):
         Hybrid(eliminating(), DRanker(other, think=False), 5)
+
+
+def test_texts_are_cut_evenly_to_the_longest_that_fits(make_problem: MakeProblem) -> None:
+    texts = ("short", "word " * 40, "x" * 300, "word " * 9)
+    problem = make_problem(4, candidates=tuple(Candidate(f"d{k}", text) for k, text in enumerate(texts)), gains={})
+    seen: list[str] = []
+
+    def weigh(prompt: Prompt, k: int) -> float:
+        seen.append(prompt.text)
+        return 1.0
+
+    spec = RankerSpec(truncate=160, top_k=3)
+    ranking = spec.around(ScriptedBackend(weigh=weigh)).rank(problem)
+    assert ranking.usage.cut == 1 and sorted(ranking.docids) == ["d0", "d1", "d2", "d3"]
+    assert "short" in seen[0] and ("word " * 9).strip() in seen[0]
+    assert 150 <= len(seen[0].encode()) // 3 <= 160
+    longest = [len(text) for text in re.findall(r"word(?: word)+|x+", seen[0])]
+    assert max(longest) - sorted(longest)[-2] <= len("word "), "both long texts end at one length"
+    assert RankerSpec(truncate=500, top_k=3).around(ScriptedBackend()).rank(problem).usage.cut == 0
