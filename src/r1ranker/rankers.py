@@ -1,6 +1,6 @@
 """The rankers. In: `Problem`s and a backend. Out: `Ranking`s.
 
-    ranker = IRanker(TransformersBackend.load("nano"), think=False)
+    ranker = IRanker(TransformersBackend.load("nano"))
     ranking = ranker.rank(problem)
 
 `DRanker` and `IRanker` are the two designs. The others make one of them cheaper or steadier, or reach lists

@@ -79,7 +79,7 @@ class RankerSpec:
             object.__setattr__(self, name, expanded(value) if value else value)
         for name in ("prices", "cache"):
             value = getattr(self, name)
-            object.__setattr__(self, name, value.expanduser() if value else value)
+            object.__setattr__(self, name, Path(value).expanduser() if value else value)
 
     def check(self) -> None:
         """ConfigError for settings that cannot go together or under which nothing is asked; loads no model."""
