@@ -1,4 +1,4 @@
-"""A small real server with the few addresses of the Hugging Face hub that a push needs.
+"""A small real server with the few addresses of the Hugging Face hub that a push and a download need.
 
     with hub_server() as hub:
         ...  # HF_ENDPOINT=hub.url, HF_TOKEN=TOKEN
@@ -10,6 +10,7 @@ A request whose body holds "silence" gets no answer.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import threading
 from collections.abc import Iterator
@@ -26,11 +27,13 @@ class Hub:
     """What is on it. `TOKEN` may write to `lab/`; the rest is others'.
 
     files: content by repository and path; a repository is there when it has an entry.
+    stated: sha256 by repository and path, where it says another one than that of the content.
     """
 
     url: str = ""
     files: dict[str, dict[str, bytes]] = field(default_factory=dict)
     private: set[str] = field(default_factory=set)
+    stated: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def answer(self, path: str, token: str, body: bytes) -> tuple[int, Any]:
         """(status, JSON) of one request; a body means POST."""
@@ -59,7 +62,17 @@ class Hub:
         return 200, {"url": f"{self.url}/{repo}"}
 
     def info(self, repo: str, _: bytes) -> dict[str, Any]:
-        return {"id": repo, "modelId": repo, "private": repo in self.private, "sha": COMMIT, "siblings": []}
+        files = self.files[repo].items()
+        siblings = [{"rfilename": path, "size": len(of), "lfs": self.large(repo, path)} for path, of in files]
+        return {"id": repo, "modelId": repo, "private": repo in self.private, "sha": COMMIT, "siblings": siblings}
+
+    revision = info
+
+    def large(self, repo: str, path: str) -> dict[str, Any] | None:
+        """What the hub keeps of a large file, which weights are."""
+        content = self.files[repo][path]
+        known = self.stated.get(repo, {}).get(path) or hashlib.sha256(content).hexdigest()
+        return {"size": len(content), "sha256": known, "pointerSize": 1} if path.endswith(".safetensors") else None
 
     def tree(self, repo: str, _: bytes) -> list[dict[str, Any]]:
         return [{"type": "file", "path": path, "size": 1, "oid": COMMIT} for path in self.files[repo]]
@@ -96,7 +109,19 @@ def hub_server() -> Iterator[Hub]:
             self.end_headers()
             self.wfile.write(text)
 
-        do_GET = do_POST
+        def do_GET(self) -> None:
+            if self.path.startswith("/api/"):
+                return self.do_POST()
+            _, owner, name, _, _, path = self.path.split("/", 5)  # /OWNER/NAME/resolve/COMMIT/PATH
+            content = hub.files[f"{owner}/{name}"][path]
+            self.send_response(200)
+            headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
+            for key, value in (headers | {"Content-Length": str(len(content))}).items():
+                self.send_header(key, value)
+            self.end_headers()
+            return None if self.command == "HEAD" else self.wfile.write(content) and None
+
+        do_HEAD = do_GET
 
         def log_message(self, *_: object) -> None:
             pass

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from statistics import fmean
 
 import pytest
 
-from conftest import small_problem
+from conftest import save_bert, small_problem
 from r1ranker.baselines import BASELINES
 from r1ranker.evaluation.measures import evaluate
 from r1ranker.problem import Candidate, Problem
@@ -17,6 +18,17 @@ FRUIT = tuple(
     Candidate(f"d{k}", text)
     for k, text in enumerate(["a red car", "ripe bananas and honey", "the blue sea", "a tall tree"], start=1)
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fetched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache folder that holds an encoder of a few thousand random weights as `minilm`."""
+    pytest.importorskip("sentence_transformers")
+    cache = tmp_path_factory.mktemp("cache")
+    save_bert(cache / "minilm")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("R1RANKER_CACHE", str(cache))
+        yield
 
 
 @pytest.mark.parametrize("name", BASELINES)

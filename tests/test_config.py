@@ -75,7 +75,7 @@ def test_a_later_override_wins() -> None:
         ("ppo.largest_pool=1", r"ppo.largest_pool: .*greater than or equal to 2"),
         ("think=maybe", r"think: Input should be a valid boolean"),
         ("design=listwise", r"design: Input should be 'dranker' or 'iranker'"),
-        ("layout=table", r"layout: Input should be 'relist' or 'append'"),
+        ("layout=table", r"layout: Input should be 'relist', 'append' or 'blocks'"),
         ("data.3.source=mini", r"data.3.source: '3' cannot stand there; lists are counted from 0"),
         ("seed.x=1", r"seed"),
         ("ppo.steps", r"'ppo.steps': settings are given as key=value"),

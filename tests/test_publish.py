@@ -95,6 +95,7 @@ def test_the_card_begins_with_what_the_hub_reads(model: Path) -> None:
         ("Qwen/Qwen2.5-3B-Instruct", None, {"base_model": "Qwen/Qwen2.5-3B-Instruct"}),
         ("Qwen/Qwen2.5-3B-Instruct", "mit", {"base_model": "Qwen/Qwen2.5-3B-Instruct", "license": "mit"}),
         ("nano", None, {"license": "apache-2.0"}),
+        ("smol-base", None, {"base_model": "HuggingFaceTB/SmolLM2-135M-Instruct", "license": "apache-2.0"}),
         ("run/base", None, {}),
         ("./run", None, {}),
         ("runs/base/model", None, {}),

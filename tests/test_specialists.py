@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import small_problem
+from conftest import save_bert, small_problem
 from r1ranker.baselines.common import library
 from r1ranker.baselines.encoders import cross_encoder, dense, question
 from r1ranker.baselines.recommenders import bpr, item_knn, sasrec
@@ -88,23 +88,6 @@ def routed(number: int, **fields: Any) -> Problem:
 
 def order_of(ranking: Ranking) -> list[str]:
     return [docid.removeprefix("id-") for docid in ranking.docids]
-
-
-def save_bert(directory: Path, outputs: int | None = None) -> str:
-    """A BERT of a few thousand random weights; with a number of outputs, a classifier of pairs."""
-    from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast
-
-    directory.mkdir()
-    signs = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
-    (directory / "vocab.txt").write_text("\n".join([*signs, *(f"##{sign}" for sign in signs[5:])]))
-    tokenizer = BertTokenizerFast(str(directory / "vocab.txt"), model_max_length=64)
-    torch.manual_seed(0)
-    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    config = BertConfig(vocab_size=len(tokenizer), initializer_range=0.5, num_labels=outputs or 1, **shape)
-    network = BertModel(config) if outputs is None else BertForSequenceClassification(config)
-    network.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return str(directory)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from conftest import SHAPE, save_model
-from r1ranker.backends.loading import NANO
+from r1ranker.backends.models import NANO
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.backends.vllm_ import VLLMBackend
 from r1ranker.errors import BackendError

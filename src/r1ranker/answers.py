@@ -43,6 +43,7 @@ import re
 from collections.abc import Sequence
 
 from r1ranker.problem import Answer
+from r1ranker.prompts import Wanted
 
 _THOUGHT = re.compile(r"<think>(.*?)(?:</think>|\Z)", re.DOTALL)
 _BRACKET = re.compile(r"\[([^\[\]]*)\]")
@@ -107,12 +108,15 @@ def completed_order(answer: Answer, pool: Sequence[int]) -> tuple[int, ...]:
     return tuple(dict.fromkeys([*named, *pool]))
 
 
-def removal_of(answer: Answer, pool: Sequence[int]) -> int:
+def removal_of(answer: Answer, pool: Sequence[int], ask: Wanted = "worst") -> int:
     """The one rule of IRanker: the named identifier when valid, else the last one listed in the pool.
 
-    In a pool in first-stage order the last one listed is the first stage's own worst.
+    In a pool in first-stage order the last one listed is the first stage's own worst; where the best is asked for, it
+    is the first.
     """
-    return answer.ids[0] if answer.kind == "valid" and answer.ids[0] in pool else pool[-1]
+    if answer.kind == "valid" and answer.ids[0] in pool:
+        return answer.ids[0]
+    return pool[0] if ask == "best" else pool[-1]
 
 
 def _opened(completion: str) -> str:

@@ -23,6 +23,7 @@ from r1ranker.cli_common import (
     warn_of_answers,
     write_json,
 )
+from r1ranker.cli_model import model_app
 from r1ranker.cli_rank import rank
 from r1ranker.errors import ConfigError
 from r1ranker.problem import Problem, Splits
@@ -42,6 +43,7 @@ app = App(
 )
 data_app = App(help="Look at, check and convert problems.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(model_app, name="model")
 
 
 @app.command()

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from r1ranker.cli_common import Json, complain, console, errors, warn_of_answers, write_json
-from r1ranker.prompts import Design, Layout
+from r1ranker.prompts import Design, Layout, Readout, Wanted
 from r1ranker.spec import Engine
 
 CHEAPER, LONG, ENDPOINTS, RUNS = "Cheaper", "Long lists", "Endpoints", "Where it runs"
@@ -24,12 +24,21 @@ def rank(
         Path | None, typer.Option(help="Also write whole rankings here: steps, thoughts, usage (JSON Lines).")
     ] = None,
     json_: Json = None,
-    model: Annotated[str, typer.Option(help="Hub name, directory, or nano; at an endpoint, its name there.")] = "nano",
+    model: Annotated[
+        str, typer.Option(help="Directory, hub name, GGUF file, nano or smol; at an endpoint, its name there.")
+    ] = "nano",
     design: Annotated[Design, typer.Option(help="iranker or dranker.")] = "iranker",
     think: Annotated[bool, typer.Option(help="A free thought before each answer.")] = False,
     layout: Annotated[
-        Layout, typer.Option(help="relist (the paper's), or append: one prefix, for models trained in it (iranker).")
-    ] = "relist",
+        Layout | None,
+        typer.Option(help="relist (the paper's), append (one prefix) or blocks; default: as the model was trained."),
+    ] = None,
+    readout: Annotated[
+        Readout | None, typer.Option(help="Of layout blocks: judge, or identifier; default: as the model was trained.")
+    ] = None,
+    ask: Annotated[
+        Wanted | None, typer.Option(help="Remove the worst, or select the best; default: as the model was trained.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 1024,
     truncate: Annotated[
         int | None,
@@ -42,6 +51,9 @@ def rank(
         str | None, typer.Option(help="How they are found: a sentence-transformers model; default BM25.")
     ] = None,
     shuffles: Annotated[int, typer.Option(min=1, help="Rank in this many random orders and merge.")] = 1,
+    fuse: Annotated[
+        str | None, typer.Option(help="Fuse with the first stage's order: rrf, or the model's weight from 0 to 1.")
+    ] = None,
     top_k: Annotated[
         int, typer.Option(min=1, help="Stop when this many are left (iranker).", rich_help_panel=CHEAPER)
     ] = 1,
@@ -93,6 +105,9 @@ def rank(
         Path | None, typer.Option(help="YAML or JSON file of prices by model.", rich_help_panel=ENDPOINTS)
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.", rich_help_panel=RUNS)] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="auto (what is faster), float32, bfloat16, float16.", rich_help_panel=RUNS)
+    ] = "auto",
     engine: Annotated[
         Engine, typer.Option(help="What runs the model here: transformers or vllm.", rich_help_panel=RUNS)
     ] = "transformers",
@@ -113,6 +128,7 @@ def rank(
 
     Endpoints: `r1ranker rank problems.jsonl --model org/model --base-url http://a:8000/v1 --base-url http://b:8000/v1`
     """
+    from r1ranker.fusing import parse_fusion
     from r1ranker.io.locks import check_outputs
     from r1ranker.jobs import failed_of, journal_of, rank_file
     from r1ranker.spec import RankerSpec
@@ -123,6 +139,8 @@ def rank(
             model=model,
             think=think,
             layout=layout,
+            readout=readout,
+            ask=ask,
             top_k=top_k,
             drop=drop,
             depth=depth,
@@ -137,9 +155,11 @@ def rank(
             recall=recall,
             shuffles=shuffles,
             truncate=truncate,
+            fuse=None if fuse is None else parse_fusion(fuse),
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
             device=device,
+            dtype=dtype,
             engine=engine,
             base_urls=tuple(base_url or ()),
             concurrency=concurrency,

@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import TypeAdapter
 
-from r1ranker.backends.loading import NANO
+from r1ranker.backends.models import NAMES
 from r1ranker.drive import RANKING, Finished
 from r1ranker.errors import BackendError, R1RankerError
 from r1ranker.problem import Problem
@@ -167,7 +167,7 @@ def absolute(spec: RankerSpec) -> RankerSpec:
 
 
 def _directory(name: str) -> str:
-    return str(Path(name).absolute()) if name not in (NANO, "random") and Path(name).is_dir() else name
+    return str(Path(name).absolute()) if name not in (*NAMES, "random") and Path(name).exists() else name
 
 
 def _ray() -> Any:

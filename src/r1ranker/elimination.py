@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from r1ranker.errors import DataError
 from r1ranker.problem import Problem, Ranking, Step, Usage
+from r1ranker.prompts import Wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +34,13 @@ class Elimination:
         """Whether at most `top_k` candidates remain."""
         return len(self.pool) <= top_k
 
-    def order(self, survivor_order: Sequence[int]) -> tuple[int, ...]:
-        """Best first: the survivors as ordered by the caller, then the removed, last removed first."""
+    def order(self, survivor_order: Sequence[int], ask: Wanted = "worst") -> tuple[int, ...]:
+        """Best first: the survivors as ordered by the caller, then the removed, last removed first.
+
+        Where each step named the best, those that left stand in front, as they left.
+        """
         _check_same(survivor_order, self.pool, "the survivors")
-        return (*survivor_order, *reversed(self.removed))
+        return (*self.removed, *survivor_order) if ask == "best" else (*survivor_order, *reversed(self.removed))
 
 
 def start(identifiers: Sequence[int]) -> Elimination:

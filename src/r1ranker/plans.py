@@ -16,12 +16,15 @@ from typing import Literal
 from r1ranker.answers import completed_order, parse_ranking, parse_removal, removal_of, thought_of
 from r1ranker.backends.base import Ask, Choice, Completion
 from r1ranker.elimination import ranking_from, start
+from r1ranker.fusing import Fusion, check_prior, fuse
 from r1ranker.problem import Answer, Problem, Ranking, Step, Usage, part_of
 from r1ranker.prompts import (
     NO_THOUGHT,
     Layout,
     Prompt,
+    Wanted,
     bare_past,
+    block_prompt,
     build_prompt,
     list_prompt,
     next_prompt,
@@ -33,6 +36,8 @@ from r1ranker.prompts import (
 EMPTY_THOUGHT_TOKENS = 16
 """Room for a ranking without a thought: this many tokens plus TOKENS_PER_CANDIDATE for each candidate."""
 TOKENS_PER_CANDIDATE = 6
+TINY = 1e-300
+"""The least probability whose inverse is a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +84,46 @@ def direct(problem: Problem, *, think: bool, max_new_tokens: int) -> Plan:
     return ranking_from(problem, completed_order(answer, problem.identifiers), (step,), reply.usage)
 
 
-def listed(problem: Problem) -> Plan:
+def judged(problem: Problem, ask: Wanted | None, top_k: int = 1) -> Plan:
+    """Layout `blocks`, read by a judge: one pass says of every candidate how good it is, and so all steps.
+
+    A step's probabilities are those among what is left (Plackett-Luce): of being the best, or, where the worst is
+    removed, of being the worst. ask: None makes one list of it (DRanker).
+    """
+    ids = problem.identifiers
+    if len(ids) == 1:
+        return ranking_from(problem, ids, (), Usage())
+    reply = yield Ask(block_prompt(problem, "judge", ask or "best"), ids, 0)
+    assert isinstance(reply.said, Choice), "an ask with a pool is answered by a choice"
+    best = reply.said.probabilities
+    order = tuple(sorted(ids, key=lambda k: -best[k]))
+    if ask is None:
+        step = Step(ids, Answer("valid", order), completion=written_list(order), probabilities=dict(best))
+        return ranking_from(problem, order, (step,), reply.usage)
+    named = order[:top_k] if ask == "best" and top_k > 1 else order[:-1] if ask == "best" else order[: top_k - 1 : -1]
+    state, steps = start(ids), list[Step]()
+    for k in named:
+        weights = {other: best[other] if ask == "best" else 1 / max(best[other], TINY) for other in state.pool}
+        total = sum(weights.values()) or 1.0
+        steps.append(chosen_step(state.pool, (k,), {other: weight / total for other, weight in weights.items()}))
+        state = state.remove(k)
+    return ranking_from(problem, order, tuple(steps), reply.usage)
+
+
+def listed(problem: Problem, layout: Layout = "relist") -> Plan:
     """The whole ranking as one list without a thought: each identifier is chosen among those not named yet.
 
     The passes go on where the one before ended, so they cost what writing the list costs, and count as one call.
     """
-    prompt = build_prompt(problem, problem.identifiers, "dranker", think=False)
+    prompt = (
+        block_prompt(problem, "identifier", "best")
+        if layout == "blocks"
+        else build_prompt(problem, problem.identifiers, "dranker", think=False)
+    )
     left, named, usage = list(problem.identifiers), list[int](), Usage()
     while len(left) > 1:
-        reply = yield Ask(list_prompt(prompt, named), tuple(left), TOKENS_PER_CANDIDATE)
+        going_on = prompt if prompt.blocks else list_prompt(prompt, named)
+        reply = yield Ask(going_on, tuple(left), TOKENS_PER_CANDIDATE)
         assert isinstance(reply.said, Choice), "an ask with a pool is answered by a choice"
         named.append(max(left, key=reply.said.probabilities.__getitem__))
         left.remove(named[-1])
@@ -115,39 +151,44 @@ def eliminate(
     top_k: int = 1,
     drop: int = 1,
     budget: Budget | None = None,
+    ask: Wanted = "worst",
 ) -> Plan:
     """Each call removes the `drop` worst that are left, until `top_k` are left or the budget is used up.
 
-    Survivors are ordered by the last known probabilities, those least likely to be removed next first.
+    Survivors are ordered by the last known probabilities, those least likely to be removed next first. Where the best
+    is asked for, each call selects the `drop` best instead, and ends when `top_k` are known (1: all).
     """
     state, usage = start(problem.identifiers), Usage()
+    least = len(problem.candidates) - top_k if ask == "best" and top_k > 1 else top_k
     steps, past = list[Step](), list[str]()
     prompt: Prompt | None = None
-    while not state.done(top_k) and (budget is None or budget.allows(usage)):
+    while not state.done(least) and (budget is None or budget.allows(usage)):
         pool = state.pool
-        if prompt is not None and prompt.stays:
+        if layout == "blocks":
+            prompt = prompt or block_prompt(problem, "identifier", ask)
+        elif prompt is not None and prompt.stays:
             prompt = next_prompt(prompt, past if think else bare_past(state.removed), think=think)
         else:
-            prompt = build_prompt(problem, pool, "iranker", layout=layout, think=think)
+            prompt = build_prompt(problem, pool, "iranker", layout=layout, think=think, ask=ask)
         reply = yield Ask(prompt, None if think else pool, max_new_tokens)
-        step = _removal(pool, prompt, reply, min(drop, len(pool) - top_k))
+        step = _removal(pool, prompt, reply, min(drop, len(pool) - least), ask)
         for k in step.removed:
             state = state.remove(k)
         steps.append(step)
         usage += reply.usage
         past.append(past_entry(step.completion, step.removed[0], step.answer.kind == "valid"))
     last: Mapping[int, float] = steps[-1].probabilities if steps else {}
-    survivors = sorted(state.pool, key=lambda k: last.get(k, 0.0))
-    return ranking_from(problem, state.order(survivors), tuple(steps), usage)
+    survivors = sorted(state.pool, key=lambda k: -last.get(k, 0.0) if ask == "best" else last.get(k, 0.0))
+    return ranking_from(problem, state.order(survivors, ask), tuple(steps), usage)
 
 
-def _removal(pool: tuple[int, ...], prompt: Prompt, reply: Reply, count: int) -> Step:
+def _removal(pool: tuple[int, ...], prompt: Prompt, reply: Reply, count: int, ask: Wanted) -> Step:
     if isinstance(reply.said, Choice):
         likeliest = sorted(pool, key=lambda k: -reply.said.probabilities[k])  # type: ignore[union-attr]
         return chosen_step(pool, likeliest[:count], reply.said.probabilities)
     text, truncated = _written(prompt, reply)
     answer = parse_removal(text, pool, truncated)
-    return Step(pool, answer, (removal_of(answer, pool),), thought_of(text), text)
+    return Step(pool, answer, (removal_of(answer, pool, ask),), thought_of(text), text)
 
 
 def chosen_step(pool: tuple[int, ...], removed: Sequence[int], probabilities: Mapping[int, float]) -> Step:
@@ -279,6 +320,13 @@ def advised(problem: Problem, inner: Planner, thoughts: Sequence[str]) -> Plan:
     except StopIteration as done:
         ranking: Ranking = done.value
         return ranking
+
+
+def fused(problem: Problem, inner: Planner, how: Fusion) -> Plan:
+    """What `inner` makes of the pool, fused with the first stage's order."""
+    check_prior(problem, how)  # before the model is asked
+    ranking = yield from inner(problem)
+    return fuse(problem, ranking, how)
 
 
 def _part(problem: Problem, pool: Sequence[int], inner: Planner) -> Part:

@@ -45,6 +45,7 @@ class Problem:
     query: what is asked (passage, routing); a recommendation may leave it empty and fill `history`.
     history: titles the user has consumed, oldest first (recommendation).
     objective: what the asker cares for, as text the model reads (routing: quality, cost or both).
+    instruction: what is wanted, in the user's own words; replaces the scenario's question where there is one.
     gains: relevance grade >= 0 by docid. May name docids outside the pool (they count in ideal
         rankings); a docid that is absent is unjudged and counts as 0.
     relevant_at: the lowest gain that counts as relevant in binary measures (MRR, hit@k).
@@ -60,6 +61,7 @@ class Problem:
     query: str = ""
     history: tuple[str, ...] = ()
     objective: str = ""
+    instruction: str = ""
     gains: Mapping[str, int] = field(default_factory=dict)
     relevant_at: int = 1
     prior: Mapping[str, float] = field(default_factory=dict)

@@ -2,11 +2,13 @@
 
 Next in the data flow: a backend turns the prompt into a completion, `answers` reads the completion.
 
-One template per scenario, shared by both designs; only the last sentence differs. Two pool layouts:
+One template per scenario, shared by both designs; only the last sentence differs. Three pool layouts:
 
 - `relist` lists what remains, anew at each step (the paper's).
 - `append` always lists the whole pool; what the assistant wrote in earlier steps stands behind it in
   `past`. The prefix never changes during an episode, so it need be computed only once.
+- `blocks` gives what is wanted first, then every candidate as a block that sees this and itself (`backends.blocks`).
+  What is read out is a *judge* at each block's end, or, behind a question that sees the blocks left, an *identifier*.
 
 Thoughts that were recorded on similar queries may stand before it all (`with_advice`).
 
@@ -25,9 +27,12 @@ from typing import Literal, get_args
 
 from r1ranker.problem import Problem
 
-Layout = Literal["relist", "append"]
+Layout = Literal["relist", "append", "blocks"]
 LAYOUTS: tuple[str, ...] = get_args(Layout)
 Design = Literal["dranker", "iranker"]
+Wanted = Literal["worst", "best"]
+"""Which candidate a step names: the worst leaves (the paper), or the best is selected."""
+Readout = Literal["judge", "identifier"]
 
 NO_THOUGHT = "<think>\n</think>\n<answer>"
 """How the completion begins when thinking is off: an empty thought, then straight to the answer."""
@@ -41,9 +46,14 @@ _BRACKETED_NUMBER = re.compile(r"\[\s*(\d+)\s*\]")
 _CONTROL_TOKEN = re.compile(r"<\|\s*([^<>|]*?)\s*\|>")
 
 _CONTEXT = {
-    "recommendation": "The user chose, oldest first:\n{history}\n{query}What will the user choose next?\n",
-    "routing": "A prompt goes to one of several LLMs. {objective}\nPrompt: {query}\nWhich LLM serves it best?\n",
-    "passage": "Query: {query}\nWhich passage answers the query?\n",
+    "recommendation": "The user chose, oldest first:\n{history}\n{query}{question}\n",
+    "routing": "A prompt goes to one of several LLMs. {objective}\nPrompt: {query}\n{question}\n",
+    "passage": "Query: {query}\n{question}\n",
+}
+_QUESTION = {
+    "recommendation": "What will the user choose next?",
+    "routing": "Which LLM serves it best?",
+    "passage": "Which passage answers the query?",
 }
 _TASK = {
     "iranker": "Remove the least suitable candidate that is left. Think inside <think> </think>, then give its "
@@ -51,6 +61,10 @@ _TASK = {
     "dranker": "Rank all candidates, best first. Think inside <think> </think>, then give the identifiers inside "
     "<answer> </answer>, separated by >.",
 }
+_SELECT = (
+    "Select the most suitable candidate that is left. Think inside <think> </think>, then give its identifier inside "
+    "<answer> </answer>."
+)
 _ADVICE = "Thoughts of an expert on similar cases; the numbers in them name other candidates:\n{thoughts}\n\n"
 
 
@@ -62,12 +76,16 @@ class Prompt:
     prefill: how this step's completion begins: empty when thinking, `NO_THOUGHT` when not, and only the tag
         of another answer where the past has no thoughts either.
     stays: `text` will be the same at the next step, so a backend may keep what it computed for it.
+    blocks: candidates in layout `blocks`, by identifier; `text` is then what stands before them and `prefill` the
+        question behind them. labels: what each block is called (1..n); none where they are judged at their ends.
     """
 
     text: str
     past: tuple[str, ...] = ()
     prefill: str = ""
     stays: bool = False
+    blocks: tuple[str, ...] = ()
+    labels: tuple[int, ...] = ()
 
     @property
     def transcript(self) -> str:
@@ -86,16 +104,24 @@ def neutralise(text: str) -> str:
 def context_of(problem: Problem) -> str:
     """The query side of the prompt: everything but the pool."""
     query = neutralise(problem.query)
+    question = neutralise(problem.instruction) or _QUESTION[problem.scenario]
     if problem.scenario == "recommendation":
         history = "\n".join(f"- {neutralise(title)}" for title in problem.history)
-        return _CONTEXT["recommendation"].format(history=history, query=f"{query}\n" if query else "")
-    return _CONTEXT[problem.scenario].format(query=query, objective=neutralise(problem.objective))
+        shown = f"{query}\n" if query else ""
+        return _CONTEXT["recommendation"].format(history=history, query=shown, question=question)
+    objective = neutralise(problem.objective)
+    return _CONTEXT[problem.scenario].format(query=query, objective=objective, question=question)
+
+
+def candidate_text(problem: Problem, identifier: int) -> str:
+    """What the model reads of a candidate: one line, with its note where there is one."""
+    candidate = problem.candidate(identifier)
+    return neutralise(" | ".join(filter(None, (candidate.text, candidate.note))))
 
 
 def pool_lines(problem: Problem, pool: Sequence[int]) -> str:
-    """The candidates as `[identifier] text`, one a line, each with its note where there is one."""
-    shown = ((k, " | ".join(filter(None, (problem.candidate(k).text, problem.candidate(k).note)))) for k in pool)
-    return "\n".join(f"[{k}] {neutralise(text)}" for k, text in shown)
+    """The candidates as `[identifier] text`, one a line."""
+    return "\n".join(f"[{k}] {candidate_text(problem, k)}" for k in pool)
 
 
 def build_prompt(
@@ -106,14 +132,38 @@ def build_prompt(
     layout: Layout = "relist",
     think: bool = True,
     past: Sequence[str] = (),
+    ask: Wanted = "worst",
 ) -> Prompt:
     """The prompt of one step: `pool` holds the identifiers that are left.
 
     `past` is what `past_entry` or `bare_past` made of the earlier steps; only the layout `append` shows it.
     """
     shown = problem.identifiers if layout == "append" else pool
-    text = f"{context_of(problem)}{pool_lines(problem, shown)}\n{_TASK[design]}"
+    text = f"{context_of(problem)}{pool_lines(problem, shown)}\n{task_of(design, ask)}"
     return next_prompt(Prompt(text, stays=layout == "append" and design == "iranker"), past, think=think)
+
+
+def task_of(design: Design, ask: Wanted) -> str:
+    """The sentence that says what to write."""
+    return _SELECT if design == "iranker" and ask == "best" else _TASK[design]
+
+
+def block_prompt(problem: Problem, readout: Readout, ask: Wanted, rng: random.Random | None = None) -> Prompt:
+    """The prompt of a whole episode in layout `blocks`: it stays the same while candidates leave the pool.
+
+    Labels of an identifier read-out say nothing of a candidate's place: in training `rng` draws them, else they
+    follow the candidates' texts.
+    """
+    blocks = tuple(candidate_text(problem, k) for k in problem.identifiers)
+    if readout == "judge":
+        return Prompt(context_of(problem), stays=True, blocks=blocks)
+    order = sorted(range(len(blocks)), key=blocks.__getitem__)
+    if rng is not None:
+        rng.shuffle(order)
+    labels = {place: label for label, place in enumerate(order, start=1)}
+    question = f"{task_of('iranker', ask)}"
+    named = tuple(labels[place] for place in range(len(blocks)))
+    return Prompt(context_of(problem), prefill=question, stays=True, blocks=blocks, labels=named)
 
 
 def next_prompt(prompt: Prompt, past: Sequence[str], *, think: bool = True) -> Prompt:

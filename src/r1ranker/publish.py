@@ -23,7 +23,8 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from r1ranker.backends.loading import NANO, load
+from r1ranker.backends.loading import load
+from r1ranker.backends.models import NAMES, NANO, SMOL, SMOL_BASE, SOURCES
 from r1ranker.errors import BackendError, ConfigError, DataError
 from r1ranker.evaluation.results import AVERAGE, Comparison, Row, read_results
 from r1ranker.evaluation.table import markdown_table
@@ -144,7 +145,7 @@ def model_card(directory: Path, results: Path | None = None, *, repo: str, licen
     """The card in Markdown, with the hub's YAML in front.
 
     results: folder of a finished `r1ranker evaluate`. license: an identifier of the hub's, such as apache-2.0;
-    without one it is that of `nano` for what was trained from it, and else not stated.
+    without one it is that of `nano` or of `smol` for what was trained from them, and else not stated.
     """
     run = _run_of(directory)
     about = [_ABOUT]
@@ -164,12 +165,13 @@ def model_card(directory: Path, results: Path | None = None, *, repo: str, licen
 
 def _front(directory: Path, run: _Run | None, license: str | None) -> str:
     model = run.config.model if run else ""
+    ours = {NANO: "", SMOL: SOURCES[SMOL_BASE].repo, SMOL_BASE: SOURCES[SMOL_BASE].repo}  # all of one licence
     known: dict[str, Any] = {
-        "license": license or ("apache-2.0" if model == NANO else None),
+        "license": license or ("apache-2.0" if model in ours else None),
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["reranking", *(["reinforcement-learning"] if run else []), "r1-ranker"],
-        "base_model": model if _on_hub(model, directory) else None,
+        "base_model": ours.get(model, model if _on_hub(model, directory) else ""),
     }
     return f"---\n{yaml.safe_dump({key: v for key, v in known.items() if v}, sort_keys=False)}---"
 
@@ -197,7 +199,7 @@ def _training(directory: Path, run: _Run) -> str:
     done = {name: f"{last[name]:,.0f}" if name in last else limit for name, limit in limits.items()}
     best = max((row for row in run.log if "dev_mrr" in row), key=lambda row: row["dev_mrr"], default=None)
     settings = {
-        "trained from": config.model if config.model == NANO or _on_hub(config.model, directory) else "",
+        "trained from": config.model if config.model in NAMES or _on_hub(config.model, directory) else "",
         "design": config.design,
         "layout": config.layout if config.design == "iranker" else "",
         "think": "on" if config.think else "off",
@@ -244,7 +246,7 @@ def _system(described: Mapping[str, Any], directory: Path) -> str:
     model = spec["model"]
     if Path(model).resolve() == directory.resolve():
         model = "this model"
-    elif model != NANO and not _on_hub(model, directory):
+    elif model not in NAMES and not _on_hub(model, directory):
         model = "another model"
     layout = f", layout {spec['layout']}" if spec["design"] == "iranker" else ""
     return f"- `{described['name']}`: {model} as {spec['design']}{layout}, think {'on' if spec['think'] else 'off'}"

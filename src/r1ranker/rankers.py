@@ -20,10 +20,12 @@ from r1ranker import plans
 from r1ranker.backends.base import AsyncBackend, Backend
 from r1ranker.drive import Finished, drive
 from r1ranker.errors import ConfigError
+from r1ranker.fusing import Fusion
+from r1ranker.fusing import check as check_fusion
 from r1ranker.plans import Budget, Plan
 from r1ranker.problem import Problem, Ranking
 from r1ranker.progress import track
-from r1ranker.prompts import LAYOUTS, Layout, Prompt
+from r1ranker.prompts import LAYOUTS, Layout, Prompt, Readout, Wanted
 
 
 class Ranker(ABC):
@@ -69,11 +71,20 @@ class DRanker(Ranker):
 
     backend: Backend | AsyncBackend
     think: bool = False
+    layout: Layout = "relist"
+    readout: Readout = "judge"
     max_new_tokens: int = 1024
     batch_size: int = 64
 
+    def __post_init__(self) -> None:
+        check_layout(self.layout)
+        if self.layout == "blocks":
+            check_blocks(self.backend, self.think)
+
     def plan(self, problem: Problem) -> Plan:
-        """See `plans.direct` and `plans.listed`."""
+        """See `plans.direct`, `plans.listed` and `plans.judged`."""
+        if self.layout == "blocks":
+            return plans.judged(problem, None) if self.readout == "judge" else plans.listed(problem, "blocks")
         if not self.think and not isinstance(self.backend, AsyncBackend):  # over a network each choice is a call
             return plans.listed(problem)
         return plans.direct(problem, think=self.think, max_new_tokens=self.max_new_tokens)
@@ -85,7 +96,9 @@ class IRanker(Ranker):
 
     think: a free thought before each answer; off, the identifier is chosen by the model's
         probabilities over the pool (one forward pass, cannot be malformed).
-    layout: `relist` or `append`, see `prompts`; with `append` a prefix is computed once per query.
+    layout: `relist`, `append` or `blocks`, see `prompts`; with the last two a pool is read once per query.
+    readout: of layout `blocks`: a judge at each candidate's end, one pass for all steps, or an identifier each step.
+    ask: remove the worst (the paper), or select the best, from the front.
     top_k: stop when this many are left; they are ordered by the last known removal probabilities
         (think off) or in pool order. 1 gives the whole order.
     drop: how many leave in one step (think off).
@@ -95,6 +108,8 @@ class IRanker(Ranker):
     backend: Backend | AsyncBackend
     think: bool = False
     layout: Layout = "relist"
+    readout: Readout = "judge"
+    ask: Wanted = "worst"
     top_k: int = 1
     drop: int = 1
     budget: Budget | None = None
@@ -102,8 +117,7 @@ class IRanker(Ranker):
     batch_size: int = 64
 
     def __post_init__(self) -> None:
-        if self.layout not in LAYOUTS:
-            raise ConfigError(f"layout {self.layout!r} is not one of {', '.join(LAYOUTS)}")
+        check_layout(self.layout)
         limits = dataclasses.asdict(self.budget) if self.budget else {}
         for name, limit in limits.items():
             if limit is not None and limit <= 0:
@@ -114,9 +128,13 @@ class IRanker(Ranker):
             raise ConfigError(f"drop must be at least 1, not {self.drop}")
         if self.drop > 1 and self.think:
             raise ConfigError(f"drop={self.drop} needs think=False: a thought ends in one answer")
+        if self.layout == "blocks":
+            check_blocks(self.backend, self.think)
 
     def plan(self, problem: Problem) -> Plan:
-        """See `plans.eliminate`."""
+        """See `plans.eliminate` and `plans.judged`."""
+        if self.layout == "blocks" and self.readout == "judge":
+            return plans.judged(problem, self.ask, self.top_k)
         return plans.eliminate(
             problem,
             think=self.think,
@@ -125,7 +143,22 @@ class IRanker(Ranker):
             top_k=self.top_k,
             drop=self.drop,
             budget=self.budget,
+            ask=self.ask,
         )
+
+
+def check_layout(layout: Layout) -> None:
+    """ConfigError for a layout that does not exist."""
+    if layout not in LAYOUTS:
+        raise ConfigError(f"layout {layout!r} is not one of {', '.join(LAYOUTS)}")
+
+
+def check_blocks(backend: Backend | AsyncBackend, think: bool) -> None:
+    """Refuse layout `blocks` where it cannot be: behind an endpoint or in another engine, and with thoughts."""
+    if think:
+        raise ConfigError("layout blocks has no thoughts: set think=False, or use another layout")
+    if not getattr(backend, "masks_blocks", False):
+        raise ConfigError(f"layout blocks needs the model in this process (engine transformers); {backend.name} is not")
 
 
 class _Composed(Ranker):
@@ -180,7 +213,12 @@ class Fitted(_Composed):
 
     def _length(self, prompt: Prompt) -> int:
         encoder = getattr(self.backend, "encoder", None)
-        return len(encoder.encode(prompt)) if encoder else len((prompt.text + prompt.transcript).encode()) // 3
+        if encoder is None:
+            return len((prompt.text + prompt.transcript).encode()) // 3
+        if not prompt.blocks:
+            return len(encoder.encode(prompt))
+        head, blocks, question = encoder.blocks(prompt)  # which stand side by side: the longest one counts
+        return len(head) + max(map(len, blocks)) + len(question)
 
 
 @dataclass
@@ -253,6 +291,21 @@ class Shuffled(_Composed):
     def plan(self, problem: Problem) -> Plan:
         """See `plans.shuffled`."""
         return plans.shuffled(problem, self.inner.plan, self.repeats, self.seed)
+
+
+@dataclass
+class Fused(_Composed):
+    """The order of `inner` and the first stage's as one; `how` is rrf, or the weight of `inner` from 0 to 1."""
+
+    inner: Ranker
+    how: Fusion = "rrf"
+
+    def __post_init__(self) -> None:
+        check_fusion(self.how)
+
+    def plan(self, problem: Problem) -> Plan:
+        """See `plans.fused`."""
+        return plans.fused(problem, self.inner.plan, self.how)
 
 
 @dataclass

@@ -7,6 +7,7 @@ Next in the data flow: `training.rollout` puts the total on the step's last toke
 | format    | 0, or -1 when not think block, answer block  | same                                    |
 | tags      | -0.25 a tag that does not occur exactly once | same                                    |
 | exclusion | 1 not the positive, 0 the positive           | 1 lowest gain of the pool ... 0 highest |
+| selection | 1 relevant, 0 not                            | 1 highest gain of the pool ... 0 lowest |
 | ranking   | nDCG@20 of the positives + coverage          | nDCG@20 of the gains + coverage         |
 | both      | -0.5 unknown identifier, -1 no answer        | same                                    |
 
@@ -26,6 +27,7 @@ from operator import mul
 
 from r1ranker.errors import ConfigError
 from r1ranker.problem import Answer, Problem
+from r1ranker.prompts import Wanted
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 UNKNOWN_ID = -0.5
@@ -74,6 +76,22 @@ def graded_exclusion_reward(answer: Answer, problem: Problem, pool: Sequence[int
     return 1.0 - (problem.gain(answer.ids[0]) - min(gains)) / spread if spread else 1.0
 
 
+def selection_reward(answer: Answer, problem: Problem, pool: Sequence[int]) -> float:
+    """1 when what was selected is relevant, 0 when it is not."""
+    if answer.kind != "valid":
+        return _broken(answer)
+    return 1.0 if problem.is_relevant(answer.ids[0]) else 0.0
+
+
+def graded_selection_reward(answer: Answer, problem: Problem, pool: Sequence[int]) -> float:
+    """1 for selecting the most relevant of the pool, 0 for the least; 1 when all are equal."""
+    if answer.kind != "valid":
+        return _broken(answer)
+    gains = [problem.gain(k) for k in pool]
+    spread = max(gains) - min(gains)
+    return (problem.gain(answer.ids[0]) - min(gains)) / spread if spread else 1.0
+
+
 def ranking_reward(answer: Answer, problem: Problem, pool: Sequence[int]) -> float:
     """nDCG@20 with relevance 0 or 1, plus coverage (paper, Rewards: ranking)."""
     return _list_reward(answer, _binary_gains(problem, pool))
@@ -93,24 +111,38 @@ def ndcg(gains: Sequence[int], ideal: Sequence[int], cutoff: int = CUTOFF) -> fl
 RewardPart = Callable[[Answer, Problem, Sequence[int]], float]
 
 REWARDS: dict[str, dict[str, RewardPart]] = {
-    "paper": {"iranker": exclusion_reward, "dranker": ranking_reward},
-    "graded": {"iranker": graded_exclusion_reward, "dranker": graded_ranking_reward},
+    "paper": {"exclusion": exclusion_reward, "selection": selection_reward, "ranking": ranking_reward},
+    "graded": {
+        "exclusion": graded_exclusion_reward,
+        "selection": graded_selection_reward,
+        "ranking": graded_ranking_reward,
+    },
 }
 
 
 def score_removal(
-    completion: str, answer: Answer, problem: Problem, pool: Sequence[int], kind: str = "paper"
+    completion: str,
+    answer: Answer,
+    problem: Problem,
+    pool: Sequence[int],
+    kind: str = "paper",
+    ask: Wanted = "worst",
 ) -> Reward:
     """The reward of one IRanker step; `pool` is what the model could choose from."""
-    part = _reward_part(kind, "iranker")(answer, problem, pool)
-    return _total(completion, {"exclusion": part})
+    return _total(completion, step_parts(answer, problem, pool, kind, ask))
+
+
+def step_parts(answer: Answer, problem: Problem, pool: Sequence[int], kind: str, ask: Wanted) -> dict[str, float]:
+    """What one step earns for what it names, by name: `exclusion`, or `selection` where the best is asked for."""
+    name = "selection" if ask == "best" else "exclusion"
+    return {name: _reward_part(kind, name)(answer, problem, pool)}
 
 
 def score_ranking(
     completion: str, answer: Answer, problem: Problem, pool: Sequence[int], kind: str = "paper"
 ) -> Reward:
     """The reward of a DRanker completion; `pool` is what it had to rank."""
-    part = _reward_part(kind, "dranker")(answer, problem, pool)
+    part = _reward_part(kind, "ranking")(answer, problem, pool)
     return _total(completion, {"ranking": part})
 
 
@@ -134,8 +166,8 @@ def moved_up(order: Sequence[int], problem: Problem, kind: str = "paper") -> lis
     return [{order[p]: reward(i, p) for p in range(i, len(order))} for i in range(len(order) - 1)]
 
 
-def _reward_part(kind: str, design: str) -> RewardPart:
-    return REWARDS[_known(kind)][design]
+def _reward_part(kind: str, name: str) -> RewardPart:
+    return REWARDS[_known(kind)][name]
 
 
 def _known(kind: str) -> str:

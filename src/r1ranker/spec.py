@@ -19,9 +19,22 @@ from pydantic import TypeAdapter, ValidationError
 
 from r1ranker.backends.base import AsyncBackend, Backend, NoBackend
 from r1ranker.errors import ConfigError
+from r1ranker.fusing import Fusion
 from r1ranker.plans import Budget
-from r1ranker.prompts import Design, Layout
-from r1ranker.rankers import Advised, Depth, DRanker, Fitted, Hybrid, IRanker, Ranker, Shuffled, Tournament, Windows
+from r1ranker.prompts import Design, Layout, Readout, Wanted
+from r1ranker.rankers import (
+    Advised,
+    Depth,
+    DRanker,
+    Fitted,
+    Fused,
+    Hybrid,
+    IRanker,
+    Ranker,
+    Shuffled,
+    Tournament,
+    Windows,
+)
 
 Engine = Literal["transformers", "vllm"]
 DESIGNS: tuple[Design, ...] = get_args(Design)
@@ -32,14 +45,17 @@ class RankerSpec:
     """All that makes a ranker. Zero or None turns a setting off.
 
     model: hub name, directory or `nano`; with `base_urls` the name the endpoint knows it by.
+    layout, readout, ask: see `IRanker`; None is what the model was trained in, else relist, judge and worst.
     top_k, drop, max_calls, max_tokens, max_seconds: see `IRanker`; the last three are its budget per query.
     depth: rank the first so many of the order given; the others keep their places behind them.
     head: the direct design ranks first, and the iterative one the best `head` of that again.
     window, stride: slide over lists longer than the context. tournament: group size, instead of windows.
     shuffles: rank in this many random orders and merge.
     truncate: tokens that the first prompt of a query may have; texts are cut evenly where it has more (`Fitted`).
+    fuse: with the first stage's order, by `rrf` or by the model's weight from 0 to 1, see `fusing`.
     thoughts: file of recorded thoughts, of which those on similar queries stand before each prompt.
     recall: how they are found, see `thoughts.advisor`; None is by BM25.
+    dtype: of the weights; auto is bfloat16 on a GPU, and on a CPU where it is faster and the model not small.
     engine: what runs the model here; vllm picks the device itself.
     base_urls: OpenAI-compatible endpoints, such as http://localhost:8000/v1; none loads the model here.
     prices: YAML or JSON file of prices by model, for `cost`. cache: folder that keeps every reply.
@@ -48,7 +64,9 @@ class RankerSpec:
     design: Design = "iranker"
     model: str = "nano"
     think: bool = False
-    layout: Layout = "relist"
+    layout: Layout | None = None
+    readout: Readout | None = None
+    ask: Wanted | None = None
     top_k: int = 1
     drop: int = 1
     max_calls: int | None = None
@@ -61,11 +79,13 @@ class RankerSpec:
     tournament: int | None = None
     shuffles: int = 1
     truncate: int | None = None
+    fuse: Fusion | None = None
     thoughts: str | None = None
     recall: str | None = None
     max_new_tokens: int = 1024
     batch_size: int = 64
     device: str = "auto"
+    dtype: str = "auto"
     engine: Engine = "transformers"
     base_urls: tuple[str, ...] = ()
     concurrency: int = 32
@@ -83,7 +103,9 @@ class RankerSpec:
 
     def check(self) -> None:
         """ConfigError for settings that cannot go together or under which nothing is asked; loads no model."""
-        dataclasses.replace(self, thoughts=None).around(NoBackend())
+        where = self.base_urls[0] if self.base_urls else self.engine
+        backend = NoBackend(where, masks_blocks=where == "transformers")
+        dataclasses.replace(self, thoughts=None).around(backend)
         if self.thoughts:
             from r1ranker.thoughts import read_thoughts
 
@@ -116,10 +138,10 @@ class RankerSpec:
         if self.engine == "vllm":
             from r1ranker.backends.vllm_ import VLLMBackend
 
-            return VLLMBackend.load(self.model)
+            return VLLMBackend.load(self.model, dtype=self.dtype)
         from r1ranker.backends.transformers_ import TransformersBackend
 
-        return TransformersBackend.load(self.model, device=self.device)
+        return TransformersBackend.load(self.model, device=self.device, dtype=self.dtype)
 
     def around(self, backend: Backend | AsyncBackend) -> Ranker:
         """The ranker around a backend that exists."""
@@ -135,6 +157,8 @@ class RankerSpec:
             ranker = Shuffled(ranker, self.shuffles)
         if self.depth:
             ranker = Depth(ranker, self.depth)
+        if self.fuse is not None:
+            ranker = Fused(ranker, self.fuse)
         self._check_asks()
         return self._advised(ranker) if self.thoughts else ranker
 
@@ -166,14 +190,34 @@ class RankerSpec:
         return Fitted(ranker, self.truncate) if self.truncate else ranker
 
     def _direct(self, backend: Backend | AsyncBackend) -> DRanker:
-        return DRanker(backend, think=self.think, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size)
+        layout, readout, _ = self._way(backend)
+        return DRanker(
+            backend,
+            think=self.think,
+            layout="blocks" if layout == "blocks" else "relist",
+            readout=readout,
+            max_new_tokens=self.max_new_tokens,
+            batch_size=self.batch_size,
+        )
+
+    def _way(self, backend: Backend | AsyncBackend) -> tuple[Layout, Readout, Wanted]:
+        """Layout, read-out and what is asked: as set, else as the model was trained."""
+        way = getattr(backend, "trained_in", {})
+        return (
+            self.layout or way.get("layout", "relist"),
+            self.readout or way.get("readout", "judge"),
+            self.ask or way.get("ask", "worst"),
+        )
 
     def _iterative(self, backend: Backend | AsyncBackend) -> IRanker:
+        layout, readout, ask = self._way(backend)
         limits = (self.max_calls, self.max_tokens, self.max_seconds)
         return IRanker(
             backend,
             think=self.think,
-            layout=self.layout,
+            layout=layout,
+            readout=readout,
+            ask=ask,
             top_k=self.top_k,
             drop=self.drop,
             budget=Budget(*limits) if any(limit is not None for limit in limits) else None,

@@ -86,10 +86,12 @@ class Backend(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class NoBackend:
     """Stands where a ranker's settings are looked at before its model is loaded. Cannot be asked."""
 
-    name = "none"
+    name: str
+    masks_blocks: bool
 
     def generate(
         self, prompts: Sequence[Prompt], *, max_new_tokens: int = 1024, temperature: float = 0.0

@@ -8,6 +8,7 @@ one-token identifiers that is a plain softmax over the pool.
 
 from __future__ import annotations
 
+import string
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,9 +16,11 @@ from itertools import chain
 from typing import Any
 
 from r1ranker.errors import BackendError
-from r1ranker.prompts import Prompt
+from r1ranker.prompts import NO_THOUGHT, Prompt
 
 Path = tuple[int, ...]
+YES_NO = ("Yes", "No")
+"""What a judge says at the end of a block."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,41 @@ class Encoder:
             turn = [{"role": "user", "content": text}]
             return str(self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
         return f"{self.tokenizer.bos_token or ''}{text}\n"
+
+    def blocks(self, prompt: Prompt) -> tuple[Path, tuple[Path, ...], Path]:
+        """(head, blocks, question) of a prompt in layout `blocks`; a judge is asked nothing, so its question is empty.
+
+        A judge speaks at the end of every block: there the turn ends, and the model's own begins.
+        """
+        opening, closing = self._turn("\N{SECTION SIGN}").split("\N{SECTION SIGN}")
+        head = self._piece_ids(f"{opening}{prompt.text}")
+        if not prompt.labels:
+            return tuple(head), tuple(tuple(self._piece_ids(f"{text}{closing}")) for text in prompt.blocks), ()
+        names = self.label_texts(len(prompt.blocks))
+        named = zip(prompt.labels, prompt.blocks, strict=True)
+        blocks = tuple(tuple(self._piece_ids(f"{names[k - 1]} {text}\n")) for k, text in named)
+        return tuple(head), blocks, tuple(self._piece_ids(f"{prompt.prefill}{closing}{NO_THOUGHT}"))
+
+    def yes_no(self) -> tuple[int, int]:
+        """The tokens that a judge weighs against each other."""
+        yes, no = (self.encode_text(word)[0] for word in YES_NO)
+        if yes == no:
+            raise BackendError("the tokenizer begins Yes and No with the same token, so no judge can say either")
+        return yes, no
+
+    def label_texts(self, n: int) -> list[str]:
+        """Names of n blocks that are one token each: `[1]`.. where the tokenizer has them, else letters."""
+        numbers = [f"[{k}]" for k in range(1, n + 1)]
+        for names in (numbers, [letter for letter in string.ascii_letters if len(self.encode_text(letter)) == 1]):
+            if len(names) >= n and all(len(self.encode_text(name)) == 1 for name in names[:n]):
+                return names[:n]
+        raise BackendError(
+            f"the tokenizer has no {n} names of one token each for candidates; use smaller pools, or the judge readout"
+        )
+
+    def _turn(self, text: str) -> str:
+        """The user's turn, and what opens the assistant's."""
+        return self.head(text) if self.tokenizer.chat_template else f"{self.tokenizer.bos_token or ''}{text}\n"
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of plain text, nothing added."""

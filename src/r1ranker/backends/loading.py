@@ -2,27 +2,49 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
+import json
+import sys
+import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from r1ranker.backends import models
+from r1ranker.backends.models import MINILM, WAY
 from r1ranker.errors import BackendError
 
 transformers_logging.disable_progress_bar()  # a bar for each load and save would drown those of the work itself
 
-NANO = "nano"
 SMALL_MODEL = 20_000_000
 """Below this many parameters a second CPU thread costs more than it gives; see docs/performance.md."""
+WORTH_IT = 1.3
+"""How many times as fast as float32 a processor multiplies in bfloat16 where `auto` takes it."""
+PROBE_SECONDS = 0.15
 
 
 def resolve(model: str) -> str:
-    """The directory of the embedded model for `nano`, else the name as given."""
-    return str(files("r1ranker") / "nano") if model == NANO else model
+    """What transformers loads: the directory of a model of ours (see `models`) or of a GGUF file, else the name."""
+    if model == MINILM:
+        raise BackendError(f"{MINILM} is an encoder and writes nothing; it ranks by itself: --baselines {MINILM}")
+    return str(models.directory(model) or model)
+
+
+def way_of(directory: str) -> dict[str, str]:
+    """How the model in a directory was trained to be asked; empty where that is not known."""
+    path = Path(directory) / WAY
+    if not path.is_file():
+        return {}
+    try:
+        way = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BackendError(f"{path} is damaged: {error}; delete it and give layout and ask yourself") from error
+    return {key: str(value) for key, value in way.items()}
 
 
 def pick_device(device: str = "auto") -> torch.device:
@@ -42,9 +64,10 @@ def pick_device(device: str = "auto") -> torch.device:
 
 
 def load(model: str, device: str = "auto", dtype: str = "auto", threads: int | None = None) -> tuple[Any, Any]:
-    """(model, tokenizer), the model in eval mode on `device`; float32 on CPU, bfloat16 on a GPU by default."""
+    """(model, tokenizer), the model in eval mode on `device`, its weights in what `pick_dtype` says."""
     where = pick_device(device)
-    torch_dtype = pick_dtype(dtype, where)
+    measured = dtype == "auto" and where.type == "cpu"  # which needs to know how large the model is
+    torch_dtype = "auto" if measured else pick_dtype(dtype, where)
     path = resolve(model)
     _check_directory(path)
     try:
@@ -56,6 +79,8 @@ def load(model: str, device: str = "auto", dtype: str = "auto", threads: int | N
         tokenizer.pad_token = tokenizer.eos_token
     network.to(where).eval()
     set_threads(network, where, threads)
+    if measured:
+        cast(network, pick_dtype(dtype, where, network))
     return network, tokenizer
 
 
@@ -63,18 +88,61 @@ def set_threads(network: Any, device: torch.device, threads: int | None = None) 
     """`threads` where given; else one CPU thread for a small model: its matrices are too small to share out."""
     if threads:
         torch.set_num_threads(threads)
-    elif device.type == "cpu" and sum(p.numel() for p in network.parameters()) < SMALL_MODEL:
+    elif device.type == "cpu" and is_small(network):
         torch.set_num_threads(1)
 
 
-def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """`auto` is float32 on a CPU, bfloat16 on a GPU."""
+def is_small(network: Any) -> bool:
+    """Whether its matrices are too small for what pays with large ones."""
+    return bool(sum(p.numel() for p in network.parameters()) < SMALL_MODEL)
+
+
+def cast(network: Any, dtype: torch.dtype) -> Any:
+    """What is saved of it in `dtype`. Other buffers stay: positions turned by angles of 8 bits would be others."""
+    for value in network.state_dict(keep_vars=True).values():
+        if value.is_floating_point():
+            value.data = value.data.to(dtype)
+    return network
+
+
+def pick_dtype(dtype: str, device: torch.device, network: Any = None) -> torch.dtype:
+    """`auto` is bfloat16 on a GPU; on a CPU float32, but for a network that is not small what is faster there."""
+    if dtype == "auto" and device.type != "cpu":
+        return torch.bfloat16
     if dtype == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
+        return torch.float32 if network is None or is_small(network) else _faster_here()
     found = getattr(torch, dtype, None)
     if not isinstance(found, torch.dtype):
         raise BackendError(f"dtype {dtype!r} is not a torch dtype; use auto, float32, bfloat16 or float16")
     return found
+
+
+@cache
+def _faster_here() -> torch.dtype:
+    gain = bfloat16_gain()
+    chosen = torch.bfloat16 if gain >= WORTH_IT else torch.float32
+    print(
+        f"{str(chosen).removeprefix('torch.')} passes: bfloat16 is {gain:.1f}x float32 on this processor",
+        file=sys.stderr,
+    )
+    return chosen
+
+
+def bfloat16_gain() -> float:
+    """How many times as fast as in float32 this processor multiplies in bfloat16; the best of a few tries of each."""
+    tokens, weights = torch.full((128, 512), 0.5), torch.full((1024, 512), 0.5)
+    best = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
+    inputs = {dtype: (tokens.to(dtype), weights.to(dtype)) for dtype in best}
+    ends = time.perf_counter() + PROBE_SECONDS
+    for trial in range(8):
+        for dtype, (x, w) in inputs.items():
+            began = time.perf_counter()
+            F.linear(x, w)
+            if trial:  # the first one prepares
+                best[dtype] = min(best[dtype], time.perf_counter() - began)
+        if trial and time.perf_counter() > ends:
+            break
+    return best[torch.float32] / best[torch.bfloat16]
 
 
 def _check_directory(path: str) -> None:
@@ -93,8 +161,9 @@ def _remedy(path: str, error: Exception) -> str:
     first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
     if Path(path).exists():
         return f"cannot load the model in {path}: {first_line}"
+    ours = [f"; `r1ranker model get {name}` can also fetch it" for name, s in models.SOURCES.items() if s.repo == path]
     return (
         f"cannot load {path!r}: it is no directory here and the hub did not give it ({first_line}). "
         "With a network, check the name and your access (huggingface-cli login); without one, download the model "
-        "elsewhere and pass its directory, or use the embedded model: --model nano"
+        "elsewhere and pass its directory, or use the embedded model: --model nano" + "".join(ours)
     )

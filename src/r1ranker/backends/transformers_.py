@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from r1ranker.backends import blocks
 from r1ranker.backends.base import STOP, Choice, Completion, PromptError
+from r1ranker.backends.blocks import Blocks, Question
 from r1ranker.backends.encoding import Encoder, IdentifierTrie, Path, batches
-from r1ranker.backends.loading import load
+from r1ranker.backends.loading import load, resolve, way_of
 from r1ranker.backends.padding import left_pad, positions
 from r1ranker.backends.prefix import PrefixCache, Row, can_reuse, read_rows
 from r1ranker.backends.sampling import Settings, Trace, Written, write
@@ -36,6 +38,8 @@ class Generated:
 class TransformersBackend:
     """`TransformersBackend.load("nano")`, a hub name or a directory. `max_tokens` bounds a padded batch."""
 
+    masks_blocks = True
+
     def __init__(self, network: Any, tokenizer: Any, *, name: str = "model", max_tokens: int | None = None) -> None:
         self.network = network
         self.encoder = Encoder(tokenizer)
@@ -44,14 +48,20 @@ class TransformersBackend:
         self.max_tokens = max_tokens or (2048 if on_cpu else 65536)
         # Read in pieces that stay in the processor's cache; write side by side, as each token costs a pass of its own.
         self.max_columns = max_tokens or (32768 if on_cpu else 65536)
+        # Blocks of several pools in one row: attention to what is masked costs too, and grows with the square.
+        self.max_row = 400 if on_cpu else 4096
         self._stop_ids = self._single_stop_ids(tokenizer)
+        self.trained_in: dict[str, str] = {}
+        self._known: dict[Prompt, blocks.Known] = {}
         self._prefixes = PrefixCache(network, self.pad_id, self.max_tokens) if can_reuse(network) else None
 
     @classmethod
     def load(cls, model: str, *, device: str = "auto", dtype: str = "auto") -> TransformersBackend:
         """Raises BackendError with the remedy when the model cannot be loaded."""
         network, tokenizer = load(model, device, dtype)
-        return cls(network, tokenizer, name=model)
+        backend = cls(network, tokenizer, name=model)
+        backend.trained_in = way_of(resolve(model))
+        return backend
 
     def generate(
         self, prompts: Sequence[Prompt], *, max_new_tokens: int = 1024, temperature: float = 0.0
@@ -87,6 +97,8 @@ class TransformersBackend:
 
     def choose(self, prompts: Sequence[Prompt], pools: Sequence[Sequence[int]]) -> list[Choice]:
         """See `Backend.choose`. Where an identifier is several tokens, each branching of their trie is asked."""
+        if prompts and prompts[0].blocks:
+            return self._choose_blocks(prompts, pools)
         encoded = [self.encoder.encode(prompt) for prompt in prompts]
         tries = [self.encoder.trie(pool) for pool in pools]
         if self._prefixes and prompts and all(prompt.stays for prompt in prompts):
@@ -98,8 +110,45 @@ class TransformersBackend:
             for i, trie in enumerate(tries)
         ]
 
+    def block_ids(self, prompt: Prompt) -> Blocks:
+        """A prompt in layout `blocks` as token ids. Raises BackendError where the network cannot be masked so."""
+        blocks.check_maskable(self.network, self.name)
+        head, parts, question = self.encoder.blocks(prompt)
+        longest = len(head) + max(map(len, parts)) + len(question)
+        self._check_lengths([[0] * longest], 0)
+        if not question:
+            return Blocks(head, parts)
+        names = self.encoder.label_texts(len(parts))
+        labels = tuple(self.encoder.encode_text(names[label - 1])[0] for label in prompt.labels)
+        return Blocks(head, parts, (Question(question, tuple(range(len(parts)))),), labels)
+
+    @torch.inference_mode()
+    def judged(self, pools: Sequence[Blocks]) -> list[Tensor]:
+        """For each pool one number a block (n,), higher is better; of these the policy is the softmax over any left."""
+        return [said for said, _ in blocks.read_all(self.network, pools, self.encoder.yes_no(), self.max_row)]
+
+    def _choose_blocks(self, prompts: Sequence[Prompt], pools: Sequence[Sequence[int]]) -> list[Choice]:
+        """A judge's probabilities are of being the best; an identifier's are of what its question asks for."""
+        read = [self.block_ids(prompt) for prompt in prompts]
+        if not prompts[0].labels:
+            parts = [Blocks(b.head, tuple(b.blocks[k - 1] for k in pool)) for b, pool in zip(read, pools, strict=True)]
+            tokens = blocks.read_tokens(parts, self.max_row)
+            return [
+                Choice(dict(zip(pool, torch.softmax(values.double(), -1).tolist(), strict=True)), n, 0)
+                for pool, values, n in zip(pools, self.judged(parts), tokens, strict=True)
+            ]
+        known = self._known
+        self._known = {p: known.get(p) or blocks.Known(self.network, b) for p, b in zip(prompts, read, strict=True)}
+        choices = []
+        for prompt, pool in zip(prompts, pools, strict=True):
+            logits, tokens_read = self._known[prompt].ask([k - 1 for k in pool])
+            probabilities = torch.softmax(logits.double(), -1).tolist()
+            choices.append(Choice(dict(zip(pool, probabilities, strict=True)), tokens_read, 1))
+        return choices
+
     def forget(self) -> None:
         """Drop what was kept of earlier prompts; needed after the weights have changed."""
+        self._known = {}
         if self._prefixes:
             self._prefixes.forget()
 

@@ -15,10 +15,19 @@ from r1ranker.problem import Problem, Ranking
 
 Baseline = Callable[[Sequence[Problem]], list[Ranking]]
 
+
+def minilm(problems: Sequence[Problem]) -> list[Ranking]:
+    """Cosine of embeddings by all-MiniLM-L6-v2, once `r1ranker model get minilm` has fetched it."""
+    from r1ranker.baselines.encoders import dense  # with torch, which the others do without
+
+    return dense((), problems, model="minilm")
+
+
 BASELINES: dict[str, Baseline] = {
     "random": shuffled,
     "prior": prior,
     "bm25": bm25,
+    "minilm": minilm,
     "oracle": oracle,
 }
 

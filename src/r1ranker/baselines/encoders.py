@@ -1,6 +1,6 @@
 """Rankers by pretrained text encoders, by sentence-transformers. In: `Problem`s. Out: `Ranking`s.
 
-    rankings = dense(train, test, model="models/all-MiniLM-L6-v2")     # a directory, or a name on the hub
+    rankings = dense(train, test, model="minilm")     # a name of ours (`models`), a directory, or a name on the hub
 
 They are not trained here: `train` is ignored. `dense` encodes question and candidate apart and compares them by
 cosine; `cross_encoder` reads both together, one pair at a time. Texts are cut at the model's own maximum.
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from r1ranker.backends import models
 from r1ranker.baselines.common import library, rank_scored
 from r1ranker.errors import BackendError
 from r1ranker.problem import Problem, Ranking
@@ -56,16 +57,18 @@ def cross_encoder(train: Sequence[Problem], test: Sequence[Problem], *, model: s
 
 
 def load(kind: str, model: str) -> Any:
-    """The sentence-transformers class `kind` with a model of the hub or of a directory, on a GPU where there is one."""
+    """The sentence-transformers class `kind` with a model by name or directory, on a GPU where there is one."""
     make = getattr(library("sentence_transformers", "dense"), kind)
+    found = models.here(models.MINILM) if model == DENSE else models.directory(model)
     try:
-        return make(model)
+        return make(str(found or model))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         remedy = (
             "check that it holds a whole model"
             if Path(model).exists()
             else "check the name and the network; without one, download the model elsewhere and give its directory"
+            + (f", or run `r1ranker model get {models.MINILM}`" if model == DENSE else "")
         )
         raise BackendError(f"cannot load the encoder {model!r}: {reason}; {remedy}") from error
 

@@ -81,16 +81,18 @@ def parse_system(text: str, config: RunConfig) -> ModelSystem:
 
 
 def model_system(name: str, design: Design, model: str, config: RunConfig) -> ModelSystem:
-    """A system that ranks as the config says."""
+    """A system that ranks as the config says; in the way the model was trained in where the config names none."""
+    own = {key: value for key, value in config.way.items() if key in config.model_fields_set}
     return ModelSystem(
         name,
         RankerSpec(
             design=design,
             model=model,
             think=config.think,
-            layout=config.layout,
+            **own,  # type: ignore[arg-type]
             max_new_tokens=config.ppo.max_new_tokens,
             device=config.device,
+            dtype=config.dtype,
         ),
     )
 

@@ -20,7 +20,8 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from r1ranker.backends.loading import NANO, pick_device, resolve
+from r1ranker.backends.loading import pick_device, resolve
+from r1ranker.backends.models import NANO
 from r1ranker.data import load_splits
 from r1ranker.datasets.jsonl import write_jsonl
 from r1ranker.drive import RANKING

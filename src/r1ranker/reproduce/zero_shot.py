@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from r1ranker.backends.loading import NANO
+from r1ranker.backends.models import NANO
 from r1ranker.datasets.jsonl import write_jsonl
 from r1ranker.errors import ConfigError
 from r1ranker.evaluation.results import Row

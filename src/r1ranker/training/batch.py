@@ -12,13 +12,17 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers.cache_utils import DynamicLayer
 
+from r1ranker.backends import blocks
+from r1ranker.backends.blocks import Blocks
 from r1ranker.backends.encoding import Path
 from r1ranker.backends.padding import positions
 from r1ranker.backends.prefix import keys_and_values
 from r1ranker.backends.sampling import Trace
 from r1ranker.problem import AnswerKind
+from r1ranker.prompts import Wanted
 
 EntropyUse = Literal["none", "shown", "trained"]
 """Over a whole vocabulary an entropy costs as much as the log-probabilities, and its gradient twice that."""
@@ -35,6 +39,9 @@ class Sample:
     rewards: by written token, where the sample is a whole episode; else `reward` is the last token's.
     chance: by written token that is rewarded, what is taken off there so that a random answer earns 0; mostly empty.
     trace: what the network said as it wrote; None where it did not write freely, or that is not known.
+    pool: in layout `blocks`, what was read in place of a prompt. `completion_ids` and `allowed` are then places of
+        blocks, an entry for each step; of a judge, `wants` says whether high numbers are named or low ones, and
+        `judged` what its numbers were.
     """
 
     prompt_ids: list[int]
@@ -49,10 +56,15 @@ class Sample:
     steps: int = 1
     chance: Mapping[int, float] = field(default_factory=dict)
     trace: Trace | None = field(default=None, compare=False)
+    pool: Blocks | None = None
+    wants: Wanted = "best"
+    judged: tuple[float, ...] = ()
 
     @property
     def tokens(self) -> int:
         """Tokens a forward pass over this sample reads."""
+        if self.pool is not None:
+            return self.pool.tokens
         return len(self.prompt_ids) + len(self.completion_ids)
 
 
@@ -107,6 +119,40 @@ class Batch:
     mask_B_T: Tensor
     allowed_B_T_A: Tensor | None
     begun: tuple[Tensor, Tensor] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PoolBatch:
+    """Pools of layout `blocks`, one for each row; what was written, and what was allowed, are places of blocks.
+
+    sign_B: 1 where a judge's high numbers are named, -1 where the low ones are. max_tokens: of one pass.
+    """
+
+    pools: tuple[Blocks, ...]
+    tokens_B_T: Tensor
+    mask_B_T: Tensor
+    allowed_B_T_A: Tensor
+    sign_B: Tensor
+    yes_no: tuple[int, int]
+    max_tokens: int
+
+
+def pack_pools(samples: Sequence[Sample], yes_no: tuple[int, int], max_tokens: int, device: torch.device) -> PoolBatch:
+    """One batch of samples in layout `blocks`."""
+    T = max(len(sample.completion_ids) for sample in samples)
+    tokens, mask = torch.zeros((len(samples), T), dtype=torch.long), torch.zeros((len(samples), T))
+    for row, sample in enumerate(samples):
+        tokens[row, : len(sample.completion_ids)] = torch.tensor(sample.completion_ids)
+        mask[row, : len(sample.completion_ids)] = 1.0
+    return PoolBatch(
+        tuple(sample.pool for sample in samples if sample.pool is not None),
+        tokens.to(device),
+        mask.to(device),
+        _allowed_tensor(samples, T).to(device),
+        torch.tensor([1.0 if sample.wants == "best" else -1.0 for sample in samples], device=device),
+        yes_no,
+        max_tokens,
+    )
 
 
 def align(pairs: Sequence[tuple[list[int], list[int]]], pad_id: int) -> tuple[Tensor, Tensor, int]:
@@ -189,15 +235,23 @@ class Scores:
     allowed_logprobs_B_T_A: Tensor | None
 
 
-def score(network: Any, batch: Batch, entropy: EntropyUse = "none") -> Scores:
+def score(network: Any, batch: Batch | PoolBatch, entropy: EntropyUse = "none") -> Scores:
     """One forward pass. Position t's logits are those that predicted written token t.
 
     entropy: `shown` has no gradient. Over allowed tokens it is always there.
     """
+    if isinstance(batch, PoolBatch):
+        return among(batch, *read_pools(network, batch))
     logits_B_T_V, hidden_B_T_H = forward(network, batch)
     if batch.allowed_B_T_A is None:
         logprobs_B_T, entropy_B_T = token_logprobs(logits_B_T_V, batch.tokens_B_T, entropy)
         return Scores(logprobs_B_T, entropy_B_T, hidden_B_T_H, None)
+    return among(batch, logits_B_T_V, hidden_B_T_H)
+
+
+def among(batch: Batch | PoolBatch, logits_B_T_V: Tensor, hidden_B_T_H: Tensor) -> Scores:
+    """What logits say of those tokens, or places of blocks, that were allowed."""
+    assert batch.allowed_B_T_A is not None
     allowed_logprobs_B_T_A = allowed_logprobs(logits_B_T_V, batch.allowed_B_T_A)
     # Padding has no allowed token that matches; any finite value does there, the mask drops it.
     written = batch.allowed_B_T_A == batch.tokens_B_T.unsqueeze(-1)
@@ -205,6 +259,29 @@ def score(network: Any, batch: Batch, entropy: EntropyUse = "none") -> Scores:
     finite = allowed_logprobs_B_T_A.masked_fill(batch.allowed_B_T_A < 0, 0.0)
     entropy_B_T = -(allowed_logprobs_B_T_A.exp() * finite).sum(-1)
     return Scores(logprobs_B_T, entropy_B_T, hidden_B_T_H, allowed_logprobs_B_T_A)
+
+
+def read_pools(network: Any, batch: PoolBatch) -> tuple[Tensor, Tensor]:
+    """(logits (B, T, N) of the blocks at each step, hidden states (B, T, H)) of pools; equal ones are read once.
+
+    A judge's step has the mean hidden state of the blocks that are left.
+    """
+    distinct = {pool: n for n, pool in enumerate(dict.fromkeys(batch.pools))}
+    N, T = max(len(pool.blocks) for pool in batch.pools), batch.tokens_B_T.shape[1]
+    read = blocks.read_all(network, list(distinct), batch.yes_no, batch.max_tokens)
+    logits, hidden = [], []
+    for row, pool in enumerate(batch.pools):
+        values, hidden_S_H = read[distinct[pool]]
+        if pool.labels:
+            logits.append(F.pad(values, (0, N - len(pool.blocks), 0, T - len(pool.questions))))
+            hidden.append(F.pad(hidden_S_H, (0, 0, 0, T - len(pool.questions))))
+            continue
+        logits.append(F.pad(batch.sign_B[row] * values, (0, N - len(pool.blocks))).expand(T, N))
+        left_T_A = batch.allowed_B_T_A[row]
+        there_T_A_1 = (left_T_A >= 0).unsqueeze(-1)
+        summed_T_H = (hidden_S_H[left_T_A.clamp(min=0)].detach() * there_T_A_1).sum(1)
+        hidden.append(summed_T_H / there_T_A_1.sum(1).clamp(min=1))
+    return torch.stack(logits), torch.stack(hidden)
 
 
 def forward(network: Any, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig
 
+from r1ranker.backends.models import WAY
 from r1ranker.errors import ConfigError
 from r1ranker.files import recover, remove, replacing
 from r1ranker.io.locks import held
@@ -24,11 +25,18 @@ if TYPE_CHECKING:
 
 
 def save_model(
-    directory: Path, network: Any, tokenizer: Any, dtype: torch.dtype = torch.float32, *, writes: bool = True
+    directory: Path,
+    network: Any,
+    tokenizer: Any,
+    dtype: torch.dtype = torch.float32,
+    *,
+    way: Mapping[str, str] | None = None,
+    writes: bool = True,
 ) -> None:
     """An ordinary transformers model directory, replaced as a whole; adapters are added into the weights.
 
-    All processes of a crew call this, and the leading one `writes`.
+    way: how it is asked (`RunConfig.way`), for `loading.way_of`. All processes of a crew call this, and the leading one
+    `writes`.
     """
     state = plain_state(network, dtype)
     if not writes:
@@ -39,6 +47,8 @@ def save_model(
         shape.dtype = dtype
         shape.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
+        if way:
+            (fresh / WAY).write_text(json.dumps(way) + "\n", encoding="utf-8")
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from r1ranker.errors import ConfigError
 from r1ranker.problem import SCENARIOS, Problem, Scenario
-from r1ranker.prompts import Design, Layout
+from r1ranker.prompts import Design, Layout, Readout, Wanted
 
 
 class _Strict(BaseModel):
@@ -110,6 +110,11 @@ class PPOConfig(_Strict):
         description="credit the sampled answer by GAE, or all that could stand in its place by their own reward "
         "(think off)",
     )
+    objective: Literal["surrogate", "log"] = Field(
+        "surrogate",
+        description="of answers credited whole (answer=expected): the clipped surrogate of their expected reward, or "
+        "its logarithm, log sum_a pi(a) r(a)",
+    )
     estimator: Literal["gae", "grpo", "rloo"] = Field(
         "gae", description="advantages by a critic, or against the `group` of trajectories that began alike"
     )
@@ -169,6 +174,8 @@ class RunConfig(_Strict):
     design: Design = "iranker"
     think: bool = False
     layout: Layout = "relist"
+    readout: Readout = "judge"
+    ask: Wanted = "worst"
     data: tuple[DataConfig, ...] = (DataConfig(),)
     seed: int = 0
     out: Path = Path("runs/run")
@@ -177,6 +184,37 @@ class RunConfig(_Strict):
     threads: int | None = Field(None, ge=1, description="CPU threads; by default one for a small model")
     warmstart: WarmstartConfig = WarmstartConfig()
     ppo: PPOConfig = PPOConfig()
+
+    @model_validator(mode="after")
+    def _blocks_are_judged(self) -> RunConfig:
+        if self.layout != "blocks":
+            return self
+        if self.think:
+            raise ValueError("layout=blocks has no thoughts: set think=false, or another layout")
+        if self.ppo.estimator == "gae" and self.ppo.critic == "separate" and self.ppo.answer == "sampled":
+            raise ValueError("layout=blocks has no critic of its own network: set ppo.critic=head")
+        return self
+
+    @model_validator(mode="after")
+    def _log_is_of_expected(self) -> RunConfig:
+        if self.ppo.objective == "log" and (self.ppo.answer != "expected" or self.think):
+            raise ValueError("ppo.objective=log needs all answers credited: set ppo.answer=expected and think=false")
+        return self
+
+    @property
+    def reads_once(self) -> bool:
+        """Whether a step is one pass: where all answers of a single decision are credited, none has to be drawn first.
+
+        The policy that is updated is then the one that would have drawn, so its own probabilities are the old ones.
+        """
+        ppo = self.ppo
+        alone = self.design == "iranker" and ppo.episode_share == 0 and ppo.epochs == 1 and ppo.minibatch >= ppo.batch
+        return self.layout == "blocks" and ppo.answer == "expected" and alone and not ppo.kl
+
+    @property
+    def way(self) -> dict[str, str]:
+        """How the model is asked, which is saved with it: who ranks with it asks it the same way."""
+        return {"layout": self.layout, "readout": self.readout, "ask": self.ask}
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:

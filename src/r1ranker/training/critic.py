@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from r1ranker.backends.padding import positions
-from r1ranker.training.batch import Batch
+from r1ranker.training.batch import Batch, PoolBatch
 
 
 class Critic(nn.Module):
@@ -29,9 +29,9 @@ class Critic(nn.Module):
         inner = [] if kind == "separate" else [nn.Linear(hidden, hidden), nn.Tanh()]
         self.head = nn.Sequential(*inner, last).to(network.device)
 
-    def forward(self, batch: Batch, policy_hidden_B_T_H: Tensor) -> Tensor:
+    def forward(self, batch: Batch | PoolBatch, policy_hidden_B_T_H: Tensor) -> Tensor:
         """Values (B, T): what is expected before each written token."""
-        if self.trunk is None:
+        if self.trunk is None or isinstance(batch, PoolBatch):  # which `RunConfig` lets have no trunk
             return self._values(policy_hidden_B_T_H.detach())
         T = batch.tokens_B_T.shape[1]
         out = self.trunk(

@@ -18,7 +18,17 @@ from torch.nn.utils.rnn import pad_sequence
 from r1ranker.backends.encoding import batches
 from r1ranker.backends.prefix import can_reuse
 from r1ranker.training.advantages import gae, group_relative, whiten
-from r1ranker.training.batch import Batch, Sample, Scores, pack, score, shared_batches
+from r1ranker.training.batch import (
+    Batch,
+    PoolBatch,
+    Sample,
+    Scores,
+    among,
+    pack,
+    pack_pools,
+    score,
+    shared_batches,
+)
 from r1ranker.training.config import PPOConfig
 from r1ranker.training.learner import Learner
 from r1ranker.training.rollout import Trajectory
@@ -106,11 +116,11 @@ def _credit_answers(learner: Learner, experience: Sequence[Experience]) -> None:
 def _score_all(learner: Learner, samples: Sequence[Sample], ppo: PPOConfig) -> list[Experience]:
     experience: dict[int, Experience] = {}
     for group, batch in micro_batches(learner, samples, ppo):
-        scores = _traced(learner, [samples[i] for i in group], batch) or score(learner.policy, batch)
+        scores = _known(learner, [samples[i] for i in group], batch) or score(learner.policy, batch)
         values_B_T = torch.zeros_like(scores.logprobs_B_T)
         if learner.critic is not None:
             values_B_T = learner.critic(batch, scores.hidden_B_T_H)
-        reference_B_T = learner.reference_scores(batch).logprobs_B_T
+        reference_B_T = learner.reference_scores(batch).logprobs_B_T if ppo.kl else scores.logprobs_B_T
         for row, i in enumerate(group):
             T = len(samples[i].completion_ids)
             columns = (scores.logprobs_B_T[row, :T], reference_B_T[row, :T], values_B_T[row, :T])
@@ -122,12 +132,19 @@ def _score_all(learner: Learner, samples: Sequence[Sample], ppo: PPOConfig) -> l
     return [experience[i] for i in range(len(samples))]
 
 
-def micro_batches(learner: Learner, samples: Sequence[Sample], ppo: PPOConfig) -> Iterator[tuple[list[int], Batch]]:
+def micro_batches(
+    learner: Learner, samples: Sequence[Sample], ppo: PPOConfig
+) -> Iterator[tuple[list[int], Batch | PoolBatch]]:
     """(indices, batch) of what goes through the networks at a time: at most `micro_tokens` of each network's tokens.
 
     Samples with the same prompt share one pass over it, where the network allows. A pass that is recomputed for its
     gradients must not add to the keys and values that it found, and a sharded network has to end what it begins.
     """
+    if samples and samples[0].pool is not None:
+        yes_no, row = learner.backend.encoder.yes_no(), learner.backend.max_row
+        for group in batches([sample.tokens for sample in samples], ppo.micro_tokens):
+            yield group, pack_pools([samples[i] for i in group], yes_no, row, learner.policy.device)
+        return
     shared = can_reuse(learner.policy) and not ppo.recompute and not learner.sharded
     if shared and (learner.critic is None or learner.critic.trunk is None):
         groups = shared_batches(samples, ppo.micro_tokens)
@@ -138,12 +155,14 @@ def micro_batches(learner: Learner, samples: Sequence[Sample], ppo: PPOConfig) -
         yield group, pack(chosen, learner.backend.pad_id, learner.policy.device, shared=shared)
 
 
-def _traced(learner: Learner, samples: Sequence[Sample], batch: Batch) -> Scores | None:
-    """What `score` would say of the policy, from what it said as it wrote.
+def _known(learner: Learner, samples: Sequence[Sample], batch: Batch | PoolBatch) -> Scores | None:
+    """What `score` would say of the policy, from what it said as it wrote or judged.
 
     None where that is not known, or not the same: in bfloat16 a token's log-probability depends on how many are
     computed at once, and a first update must find the probabilities that it starts from.
     """
+    if isinstance(batch, PoolBatch):
+        return _judged(samples, batch) if learner.critic is None else None
     traces = [sample.trace for sample in samples]
     if learner.dtype != torch.float32 or None in traces:
         return None
@@ -152,6 +171,16 @@ def _traced(learner: Learner, samples: Sequence[Sample], batch: Batch) -> Scores
         for name in ("logprobs_T", "hidden_T_H")
     )
     return Scores(logprobs_B_T, torch.zeros_like(logprobs_B_T), hidden_B_T_H, None)
+
+
+def _judged(samples: Sequence[Sample], batch: PoolBatch) -> Scores | None:
+    """From a judge's numbers. Rounding of bfloat16 does not matter here: see `ppo.ppo_loss`."""
+    if not all(sample.judged for sample in samples):
+        return None
+    values_B_N = pad_sequence([torch.tensor(sample.judged) for sample in samples], batch_first=True)
+    logits_B_N = batch.sign_B[:, None] * values_B_N.to(batch.sign_B.device)
+    logits_B_T_N = logits_B_N[:, None].expand(-1, batch.tokens_B_T.shape[1], -1)
+    return among(batch, logits_B_T_N, torch.zeros((*batch.tokens_B_T.shape, 1), device=logits_B_N.device))
 
 
 def _rewards(sample: Sample) -> dict[int, float]:

@@ -5,17 +5,22 @@ In and out: a network of transformers. Adapters sit inside its linear layers, an
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from r1ranker.backends.models import WAY
 from r1ranker.baselines.common import library
+from r1ranker.files import replacing
 from r1ranker.training.sharding import gathered
 
 ALPHA = 2
@@ -58,6 +63,24 @@ def plain_state(network: Any, dtype: torch.dtype) -> dict[str, Tensor]:
         whole = layer.base_layer.weight + sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
         state[name] = whole.detach().to(dtype)
     return state
+
+
+def save_adapter(network: Any, directory: Path, way: Mapping[str, str]) -> None:
+    """The adapters alone, in bfloat16 and in the layout of peft, and how the model is asked."""
+    names = {id(module): name for name, module in network.named_modules()}
+    state = {
+        f"base_model.model.{names[id(layer)]}.{kind}.weight": getattr(layer, kind)[adapter].weight.detach().bfloat16()
+        for layer in _adapted(network)
+        for kind in ("lora_A", "lora_B")
+        for adapter in layer.active_adapters
+    }
+    with replacing(directory) as fresh:
+        fresh.mkdir()
+        save_file(
+            {name: value.cpu().contiguous() for name, value in state.items()}, fresh / "adapter_model.safetensors"
+        )
+        network.peft_config["default"].save_pretrained(fresh)
+        (fresh / WAY).write_text(json.dumps(way) + "\n", encoding="utf-8")
 
 
 @contextmanager

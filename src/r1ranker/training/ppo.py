@@ -24,14 +24,21 @@ from r1ranker.problem import Problem, Splits
 from r1ranker.progress import track
 from r1ranker.provenance import write_provenance
 from r1ranker.training.advantages import explained_variance
-from r1ranker.training.batch import Batch, Sample, Scores, pack, score
+from r1ranker.training.batch import Batch, PoolBatch, Sample, Scores, pack, score
 from r1ranker.training.checkpoint import begun, discard, restore, save_checkpoint, save_model
 from r1ranker.training.config import PPOConfig, RunConfig
 from r1ranker.training.experience import Experience, micro_batches, with_advantages
 from r1ranker.training.learner import Learner, finished, new_learner, progress
 from r1ranker.training.logs import RunLog
-from r1ranker.training.losses import expected_policy_loss, kl_k3, masked_sum, policy_loss, value_loss
-from r1ranker.training.memory import recomputing
+from r1ranker.training.losses import (
+    expected_policy_loss,
+    kl_k3,
+    log_expected_loss,
+    masked_sum,
+    policy_loss,
+    value_loss,
+)
+from r1ranker.training.memory import recomputing, save_adapter
 from r1ranker.training.parallel import Crew, join_crew
 from r1ranker.training.rollout import State, check_prompts, collect, draw
 from r1ranker.training.sharding import clip_gradients
@@ -40,7 +47,7 @@ from r1ranker.training.warmstart import cosine
 
 PARTS = 1000
 """Of a run, as its progress bar counts."""
-LOSSES = ("policy_loss", "value_loss", "kl", "entropy", "clip_share")
+LOSSES = ("policy_loss", "value_loss", "kl", "entropy", "clip_share", "expected_reward")
 
 
 def train(config: RunConfig, splits: Splits, *, resume: bool = False, overwrite: bool = False) -> Path:
@@ -209,7 +216,7 @@ def _idle_loss(learner: Learner) -> Tensor:
 
 
 def ppo_loss(
-    learner: Learner, batch: Batch, experience: Sequence[Experience], ppo: PPOConfig
+    learner: Learner, batch: Batch | PoolBatch, experience: Sequence[Experience], ppo: PPOConfig
 ) -> tuple[Tensor, dict[str, float]]:
     """Policy + value + KL - entropy, summed over the batch's tokens; and each part by name, as a sum."""
     mask = batch.mask_B_T
@@ -218,12 +225,22 @@ def ppo_loss(
         for name in ("old_logprobs", "reference", "old_values", "advantages", "returns")
     }
     scores = score(learner.policy, batch, "trained" if ppo.entropy else "shown")
+    if isinstance(batch, PoolBatch) and ppo.epochs == 1 and ppo.minibatch >= ppo.batch:
+        # The policy is still the one that sampled: its ratio is 1, whatever bfloat16 rounds otherwise in another batch.
+        old["old_logprobs"] = scores.logprobs_B_T.detach()
+        if not ppo.kl:
+            old["reference"] = old["old_logprobs"]
+        for row, e in enumerate(experience):
+            allowed = scores.allowed_logprobs_B_T_A
+            assert allowed is not None
+            e.answer_logprobs = {t: allowed[row, t, : len(a)].detach() for t, a in e.answer_advantages.items()}
     exact = [row for row, e in enumerate(experience) if e.answer_advantages]
     sampled = mask.clone()
     sampled[exact] = 0.0
     policy, clipped = policy_loss(scores.logprobs_B_T, old["old_logprobs"], old["advantages"], sampled, ppo.clip)
+    expected = policy.new_zeros(())
     if exact:
-        more, more_clipped = _expected_loss(scores, experience, ppo.clip)
+        more, more_clipped, expected = _expected_loss(scores, experience, ppo)
         policy, clipped = policy + more, clipped + more_clipped
     value = policy.new_zeros(())
     if learner.critic is not None:
@@ -232,24 +249,31 @@ def ppo_loss(
     kl = kl_k3(scores.logprobs_B_T, old["reference"], mask)
     entropy = masked_sum(scores.entropy_B_T, mask)
     loss = policy + value + ppo.kl * kl - ppo.entropy * entropy
-    parts = dict(zip(LOSSES, (policy, value, kl, entropy, clipped), strict=True))
+    parts = dict(zip(LOSSES, (policy, value, kl, entropy, clipped, expected), strict=True))
     return loss, {name: float(part.detach()) for name, part in parts.items()}
 
 
-def _expected_loss(scores: Scores, experience: Sequence[Experience], clip: float) -> tuple[Tensor, Tensor]:
-    """`expected_policy_loss` of all answers that are credited whole; B is one for each of them."""
+def _expected_loss(scores: Scores, experience: Sequence[Experience], ppo: PPOConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, clipped share, expected reward), summed over all answers that are credited whole; B is one for each.
+
+    The loss is `expected_policy_loss`, or of the logarithm.
+    """
     allowed = scores.allowed_logprobs_B_T_A
     assert allowed is not None
     answers = [(row, t) for row, e in enumerate(experience) for t in e.answer_advantages]
     rows, ts = (list(column) for column in zip(*answers, strict=True))
     logprobs_B_A = allowed[rows, ts]
     old_B_A = torch.full_like(logprobs_B_A, -torch.inf)
-    advantages_B_A = torch.zeros_like(logprobs_B_A)
+    advantages_B_A, rewards_B_A = torch.zeros_like(logprobs_B_A), torch.zeros_like(logprobs_B_A)
     for i, (row, t) in enumerate(answers):
         old, advantages = experience[row].answer_logprobs[t], experience[row].answer_advantages[t]
         old_B_A[i, : len(old)] = old
         advantages_B_A[i, : len(advantages)] = advantages
-    return expected_policy_loss(logprobs_B_A, old_B_A, advantages_B_A, clip)
+        rewards_B_A[i, : len(advantages)] = torch.tensor(experience[row].sample.answer_rewards[t])
+    expected = (logprobs_B_A.detach().exp() * rewards_B_A).sum()
+    if ppo.objective == "log":
+        return log_expected_loss(logprobs_B_A, rewards_B_A), logprobs_B_A.new_zeros(()), expected
+    return *expected_policy_loss(logprobs_B_A, old_B_A, advantages_B_A, ppo.clip), expected
 
 
 def _pad(rows: Sequence[Tensor], like_B_T: Tensor) -> Tensor:
@@ -295,4 +319,6 @@ def _validate(
     if mean > learner.best:
         learner.best = mean
         tokenizer, writes = learner.backend.encoder.tokenizer, learner.crew.leads
-        save_model(config.out / "model", learner.policy, tokenizer, learner.dtype, writes=writes)
+        save_model(config.out / "model", learner.policy, tokenizer, learner.dtype, way=config.way, writes=writes)
+        if config.ppo.lora and writes:
+            save_adapter(learner.policy, config.out / "adapter", config.way)

@@ -40,6 +40,7 @@ from r1ranker.prompts import (
     written_list,
 )
 from r1ranker.rewards import Reward, moved_up, score_ranking, score_removal
+from r1ranker.training import pools
 from r1ranker.training.batch import Sample, joined
 from r1ranker.training.config import RunConfig
 
@@ -100,7 +101,7 @@ class _List:
 def draw(problems: Sequence[Problem], config: RunConfig, rng: random.Random, largest: int | None = None) -> list[State]:
     """Where about `ppo.batch` samples begin; `ppo.group` trajectories in a row begin alike.
 
-    largest: no pool is larger (a pool-size curriculum).
+    largest: no pool is larger (a pool-size curriculum). In layout `blocks` a whole episode is one sample.
     """
     ppo = config.ppo
     starts: list[State] = []
@@ -110,13 +111,16 @@ def draw(problems: Sequence[Problem], config: RunConfig, rng: random.Random, lar
         left = ppo.batch
         while ppo.batch - left < ppo.batch * ppo.episode_share:
             starts.append(whole_episode(sampled_part(rng.choice(problems), rng, largest, config)))
-            left -= ppo.group * (len(starts[-1].pool) - 1)
+            left -= ppo.group * (1 if config.layout == "blocks" else len(starts[-1].pool) - 1)
         starts += [sampled_state(rng.choice(problems), config, rng, largest) for _ in range(0, left, ppo.group)]
     return [dataclasses.replace(s, rng=random.Random(rng.getrandbits(64))) for s in starts for _ in range(ppo.group)]
 
 
 def collect(backend: TransformersBackend, states: Sequence[State], config: RunConfig) -> list[Trajectory]:
     """What the current policy does from each state."""
+    if config.layout == "blocks":
+        begun = [(s.problem, s.pool, s.whole, s.rng) for s in states]
+        return [[sample] for sample in pools.episodes(backend, begun, config)]
     if config.design == "dranker":
         return rank_once(backend, states, config)
     whole = [state for state in states if state.whole]
@@ -153,7 +157,7 @@ def episodes(backend: TransformersBackend, starts: Sequence[State], config: RunC
     while running := [e for e in running if not e.elimination.done()]:
         states = [State(e.problem, e.elimination.pool, e.past, rng=e.rng) for e in running]
         for episode, step in zip(running, removals(backend, states, config), strict=True):
-            removed = removal_of(step.answer, episode.elimination.pool)
+            removed = removal_of(step.answer, episode.elimination.pool, config.ask)
             episode.elimination = episode.elimination.remove(removed)
             episode.past = (
                 (*episode.past, past_entry(step.completion, removed, step.answer.kind == "valid"))
@@ -168,7 +172,9 @@ def episodes(backend: TransformersBackend, starts: Sequence[State], config: RunC
 def removals(backend: TransformersBackend, states: Sequence[State], config: RunConfig) -> list[Removal]:
     """One sampled and rewarded removal per state."""
     prompts = [
-        build_prompt(s.problem, s.pool, "iranker", layout=config.layout, think=config.think, past=s.past)
+        build_prompt(
+            s.problem, s.pool, "iranker", layout=config.layout, think=config.think, past=s.past, ask=config.ask
+        )
         for s in states
     ]
     if not config.think:
@@ -181,7 +187,7 @@ def removals(backend: TransformersBackend, states: Sequence[State], config: RunC
         _check_prompt(len(gen.prompt_ids), config)
         text = backend.encoder.decode(gen.completion_ids)
         answer = parse_removal(text, state.pool, gen.truncated)
-        reward = score_removal(text, answer, state.problem, state.pool, kind=config.ppo.reward)
+        reward = score_removal(text, answer, state.problem, state.pool, config.ppo.reward, config.ask)
         sample = _sample(gen.prompt_ids, gen.completion_ids, None, reward, answer, state.problem, gen.trace)
         sample = _with_chance(sample, state, config)
         out.append(Removal(sample, answer, text))
@@ -295,7 +301,7 @@ def _chosen(
     drawn = _drawn(choice, state.rng)
     trie = backend.encoder.trie(state.pool)
     step = chosen_step(state.pool, (drawn,), choice.probabilities)
-    reward = score_removal(step.completion, step.answer, state.problem, state.pool, kind=config.ppo.reward)
+    reward = score_removal(step.completion, step.answer, state.problem, state.pool, config.ppo.reward, config.ask)
     prompt_ids = backend.encoder.encode(prompt)
     _check_prompt(len(prompt_ids), config)
     sample = _sample(prompt_ids, list(trie.paths[drawn]), trie.allowed(drawn), reward, step.answer, state.problem)
@@ -315,7 +321,7 @@ def _earned(state: State, config: RunConfig) -> dict[int, float]:
     """What the removal of each identifier of the pool earns, in good form."""
     steps = {k: chosen_step(state.pool, (k,), {}) for k in state.pool}
     return {
-        k: score_removal(step.completion, step.answer, state.problem, state.pool, kind=config.ppo.reward).total
+        k: score_removal(step.completion, step.answer, state.problem, state.pool, config.ppo.reward, config.ask).total
         for k, step in steps.items()
     }
 
@@ -336,8 +342,11 @@ def _sample(
 
 def check_prompts(encoder: Encoder, problems: Sequence[Problem], config: RunConfig) -> None:
     """Refuse, before anything is trained, problems whose whole pool is too long a prompt. Raises ConfigError."""
+    if config.layout == "blocks":
+        return  # a pool is as long as it is; that each block fits is seen when it is read
     prompts = (
-        build_prompt(p, p.identifiers, config.design, layout=config.layout, think=config.think) for p in problems
+        build_prompt(p, p.identifiers, config.design, layout=config.layout, think=config.think, ask=config.ask)
+        for p in problems
     )
     grows = len(encoder.encode_text(f"[1]</answer>{ANOTHER}")) if config.layout == "append" else 0
     _check_prompt(

@@ -20,7 +20,14 @@ def dev_mrr(backend: Backend, dev: Sequence[Problem], config: RunConfig, crew: C
     """
     if not dev:
         return {}
-    spec = RankerSpec(config.design, think=config.think, layout=config.layout, max_new_tokens=config.ppo.max_new_tokens)
+    spec = RankerSpec(
+        config.design,
+        think=config.think,
+        layout=config.layout,
+        readout=config.readout,
+        ask=config.ask,
+        max_new_tokens=config.ppo.max_new_tokens,
+    )
     crew = crew or Crew()
     own = crew.share(dev)
     paired = list(zip(own, spec.around(backend).rank_many(own), strict=True))

@@ -73,7 +73,8 @@ def _warmstart(config: RunConfig, problems: Sequence[Problem]) -> Path:
                 seconds = time.perf_counter() - began
                 log.write(step, {"loss": loss, "tokens_per_s": tokens / seconds, "lr": settings.lr * factor})
             if crew.leads and ((step + 1) % SAVE_EVERY == 0 or step == settings.steps - 1):
-                save_model(config.out / "model", network, tokenizer, pick_dtype(config.dtype, network.device))
+                dtype = pick_dtype(config.dtype, network.device, network)
+                save_model(config.out / "model", network, tokenizer, dtype)
             advance(1)
     crew.wait()
     return config.out / "model"
@@ -128,7 +129,7 @@ def _update(
     crew: Crew,
 ) -> tuple[float, int]:
     """One optimizer step over the examples, each process its share; (mean loss per target token, tokens read)."""
-    settings, dtype = config.warmstart, pick_dtype(config.dtype, network.device)
+    settings, dtype = config.warmstart, pick_dtype(config.dtype, network.device, network)
     read = sum(len(e.prompt_ids) + len(e.target_ids) for e in examples)
     targets = sum(len(e.target_ids) for e in examples)
     candidates = max(1, sum(len(e.ends) for e in examples))

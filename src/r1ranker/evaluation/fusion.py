@@ -1,0 +1,35 @@
+"""How much a model's ranking should count beside the first stage's. In: rankings of dev problems. Out: a weight.
+
+weight = choose_weight(read_run(Path("dev.trec")), dev)      # then: r1ranker rank test.jsonl --fuse WEIGHT
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from r1ranker.evaluation.measures import evaluate_by_task
+from r1ranker.fusing import fuse
+from r1ranker.problem import Problem, Ranking
+
+GRID = tuple(step / 10 for step in range(11))
+
+
+def choose_weight(
+    rankings: Sequence[Ranking],
+    problems: Sequence[Problem],
+    grid: Sequence[float] = GRID,
+    measure: str = "nDCG@10",
+) -> float:
+    """The model's weight whose fused rankings are best, tasks counting alike; of equals the one nearest to the middle.
+
+    Raises DataError where a problem has no ranking or no prior.
+    """
+    by_qid = {ranking.qid: ranking for ranking in rankings}
+
+    def quality(weight: float) -> float:
+        fused = [fuse(problem, by_qid[problem.qid], weight) for problem in problems if problem.qid in by_qid]
+        values = evaluate_by_task(fused, problems)
+        return fmean(fmean(of_task[measure].values()) for of_task in values.values())
+
+    return max(grid, key=lambda weight: (quality(weight), -abs(weight - 0.5)))

@@ -1,0 +1,82 @@
+"""In what a model is loaded: float32 or bfloat16, whichever is faster, and exact where it has to be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import small_problem
+from r1ranker.backends import loading
+from r1ranker.backends.loading import bfloat16_gain, cast, load, pick_dtype
+from r1ranker.backends.transformers_ import TransformersBackend
+from r1ranker.spec import RankerSpec
+from r1ranker.training.config import RunConfig
+from r1ranker.training.learner import new_learner
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def large() -> torch.nn.Module:
+    """As many parameters as pay, without the memory."""
+    return torch.nn.Linear(loading.SMALL_MODEL // 1000, 1000, device="meta")
+
+
+def test_a_small_model_is_float32_on_a_cpu_and_nothing_is_measured(
+    tiny_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network, _ = load(str(tiny_dir), "cpu")
+    assert network.dtype == torch.float32
+    assert "passes" not in capsys.readouterr().err
+
+
+def test_a_large_one_is_what_is_faster_here_and_one_line_says_so(
+    large: torch.nn.Module, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loading._faster_here.cache_clear()
+    chosen = pick_dtype("auto", CPU, large)
+    assert pick_dtype("auto", CPU, large) == chosen
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{str(chosen).removeprefix('torch.')} passes: bfloat16 is ")
+    gain = float(line.split(" is ")[1].split("x")[0])
+    assert (chosen == torch.bfloat16) == (gain >= loading.WORTH_IT)
+
+
+def test_what_is_asked_for_is_taken_without_measuring(
+    large: torch.nn.Module, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pick_dtype("float32", CPU, large) == torch.float32
+    assert pick_dtype("bfloat16", CPU, large) == torch.bfloat16
+    assert capsys.readouterr().err == ""
+
+
+def test_a_gain_is_a_ratio() -> None:
+    assert 0.001 < bfloat16_gain() < 100
+
+
+def test_a_cast_network_keeps_its_positions_and_its_tied_weights(tiny_dir: Path) -> None:
+    network, _ = load(str(tiny_dir), "cpu")
+    angles = network.model.rotary_emb.inv_freq.clone()
+    tied = network.get_output_embeddings().weight is network.get_input_embeddings().weight
+    cast(network, torch.bfloat16)
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.bfloat16}
+    assert torch.equal(network.model.rotary_emb.inv_freq, angles)
+    assert (network.get_output_embeddings().weight is network.get_input_embeddings().weight) == tied
+
+
+def test_the_reference_in_bfloat16_reads_at_the_same_positions_as_the_policy(config: Callable[..., RunConfig]) -> None:
+    learner = new_learner(config(dtype="bfloat16", device="cpu"))
+    assert learner.policy.dtype == torch.float32
+    assert learner.reference.dtype == torch.bfloat16
+    ours, theirs = (dict(network.named_buffers()) for network in (learner.policy, learner.reference))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_ranker_ranks_in_the_dtype_of_its_spec(tiny_dir: Path) -> None:
+    ranker = RankerSpec(model=str(tiny_dir), dtype="bfloat16", device="cpu").build()
+    assert isinstance(ranker.backend, TransformersBackend)
+    assert ranker.backend.network.dtype == torch.bfloat16
+    assert len(ranker.rank(small_problem(4)).docids) == 4
