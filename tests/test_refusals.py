@@ -86,8 +86,8 @@ def test_places_that_cannot_be_written_are_found_before_the_work(
     file.write_text("")
     assert "is a file, not a folder" in refused("rank", given, "--out", file / "run.trec")
     assert "is a folder; name a file in it" in refused("rank", given, "--out", tmp_path / "x", "--json", tmp_path)
-    assert "is a file; name a folder" in refused("evaluate", *data, "--out", file)
-    assert "is a file; name a folder" in refused("data", "convert", file, *data)
+    assert "is a file, not a folder" in refused("evaluate", *data, "--out", file)
+    assert "is a file, not a folder" in refused("data", "convert", file, *data)
     assert "is a file; name a folder" in refused("train", *data, "-s", f"out={file}")
 
 
@@ -153,7 +153,7 @@ def test_tilde_is_the_home_folder_in_every_command_and_config(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     home = given.parent
-    settings = ("-s", "data.0.source=jsonl", "-s", "data.0.path=~")
+    settings = ("-s", "data.0.source=jsonl", "-s", "data.0.path=~/../own")
     assert run("data", "convert", "~/copy", *settings, "--json", "~/counts.json", home=home).exit_code == 0
     assert run("data", "validate", "~/copy/test.jsonl", home=home).exit_code == 0
     assert {path.name for path in home.iterdir()} >= {"copy", "counts.json"}
