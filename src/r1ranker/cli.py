@@ -171,8 +171,8 @@ def evaluate(
     Example: `r1ranker evaluate configs/mini.yaml --system base=iranker:nano --system iranker=iranker:runs/x/model`
     """
     from r1ranker.data import load_splits
-    from r1ranker.evaluation.runs import read_run
-    from r1ranker.evaluation.systems import check_names, check_systems, evaluate_systems, parse_system
+    from r1ranker.evaluation.runs import check_names, read_run
+    from r1ranker.evaluation.systems import check_systems, evaluate_systems, parse_system
     from r1ranker.evaluation.table import results_table
     from r1ranker.io.locks import check_folder, held
 
@@ -328,7 +328,10 @@ def data_convert(
             raise ConfigError(f"{taken[0]} exists; name another folder, or give --overwrite to replace it")
         splits = load_splits(loaded.data)
         for split, problems in splits.items():
-            write_jsonl(problems, files[split])
+            if problems:
+                write_jsonl(problems, files[split])
+            else:  # an empty file is a fault, and one from before would be another conversion's
+                files[split].unlink(missing_ok=True)
     counts = {split: len(problems) for split, problems in splits.items()}
     console.print(f"wrote {out}: {counts}")
     write_json(json_, counts)

@@ -86,7 +86,7 @@ class Backend(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class NoBackend:
     """Stands where a ranker's settings are looked at before its model is loaded. Cannot be asked."""
 

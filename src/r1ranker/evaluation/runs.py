@@ -7,14 +7,14 @@ them: every tool that sorts by score then sees the order that was written.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from r1ranker.errors import DataError
 from r1ranker.files import write_whole
-from r1ranker.problem import Ranking
+from r1ranker.problem import Problem, Ranking, name_fault
 
 LARGEST = float(np.finfo(np.float32).max)
 
@@ -49,6 +49,12 @@ def read_run(path: Path) -> list[Ranking]:
                 raise DataError(f"{path}, line {number}: docid {docid!r} occurs a second time for query {qid!r}")
             scored[qid][docid] = score
     return [_ranking(qid, scores) for qid, scores in scored.items()]
+
+
+def check_names(problems: Iterable[Problem]) -> None:
+    """Raise DataError for a qid or docid that a run file cannot hold; before anything is ranked."""
+    if fault := next(filter(None, map(name_fault, problems)), ""):
+        raise DataError(fault)
 
 
 def run_lines(ranking: Ranking, tag: str) -> Iterator[str]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from r1ranker.baselines import BASELINES
-from r1ranker.errors import ConfigError, DataError
+from r1ranker.errors import ConfigError
 from r1ranker.evaluation.measures import by_task
 from r1ranker.evaluation.report import Trace, write_report
 from r1ranker.evaluation.results import (
@@ -32,8 +32,8 @@ from r1ranker.evaluation.results import (
     write_csv,
     write_results,
 )
-from r1ranker.evaluation.runs import write_run
-from r1ranker.problem import Problem, Ranking, name_fault
+from r1ranker.evaluation.runs import check_names, write_run
+from r1ranker.problem import Problem, Ranking
 from r1ranker.prompts import Design
 from r1ranker.provenance import provenance
 from r1ranker.spec import RankerSpec, parse_spec
@@ -106,13 +106,6 @@ def check_systems(names: Sequence[str], baseline: str) -> None:
             raise ConfigError(f"system {name!r}: run files and their tags are named so; no spaces, '/' or leading dot")
     if baseline not in names:
         raise ConfigError(f"no system {baseline!r} to test against; there are {', '.join(names)}")
-
-
-def check_names(problems: Sequence[Problem]) -> None:
-    """DataError for a qid or docid that a run file cannot hold."""
-    for problem in problems:
-        if fault := name_fault(problem):
-            raise DataError(fault)
 
 
 def name_of(system: str | ModelSystem) -> str:
