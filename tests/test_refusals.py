@@ -99,6 +99,7 @@ def test_places_that_cannot_be_written_are_found_before_the_work(
         (["--run", "a b=RUN"], "no spaces"),
         (["--run", "../x=RUN"], "no spaces, '/' or leading dot"),
         (["--against", "priro"], "no system 'priro' to test against; there are random, prior, bm25"),
+        (["--baselines", "random,magic"], "unknown baseline 'magic'; there are"),
         (["--system", "x=iranker:nano,window=1"], "a window of 1 asks nothing"),
         (["--system", "x=iranker:nano,max_calls=0"], "a budget of 0 calls asks nothing"),
     ],

@@ -181,8 +181,8 @@ def evaluate(
         loaded = _config(config, settings, json_, written={f"{name} of --out": out / name for name in EVALUATION})
         given = [_named(text) for text in run or []]
         models = [parse_system(text, loaded) for text in system or []]
-        names = [*filter(None, baselines.split(",")), *(name for name, _ in given), *(one.name for one in models)]
-        check_systems(names, against)
+        systems = [*filter(None, baselines.split(",")), *models]
+        check_systems(systems, [name for name, _ in given], against)
         check_folder(out, "--out")
         if (out / "report.html").exists() and not overwrite:
             raise ConfigError(f"{out} holds an evaluation; name another --out, or give --overwrite to replace it")
@@ -193,7 +193,7 @@ def evaluate(
         problems = _split(load_splits(loaded.data), split)
         check_names(problems)
         result = evaluate_systems(
-            [*filter(None, baselines.split(",")), *models],
+            systems,
             problems,
             out=out,
             split=split,

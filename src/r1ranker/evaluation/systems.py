@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -97,8 +97,13 @@ def model_system(name: str, design: Design, model: str, config: RunConfig) -> Mo
     )
 
 
-def check_systems(names: Sequence[str], baseline: str) -> None:
-    """ConfigError for names that results and run files cannot hold, and for a baseline that is not among them."""
+def check_systems(systems: Sequence[str | ModelSystem], given: Iterable[str], baseline: str) -> None:
+    """ConfigError for an unknown baseline, for a name that is taken or that no file can have, and for a `baseline` to
+    test against that is not among all; `given` names rankings that exist already."""
+    for system in systems:
+        if isinstance(system, str) and system not in BASELINES:
+            raise ConfigError(f"unknown baseline {system!r}; there are {', '.join(BASELINES)}")
+    names = [*given, *map(name_of, systems)]
     for name, times in Counter(names).items():
         if times > 1:
             raise ConfigError(f"the system name {name!r} is taken: {times} systems have it; rename one")
@@ -142,10 +147,8 @@ def evaluate_systems(
     `given` holds rankings that exist already (run files), by name. `baseline` names the system that all
     others are tested against.
     """
-    check_systems([*(given or ()), *map(name_of, systems)], baseline)
+    check_systems(systems, given or (), baseline)
     check_names(problems)
-    for name in (system for system in systems if isinstance(system, str) and system not in BASELINES):
-        raise ConfigError(f"unknown baseline {name!r}; there are {', '.join(BASELINES)}")
     rankings = dict(given or {}) | rank_all(systems, problems, workers=workers)
     values: dict[str, TaskValues] = {name: score(of_system, problems) for name, of_system in rankings.items()}
     rows = [row for name, of_system in values.items() for row in rows_of(name, split, of_system)]
