@@ -180,6 +180,7 @@ def test_train_goes_on_from_its_checkpoint_and_its_model_ranks(own: Path, own_co
     assert "step 2" in text and "dev MRR" in text
     result = parsed(tmp_path / "train.json")
     assert result["last"]["step"] == 2
+    assert "holds a run already" in fail("train", own_config) and Path(result["model"]).is_dir()
     succeed("train", own_config, "-s", "ppo.steps=3", "--resume", "--json", tmp_path / "train.json")
     assert parsed(tmp_path / "train.json")["last"]["step"] == 3
     assert load_config(tmp_path / "trained" / "config.yaml").ppo.steps == 3
@@ -201,6 +202,7 @@ def test_warmstart_makes_a_model_from_nothing(own_config: Path, own: Path, tmp_p
         *("-s", "warmstart.batch=2", "--json", tmp_path / "made.json"),
     )
     model = parsed(tmp_path / "made.json")["model"]
+    assert "give --overwrite" in fail("warmstart", own_config)
     succeed("rank", own / "test.jsonl", "--model", model, "--out", tmp_path / "run.trec")
 
 

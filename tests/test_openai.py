@@ -392,3 +392,9 @@ def test_cost_and_tokens_are_counted_without_what_was_cached(tmp_path: Path, mak
     assert usage.prompt_tokens == words
     assert usage.generated_tokens > 0
     assert usage.cost == pytest.approx((words + 1000 * 0.5 + 4 * usage.generated_tokens) / 1e6)
+
+
+def test_a_server_that_counts_no_tokens_is_believed() -> None:
+    spent, backend = openai_._Spent(), OpenAIBackend("m", ["http://localhost:1/v1"])
+    spent.add({"prompt_tokens": None, "completion_tokens": None, "prompt_tokens_details": None}, backend)
+    assert spent == openai_._Spent()

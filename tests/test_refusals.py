@@ -126,6 +126,11 @@ def test_what_an_earlier_run_wrote_is_replaced_only_when_that_is_said(
         assert run(*command, "--overwrite").exit_code == 0
 
 
+def test_a_quickstart_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "report.html").touch()
+    assert "give --overwrite" in refused("quickstart", "--out", tmp_path)
+
+
 def test_a_folder_is_written_by_one_job_at_a_time(data: tuple[str, ...], tmp_path: Path) -> None:
     with held(tmp_path / "e" / "results.json"):
         assert "another job is writing" in refused("evaluate", *data, "--baselines", "prior", "--out", tmp_path / "e")
@@ -189,6 +194,19 @@ def test_a_full_disk_ends_in_words_and_damages_nothing(
     left = [path for path in (tmp_path / "e").rglob("*") if path.is_file()]
     assert all(path.stat().st_size < 600 for path in left) and not (tmp_path / "e" / "results.json").exists()
     assert run(*evaluate).exit_code == 0
+
+
+def test_evaluate_names_queries_that_failed_and_why(
+    given: Path, data: tuple[str, ...], tiny_dir: Path, tmp_path: Path
+) -> None:
+    lines = [json.loads(line) for line in given.read_text().splitlines()]
+    lines[2]["candidates"][0]["text"] = "good " * 4000
+    given.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    baselines = ("--baselines", "random", "--against", "random", "--out", tmp_path / "e")
+    done = run("evaluate", *data, "--system", f"x=iranker:{tiny_dir}", *baselines)
+    assert done.exit_code == 0 and "failed: x: 1 queries, which count 0" in done.output, done.output
+    (failed,) = (tmp_path / "e" / "runs" / "x.trec.failed.jsonl").read_text().splitlines()
+    assert json.loads(failed)["qid"] == "q2" and "exceeds the context" in json.loads(failed)["error"]
 
 
 def test_names_in_python_are_text(make_problem: MakeProblem) -> None:

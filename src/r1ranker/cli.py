@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -174,7 +175,9 @@ def evaluate(
     from r1ranker.evaluation.runs import check_names, read_run
     from r1ranker.evaluation.systems import check_systems, evaluate_systems, parse_system
     from r1ranker.evaluation.table import results_table
+    from r1ranker.files import write_whole
     from r1ranker.io.locks import check_folder, held
+    from r1ranker.jobs import failed_of
 
     again = "the same command begins anew; `rank --resume` can go on, and --run NAME=FILE takes what it wrote"
     with errors(again), ExitStack() as stack:
@@ -205,7 +208,9 @@ def evaluate(
     for name, rankings in result.rankings.items():
         failed = [ranking for ranking in rankings if ranking.error]
         if failed:
-            complain("failed", f"{name}: {len(failed)} queries, which count 0; {failed[0].qid}: {failed[0].error}")
+            lines = [json.dumps({"qid": r.qid, "error": r.error}, ensure_ascii=False) for r in failed]
+            write_whole(why := failed_of(out / "runs" / f"{name}.trec"), "\n".join(lines) + "\n")
+            complain("failed", f"{name}: {len(failed)} queries, which count 0; {why} says why")
         warn_of_answers(name, sum(r.broken for r in rankings), sum(len(r.steps) for r in rankings))
     console.print(results_table(result.rows, result.comparisons, intervals=console.width >= 150))
     console.print(f"results {out / 'results.json'}   page {out / 'report.html'}")
