@@ -17,7 +17,7 @@ import yaml
 from r1ranker.cli_common import Json, Settings, complain, console, errors, write_json
 from r1ranker.errors import ConfigError, R1RankerError
 from r1ranker.files import write_whole
-from r1ranker.io.locks import check_outputs, held
+from r1ranker.io.locks import check_folder, check_outputs, held
 from r1ranker.reproduce import EXPERIMENTS
 
 if TYPE_CHECKING:
@@ -65,10 +65,11 @@ def reproduce(
         names = _names(experiment)
         base = _config(scale, config, [*(settings or []), *([] if seed is None else [f"seed={seed}"])])
         folder = out or Path("runs/reproduce") / f"{name}-seed{base.seed}"
-        page = page_of(folder)
-        check_outputs({"--json": json_, "the page": page}, {"--config": config})
-        with held(page):
+        check_outputs({"--json": json_}, {"--config": config})
+        check_folder(folder, "--out")
+        with held(folder / "config.yaml"):
             failed = run(names, name, base, folder, limit) if names else {}
+            page = page_of(folder)
             write_results(folder, page)
     seconds = time.perf_counter() - began
     console.print(f"results {page}   seconds {seconds:.0f}", soft_wrap=True)
