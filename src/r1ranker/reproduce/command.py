@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -67,7 +68,7 @@ def reproduce(
         folder = out or Path("runs/reproduce") / f"{name}-seed{base.seed}"
         check_outputs({"--json": json_}, {"--config": config})
         check_folder(folder, "--out")
-        with held(folder / "config.yaml"):
+        with held(folder / "config.yaml") if names else nullcontext():
             failed = run(names, name, base, folder, limit) if names else {}
             page = page_of(folder)
             write_results(folder, page)
