@@ -11,8 +11,11 @@ import pytest
 
 from conftest import save_bert, small_problem
 from r1ranker.baselines import BASELINES
+from r1ranker.baselines.ordering import undecided_by_coin
+from r1ranker.elimination import ranking_from
+from r1ranker.errors import DataError
 from r1ranker.evaluation.measures import evaluate
-from r1ranker.problem import Candidate, Problem
+from r1ranker.problem import SCENARIOS, Answer, Candidate, Problem, Ranking, Step, Usage
 
 FRUIT = tuple(
     Candidate(f"d{k}", text)
@@ -33,7 +36,7 @@ def fetched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_every_baseline_ranks_every_pool_whole_and_alike_each_time(name: str) -> None:
-    problems = [small_problem(5, qid=f"q{k}", task="ab"[k % 2]) for k in range(6)]
+    problems = [small_problem(5, qid=f"q{k}", task="ab"[k % 2], prior={"d2": 1.0}) for k in range(6)]
     rankings = BASELINES[name](problems)
     assert [ranking.qid for ranking in rankings] == [problem.qid for problem in problems]
     assert all(sorted(ranking.docids) == ["d1", "d2", "d3", "d4", "d5"] for ranking in rankings)
@@ -43,7 +46,7 @@ def test_every_baseline_ranks_every_pool_whole_and_alike_each_time(name: str) ->
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_the_order_of_the_pool_does_not_matter(name: str) -> None:
-    problems = [small_problem(6, qid=f"q{k}", scenario="routing") for k in range(8)]
+    problems = [small_problem(6, qid=f"q{k}", scenario="routing", prior={"d2": 1.0}) for k in range(8)]
     turned = [replace(problem, candidates=problem.candidates[::-1]) for problem in problems]
     assert [r.docids for r in BASELINES[name](problems)] == [r.docids for r in BASELINES[name](turned)]
 
@@ -68,11 +71,12 @@ def test_ties_of_the_prior_are_broken_fairly() -> None:
     assert abs(first["d1"] - 300) < 4 * (600 / 4) ** 0.5  # four standard deviations of a fair coin
 
 
-def test_without_a_prior_passages_fall_back_to_bm25_and_others_to_chance() -> None:
-    problem = small_problem(candidates=FRUIT, query="ripe bananas")
-    assert BASELINES["prior"]([problem])[0].docids[0] == "d2"
-    routing = [replace(problem, qid=f"q{k}", scenario="routing") for k in range(100)]
-    assert len({ranking.docids[0] for ranking in BASELINES["prior"](routing)}) == 4
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_a_task_without_a_prior_has_no_ranking_by_it(scenario: str) -> None:
+    known = small_problem(candidates=FRUIT, query="ripe bananas", prior={"d3": 1.0})
+    none = [small_problem(qid=f"q{k}", task="b", scenario=scenario, prior={"gone": 1.0}) for k in range(3)]
+    with pytest.raises(DataError, match="no prior in task 'b'"):
+        BASELINES["prior"]([known, *none])
 
 
 @pytest.mark.parametrize(
@@ -109,7 +113,7 @@ def test_bm25_without_a_matching_word_is_a_fair_coin(query: str, texts: tuple[st
 
 def test_baselines_print_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     for rank in BASELINES.values():
-        rank([small_problem()])
+        rank([small_problem(prior={"d1": 1.0})])
     assert capfd.readouterr() == ("", "")
 
 
@@ -118,3 +122,38 @@ def test_oracle_cannot_be_exceeded() -> None:
     (ranking,) = BASELINES["oracle"]([problem])
     assert ranking.docids[:2] == ("d3", "d2")
     assert evaluate([ranking], [problem])["nDCG@10"]["q1"] == pytest.approx(1)
+
+
+def left_as_given(k: int, *steps: Step) -> tuple[Problem, Ranking]:
+    """A pool of four with the relevant candidate first, and a ranker that left it in that order."""
+    problem = small_problem(qid=f"q{k}")
+    return problem, ranking_from(problem, problem.identifiers, steps, Usage())
+
+
+def firsts(*steps: Step) -> Counter[str]:
+    cases = (left_as_given(k, *steps) for k in range(400))
+    return Counter(undecided_by_coin(*case, "model").docids[0] for case in cases)
+
+
+def test_what_was_never_asked_about_is_ordered_by_a_coin_that_ignores_the_order_given() -> None:
+    counts = firsts()
+    assert all(abs(counts[docid] - 100) < 4 * (400 * 3 / 16) ** 0.5 for docid in ("d1", "d2", "d3", "d4"))
+    problem, ranking = left_as_given(1)
+    other = replace(ranking, docids=ranking.docids[::-1])
+    assert undecided_by_coin(problem, ranking, "a").docids == undecided_by_coin(problem, other, "a").docids
+    assert undecided_by_coin(problem, ranking, "a").scores == ranking.scores
+
+
+def test_a_candidate_that_no_step_saw_may_stand_anywhere_but_a_tail_stays_behind_its_head() -> None:
+    behind = Step((2, 3, 4), Answer("valid", (2, 3, 4)))
+    assert firsts(behind).keys() == {"d1", "d2"}
+    head = Step((1, 2), Answer("valid", (1, 2)))
+    problem, ranking = left_as_given(1, head)
+    assert undecided_by_coin(problem, ranking, "model") == ranking
+
+
+def test_candidates_that_thoughts_left_over_tie_and_chosen_ones_do_not() -> None:
+    thought = Step((1, 2, 3, 4), Answer("valid", (4,)), (4,))
+    assert firsts(thought).keys() == {"d1", "d2", "d3"}
+    problem, ranking = left_as_given(1, replace(thought, probabilities={1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4}))
+    assert undecided_by_coin(problem, ranking, "model") == ranking

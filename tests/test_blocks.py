@@ -11,14 +11,19 @@ import pytest
 import torch
 
 from r1ranker.backends.blocks import Blocks, Question, packed, read_all
+from r1ranker.backends.loading import resolve
 from r1ranker.backends.transformers_ import TransformersBackend
+from r1ranker.backends.weights import add_adapter
 from r1ranker.errors import BackendError, ConfigError
 from r1ranker.problem import Candidate, Problem, part_of
 from r1ranker.prompts import Readout, Wanted, block_prompt
 from r1ranker.rankers import DRanker, IRanker
+from r1ranker.spec import RankerSpec
 from r1ranker.training import pools
 from r1ranker.training.batch import Sample, pack_pools, score
 from r1ranker.training.config import RunConfig, validated
+from r1ranker.training.learner import new_learner
+from r1ranker.training.ppo import ppo_step, train
 
 TEXTS = (
     "the barn owl lives four years",
@@ -224,3 +229,38 @@ def test_settings_that_do_not_go_together_are_refused() -> None:
     ):
         with pytest.raises(ConfigError, match=words):
             config(**changes)
+
+
+def test_a_model_is_asked_the_way_it_was_trained_and_its_adapter_makes_the_same_model(tmp_path: Path) -> None:
+    ppo = {"steps": 2, "batch": 2, "minibatch": 2, "episode_share": 0.0, "lora": 4, "actor_lr": 1e-2, "entropy": 0.0}
+    settings = config(ask="best", out=str(tmp_path / "run"), ppo=ppo | {"validate_every": 1, "validate_problems": 1})
+    model = train(settings, {"train": [problem()], "dev": []})
+    trained = TransformersBackend.load(str(model))
+    assert trained.trained_in == {"layout": "blocks", "readout": "judge", "ask": "best"}
+    ranking = RankerSpec(model=str(model)).around(trained).rank(problem())
+    assert ranking.usage.calls == 1 and len(ranking.steps) == len(TEXTS) - 1
+    assert [step.removed[0] for step in ranking.steps] == [int(d[1]) + 1 for d in ranking.docids[:-1]]
+    add_adapter(Path(resolve("nano")), tmp_path / "run" / "adapter", tmp_path / "again")
+    again = TransformersBackend.load(str(tmp_path / "again"))
+    assert again.trained_in == trained.trained_in
+    for name, value in trained.network.state_dict().items():
+        assert torch.allclose(value, again.network.state_dict()[name].float(), atol=5e-3), name
+
+
+def test_one_pass_a_step_has_the_gradient_of_drawing_first(tmp_path: Path) -> None:
+    """Where all answers of one decision are credited, what was drawn does not matter."""
+
+    def updated(**ppo: object) -> dict[str, torch.Tensor]:
+        settings = config(ask="best", ppo={"batch": 4, "minibatch": 4, "entropy": 0.0, "episode_share": 0.0} | ppo)
+        learner = new_learner(settings)
+        for group in learner.optimizer.param_groups:
+            group["base_lr"] = 10.0
+        learner.optimizer = torch.optim.SGD(learner.optimizer.param_groups, lr=10.0)
+        ppo_step(learner, [problem()], settings)
+        return {name: value.detach().clone() for name, value in learner.policy.named_parameters()}
+
+    before = {name: value.detach() for name, value in TransformersBackend.load("nano").network.named_parameters()}
+    once, drawn = updated(max_grad_norm=1e-2), updated(max_grad_norm=1e-2, kl=1e-12)
+    for name, value in before.items():
+        one, two = once[name] - value, drawn[name] - value
+        assert torch.allclose(one, two, atol=1e-3 * float(two.abs().max()) + 1e-9), name

@@ -104,6 +104,15 @@ def test_faults_are_told_with_file_line_and_remedy(tmp_path: Path, second: Any, 
     assert str(error.value) == found
 
 
+def test_an_empty_pool_has_to_be_meant(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    empty = Problem("q1", "t", "passage", (), query="why", gains={"a": 1}, nothing_found=True)
+    write_jsonl([empty], path)
+    assert read_jsonl(path) == [empty]
+    with pytest.raises(DataError, match="nothing_found is for an empty pool"):
+        read_jsonl(write(path, changed(nothing_found=True)))
+
+
 def test_the_same_qid_in_another_task_is_fine(tmp_path: Path) -> None:
     assert validate_jsonl(write(tmp_path / "p.jsonl", GOOD, changed(qid="q1", task="other"))) == []
 

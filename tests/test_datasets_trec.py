@@ -173,10 +173,27 @@ def test_judged_queries_that_cannot_count_are_left_out_and_told(
 ) -> None:
     path = beir(tmp_path / "x")
     with (path / "qrels" / "test.tsv").open("a") as lines:
-        lines.write("q3\td1\t1\nq9\td1\t0\n")  # q3 is not in the run, q9 has no text
+        lines.write("q9\td1\t0\n")  # q9 has no text
     with caplog.at_level(logging.WARNING):
         assert [p.qid for p in load("trec", path)["test"]] == ["q1", "q2"]
-    assert "x: 2 judged queries have no relevant document or no first stage" in caplog.text
+    assert "x: 1 judged queries have no relevant document or no text" in caplog.text
+
+
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_a_judged_query_without_a_hit_has_an_empty_pool_and_counts_0_but_is_not_learnt_from(
+    split: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = beir(tmp_path / "x", split=split)
+    with (path / "qrels" / f"{split}.tsv").open("a") as lines:
+        lines.write("q3\td1\t1\n")  # q3 is not in the run
+    with caplog.at_level(logging.WARNING):
+        problems = load("trec", path)[split]
+    if split == "train":
+        assert [p.qid for p in problems] == ["q1", "q2"]
+        return
+    assert [(p.qid, p.nothing_found) for p in problems] == [("q1", False), ("q2", False), ("q3", True)]
+    assert evaluate(BASELINES["prior"](problems), problems)["nDCG@10"]["q3"] == 0
+    assert "x: the first stage found nothing for 1 queries, which count 0" in caplog.text
 
 
 def test_faults(tmp_path: Path) -> None:

@@ -79,7 +79,6 @@ def test_tasks_are_evaluated_apart() -> None:
     ("rankings", "problems", "message"),
     [
         (["q1"], [small_problem(), small_problem()], "'q1' names 2 problems"),
-        ([], [small_problem()], "1 of 1 problems have no ranking, the first is 'q1'"),
         (["q1", "q1"], [small_problem()], "more than one ranking"),
         (["a", "b"], [small_problem(qid="a"), small_problem(qid="b", relevant_at=2)], r"found \[1, 2\]"),
     ],
@@ -87,6 +86,18 @@ def test_tasks_are_evaluated_apart() -> None:
 def test_errors_name_what_is_wrong(rankings: list[str], problems: list[Problem], message: str) -> None:
     with pytest.raises(DataError, match=message):
         evaluate([ranking(qid, "d1") for qid in rankings], problems)
+
+
+def test_a_query_without_a_ranking_counts_0() -> None:
+    problems = [small_problem(qid="a"), small_problem(qid="b")]
+    values = evaluate([ranking("a", "d1")], problems)
+    assert all(of_measure == {"a": 1, "b": 0} for of_measure in values.values())
+
+
+@pytest.mark.parametrize("level", [0, -1])
+def test_what_is_unjudged_cannot_be_relevant(level: int) -> None:
+    with pytest.raises(DataError, match="relevant_at must be at least 1"):
+        small_problem(relevant_at=level)
 
 
 def test_qids_that_collide_over_tasks_are_an_error() -> None:

@@ -18,8 +18,10 @@ from r1ranker.evaluation.measures import MEASURES
 from r1ranker.evaluation.results import (
     AVERAGE,
     COSTS,
+    UNASKED,
     Row,
     TaskValues,
+    all_rows,
     comparison,
     read_csv,
     read_results,
@@ -29,7 +31,7 @@ from r1ranker.evaluation.results import (
     write_csv,
     write_results,
 )
-from r1ranker.evaluation.table import markdown_table, results_table
+from r1ranker.evaluation.table import markdown_table, percent, results_table
 from r1ranker.problem import Answer, Problem, Step, Usage
 
 COLUMNS = ["task", "system", "split", "measure", "value", "n", "ci_low", "ci_high"]
@@ -119,6 +121,84 @@ def test_a_comparison_is_paired_and_adjusted(systems: dict[str, TaskValues], row
         assert one.difference == pytest.approx(value[one.task, "oracle"] - value[one.task, "random"])
         assert one.p <= one.p_holm <= min(1, 3 * one.p) + 1e-12
     assert tests[-1].p_holm < 0.01
+
+
+def test_with_one_task_each_hypothesis_is_tested_once(systems: dict[str, TaskValues]) -> None:
+    one = {name: {"one": values["one"]} for name, values in systems.items()}
+    tests = comparison("random", one | {"mine": one["oracle"]}, measures=["MRR"])
+    assert [(test.task, test.system) for test in tests] == [("one", "oracle"), ("one", "mine")]
+    assert all(test.p_holm == test.p for test in tests)
+
+
+def test_the_family_is_the_systems_under_test_and_references_do_not_weigh_on_it(
+    systems: dict[str, TaskValues],
+) -> None:
+    mine = {"mine": systems["oracle"], "worse": systems["random"]}
+    alone = comparison("prior", mine | {"prior": systems["random"]}, measures=["MRR"])
+    everything = comparison("prior", systems | mine | {"prior": systems["random"], "bm25": systems["oracle"]})
+    found = {(one.task, one.system): one.p_holm for one in everything if one.measure == "MRR"}
+    assert all(found[one.task, one.system] == one.p_holm for one in alone)
+    assert {system for _, system in found} == {"random", "oracle", "mine", "worse", "bm25"}
+
+
+def test_the_relative_difference_of_the_average_is_the_mean_of_the_tasks(
+    systems: dict[str, TaskValues], rows: list[Row]
+) -> None:
+    tests = {one.task: one for one in comparison("random", systems, measures=["MRR"])}
+    assert tests[AVERAGE].relative == pytest.approx(relative_gain(rows, "oracle", "random"))
+    value = {(row.task, row.system): row.value for row in rows if row.measure == "MRR"}
+    assert tests["one"].relative == pytest.approx(value["one", "oracle"] / value["one", "random"] - 1)
+    nothing = {"one": {"MRR": {"q": 0.0}}}
+    assert comparison("prior", {"prior": nothing, "mine": nothing}, measures=["MRR"])[0].relative is None
+
+
+def test_a_baseline_that_lacks_a_task_is_compared_on_the_others_and_has_no_average(
+    systems: dict[str, TaskValues],
+) -> None:
+    part = {"prior": {"two": systems["random"]["two"]}, "mine": systems["oracle"]}
+    assert [one.task for one in comparison("prior", part, measures=["MRR"])] == ["two"]
+    averages = [row.system for row in all_rows(part, "test") if (row.task, row.measure) == (AVERAGE, "MRR")]
+    assert averages == ["mine"]
+
+
+def test_a_query_without_a_ranking_counts_0_and_has_failed(problems: list[Problem]) -> None:
+    rankings = BASELINES["oracle"](problems[:20])
+    values = {row.measure: row for row in rows_of("s", "test", score(rankings, problems)) if row.task == "one"}
+    assert (values["MRR"].n, values["MRR"].value, values["failed"].value) == (
+        30,
+        pytest.approx(2 / 3),
+        pytest.approx(1 / 3),
+    )
+
+
+def test_costs_of_a_run_file_are_not_known(problems: list[Problem]) -> None:
+    values = score(BASELINES["oracle"](problems), problems, costs=False)
+    assert values["one"].keys() == {*MEASURES, "failed"}
+
+
+def test_only_a_model_can_have_asked_nothing(problems: list[Problem]) -> None:
+    rankings = BASELINES["oracle"](problems)
+    assert UNASKED not in score(rankings, problems)["one"]
+    assert set(score(rankings, problems, model=True)["one"][UNASKED].values()) == {1.0}
+    single = [small_problem(1, qid="single")]
+    assert UNASKED not in score(BASELINES["oracle"](single), single, model=True)["toy"]
+
+
+def test_tables_mark_systems_whose_figures_are_not_what_they_seem() -> None:
+    rows = [row("a", name, 0.5) for name in ("silent", "broken", "short", "fine")]
+    rows += [Row("a", "silent", "test", UNASKED, 1, 10, 1, 1), Row("a", "broken", "test", "broken", 0.45, 10, 0, 1)]
+    rows += [Row("a", "short", "test", "failed", 0.3, 10, 0, 1), Row("a", "fine", "test", "broken", 0.1, 10, 0, 1)]
+    markdown = markdown_table(rows, measures=["MRR"])
+    assert markdown.startswith("| task | measure | silent † | broken † | short † | fine |")
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(results_table(rows))
+    for text in (markdown, " ".join(console.export_text().split())):
+        assert "† silent asked nothing about 10 of 10 queries" in text
+        assert "† short has no ranking of 3 of 10 queries, which count 0" in text
+        assert "† broken gave many broken answers" in text and "45 % on a" in text
+    assert [percent(share) for share in (0, 0.00001, 0.004, 0.125, 0.9995, 1)] == [
+        *("0 %", "<0.1 %", "0.4 %", "12.5 %", ">99.9 %", "100 %"),
+    ]
 
 
 def test_a_system_equal_to_the_baseline_has_p_1(systems: dict[str, TaskValues]) -> None:

@@ -15,7 +15,14 @@ from torch import Tensor
 
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.training.batch import Sample, allowed_logprobs, pack, score, shared_batches, token_logprobs
-from r1ranker.training.losses import expected_policy_loss, kl_k3, masked_sum, policy_loss, value_loss
+from r1ranker.training.losses import (
+    expected_policy_loss,
+    kl_k3,
+    log_expected_loss,
+    masked_sum,
+    policy_loss,
+    value_loss,
+)
 
 B, T = 3, 5
 LENGTHS = (5, 2, 4)
@@ -317,3 +324,34 @@ def test_scores_of_chosen_tokens_count_the_allowed_ones_only(backend: Transforme
     backend.network.zero_grad()
     assert grads
     assert all(torch.isfinite(grad).all() for grad in grads)
+
+
+def test_the_logarithm_of_an_expected_reward_is_met_by_enumeration() -> None:
+    logits = torch.tensor([[0.3, -1.0, 0.8], [1.0, 2.0, -torch.inf]], requires_grad=True)
+    rewards = torch.tensor([[1.0, 0.5, 0.0], [0.0, 1.0, 0.0]])
+    loss = log_expected_loss(torch.log_softmax(logits, -1), rewards)
+    p, q = torch.softmax(torch.tensor([0.3, -1.0, 0.8]), -1), torch.softmax(torch.tensor([1.0, 2.0]), -1)
+    assert float(loss.detach()) == pytest.approx(-math.log(p[0] + 0.5 * p[1]) - math.log(q[1]), abs=1e-6)
+    loss.backward()
+    # d log sum_b p_b r_b / d logit_a = p_a r_a / sum - p_a
+    expected = p * rewards[0] / (p * rewards[0]).sum() - p
+    assert logits.grad is not None
+    assert (-logits.grad[0]).tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+    assert (-logits.grad[1, :2]).tolist() == pytest.approx([-float(q[0]), 1 - float(q[1])], abs=1e-6)
+
+
+def test_with_one_answer_that_earns_the_logarithm_is_the_cross_entropy_of_it() -> None:
+    logprobs = torch.log_softmax(torch.randn(4, 5, generator=torch.Generator().manual_seed(0)), -1)
+    right = torch.tensor([0, 3, 2, 4])
+    rewards = torch.nn.functional.one_hot(right, 5).float()
+    assert float(log_expected_loss(logprobs, rewards)) == pytest.approx(
+        float(torch.nn.functional.nll_loss(logprobs, right, reduction="sum")), abs=1e-5
+    )
+
+
+def test_answers_that_all_earn_the_same_teach_nothing() -> None:
+    logprobs = torch.log_softmax(torch.zeros(2, 3), -1).requires_grad_()
+    loss = log_expected_loss(logprobs, torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]))
+    loss.backward()
+    assert float(loss.detach()) == 0.0
+    assert logprobs.grad is not None and not logprobs.grad.any()

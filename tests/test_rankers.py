@@ -18,7 +18,7 @@ from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.errors import BackendError
 from r1ranker.problem import Problem, Ranking
 from r1ranker.prompts import LAYOUTS, NO_THOUGHT, Prompt
-from r1ranker.rankers import DRanker, IRanker, Ranker
+from r1ranker.rankers import DRanker, IRanker, Ranker, Tournament
 
 MakeProblem = Callable[..., Problem]
 
@@ -349,3 +349,13 @@ def test_any_completion_gives_a_permutation(make_problem: MakeProblem, completio
         IRanker(backend, layout="append", think=True),
     ):
         check_whole(ranker.rank(problem), problem)
+
+
+@pytest.mark.parametrize("think", [True, False])
+def test_of_an_empty_pool_nothing_is_asked(make_problem: MakeProblem, think: bool) -> None:
+    watched = Watched(ScriptedBackend(largest_first))
+    problems = [make_problem(3), make_problem(qid="q2", candidates=(), nothing_found=True)]
+    for ranker in (IRanker(watched, think=think), Tournament(DRanker(watched, think=think))):
+        watched.sizes.clear()
+        assert ranker.rank_many(problems)[1] == Ranking("q2", (), ())
+        assert max(watched.sizes) == 1

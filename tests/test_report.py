@@ -23,8 +23,17 @@ from r1ranker.evaluation.charts import (
     scatter_chart,
     ticks,
 )
-from r1ranker.evaluation.report import Trace, headline, thinned, write_report
-from r1ranker.evaluation.results import Row, comparison, rows_of, score
+from r1ranker.evaluation.report import (
+    Trace,
+    colours,
+    cost_charts,
+    cost_table,
+    headline,
+    kinds_of,
+    thinned,
+    write_report,
+)
+from r1ranker.evaluation.results import COSTS, Row, comparison, rows_of, score
 from r1ranker.problem import Answer, Candidate, Problem, Ranking, Step, Usage
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
@@ -70,7 +79,9 @@ def eliminated(problem: Problem) -> Ranking:
 def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     evil = tuple(Candidate(f"d{k}", f"<script>alert({k})</script> \"text\" & 'more' {k}") for k in (1, 2, 3))
     problems = [
-        small_problem(qid=f"{task}-{k}", task=task, candidates=evil) for task in ("t&1", "t2") for k in range(8)
+        small_problem(qid=f"{task}-{k}", task=task, candidates=evil, prior={"d2": 1.0})
+        for task in ("t&1", "t2")
+        for k in range(8)
     ]
     rankings = {name: BASELINES[name](problems) for name in ("random", "prior", "bm25", "oracle")}
     rankings["iranker"] = [eliminated(problem) for problem in problems]
@@ -163,6 +174,43 @@ def test_numbers_are_short() -> None:
         "15.44k",
         "2.5M",
     ]
+    assert [number(v) for v in (999.96, 9999.9, 999_996, 2.5e10)] == ["1000", "10k", "1M", "25000M"]
+
+
+def of_system(name: str, **values: float) -> list[Row]:
+    return [Row("a", name, "test", measure, value, 9, value, value) for measure, value in values.items()]
+
+
+def test_a_page_marks_broken_answers_and_percentages_read_as_such(tmp_path: Path) -> None:
+    rows = of_system("model", MRR=0.5, calls=1, prompt_tokens=1, generated_tokens=1, seconds=1, broken=1, failed=0)
+    write_report(tmp_path / "report.html", rows=rows)
+    text = " ".join(Checked((tmp_path / "report.html").read_text()).text.split())
+    assert "model †" in text and "e+02" not in text
+    assert "100 %of the steps of model had a broken answer" in text
+    assert "model gave many broken answers" in text and "100 % on a" in text
+
+
+def test_costs_that_nobody_knows_are_unknown_and_not_drawn_as_free() -> None:
+    spent = dict.fromkeys(COSTS, 0.0) | {"prompt_tokens": 5, "seconds": 0.1}
+    rows = of_system("model", MRR=0.5, **spent) + of_system("theirs", MRR=0.6, failed=0)
+    table = cost_table(rows)
+    assert table["theirs"] == ["unknown", "0 %", *["unknown"] * 6]
+    assert "unknown" not in table["model"]
+    for chart in cost_charts(rows, kinds_of(["model", "theirs"])):
+        assert "theirs" not in chart.svg and "not drawn, since the cost is unknown: theirs" in chart.note
+
+
+def test_a_system_has_one_colour_on_the_whole_page_and_no_other_has_it(tmp_path: Path) -> None:
+    names = [f"system{k}" for k in range(12)]
+    rows = [row for name in names for row in of_system(name, MRR=0.5, **{"nDCG@10": 0.6})]
+    log = [{"step": 1, "reward": 0.1}, {"step": 2, "reward": 0.2}]
+    write_report(tmp_path / "report.html", rows=rows, curves={"system11": log, "another run": log})
+    page = (tmp_path / "report.html").read_text()
+    kinds = kinds_of([*names, "another run"])
+    assert len(set(kinds.values())) == len(set(colours(kinds).values())) == 13
+    assert f'<div class="{kinds["system11"]}"><i></i><span>system11' in page
+    assert f'<g class="{kinds["system11"]}"><polyline' in page
+    assert f".{kinds['another run']} {{ color: hsl(" in page
 
 
 def test_charts_survive_single_points_equal_values_and_names_with_markup() -> None:

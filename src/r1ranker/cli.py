@@ -202,9 +202,11 @@ def evaluate(
             split=split,
             baseline=against,
             settings=loaded.model_dump(mode="json"),
-            given=runs,
+            runs=runs,
             workers=workers,
         )
+    for note in result.notes:
+        complain("note", note)
     for name, rankings in result.rankings.items():
         failed = [ranking for ranking in rankings if ranking.error]
         if failed:
@@ -220,16 +222,21 @@ def evaluate(
 @app.command()
 def compare(
     out: Annotated[Path, typer.Argument(help="Folder of a finished `r1ranker evaluate` or `quickstart`.")],
-    against: Against = "prior",
+    against: Annotated[
+        str | None, typer.Option(help="System the others are tested against; default: as in the evaluation.")
+    ] = None,
     measure: Annotated[str, typer.Option(help="Measure to compare by.")] = "MRR",
     json_: Json = None,
 ) -> None:
-    """Differences to one system: paired randomisation test, Holm-adjusted over all tasks and systems.
+    """Differences to one system: paired randomisation test, Holm-adjusted over all tasks and systems under test.
+
+    Also the relative difference; of the average, the mean of each task's. random, prior, bm25 and oracle are not
+    under test: they are adjusted among themselves.
 
     Example: `r1ranker compare runs/quickstart --against base-iterative`
     """
     from r1ranker.evaluation.results import comparison
-    from r1ranker.evaluation.systems import read_per_query
+    from r1ranker.evaluation.systems import read_baseline, read_per_query
     from r1ranker.evaluation.table import comparison_table
     from r1ranker.io.locks import check_outputs
 
@@ -239,7 +246,7 @@ def compare(
         known = sorted({name for tasks in values.values() for of_task in tasks.values() for name in of_task})
         if measure not in known:
             raise ConfigError(f"{out} has no measure {measure!r}; there are {', '.join(known)}")
-        tests = comparison(against, values, measures=[measure])
+        tests = comparison(against or read_baseline(out), values, measures=[measure])
     console.print(comparison_table(tests))
     write_json(json_, [dataclasses.asdict(test) for test in tests])
 

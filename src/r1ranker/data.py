@@ -45,7 +45,7 @@ def stats(splits: Splits) -> list[dict[str, Any]]:
 
 def _row(task: str, split: str, problems: list[Problem]) -> dict[str, Any]:
     relevant = [sum(p.is_relevant(k) for k in p.identifiers) for p in problems]
-    prompts = [build_prompt(p, p.identifiers, "iranker").text for p in problems]
+    prompts = [build_prompt(p, p.identifiers, "iranker").text if p.candidates else "" for p in problems]
     return {
         "task": task,
         "split": split,

@@ -44,9 +44,19 @@ def drive(
     problems: Iterable[Problem], planner: Planner, backend: Backend | AsyncBackend, batch: int
 ) -> Iterator[Finished]:
     """Rankings in the order they are finished; one that failed alone is empty. BackendError: nothing can be asked."""
+
+    def plan(problem: Problem) -> Plan:
+        return planner(problem) if problem.candidates else _nothing_to_rank(problem)
+
     if isinstance(backend, AsyncBackend):
-        return _one_by_one(problems, planner, backend)
-    return _in_batches(problems, planner, backend, batch)
+        return _one_by_one(problems, plan, backend)
+    return _in_batches(problems, plan, backend, batch)
+
+
+def _nothing_to_rank(problem: Problem) -> Plan:
+    """The plan for an empty pool: nothing is asked."""
+    yield from ()
+    return Ranking(problem.qid, (), ())
 
 
 def _in_batches(problems: Iterable[Problem], planner: Planner, backend: Backend, batch: int) -> Iterator[Finished]:

@@ -5,7 +5,8 @@
 
 A ranker in service knows what its first stages say; this is how it may learn what each is worth. Nothing leaks:
 a specialist ranks training problems only by what it learnt from other groups (stacking, Wolpert 1992), and dev and
-test problems by what it learnt from all of training. Rankers of other scenarios are left out. Next: `prompts`.
+test problems by what it learnt from all of training. Rankers of other scenarios are left out, and the
+prior where a problem has none. Next: `prompts`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import difflib
 from collections.abc import Sequence
 
 from r1ranker.baselines import BASELINES
+from r1ranker.baselines.simple import has_prior
 from r1ranker.baselines.specialists import SERVES, SPECIALISTS
 from r1ranker.datasets.common import rng_for
 from r1ranker.errors import ConfigError
@@ -51,13 +53,17 @@ def noted_by(rankers: Sequence[str], learn: Sequence[Problem], problems: Sequenc
     """Problems with the places that rankers give their candidates; specialists learn from `learn`."""
     notes: dict[int, list[list[str]]] = {id(p): [[] for _ in p.candidates] for p in problems}
     for name in rankers:
-        served = [p for p in problems if name in BASELINES or p.scenario in SERVES[name]]
+        served = [p for p in problems if (has_prior(p) if name == "prior" else _serves(name, p))]
         for problem, ranking in zip(served, _ranked(name, learn, served), strict=True):
             shown = PRIOR_NAMES[problem.scenario] if name == "prior" else name
             place = {docid: i for i, docid in enumerate(ranking.docids, start=1)}
             for note, candidate in zip(notes[id(problem)], problem.candidates, strict=True):
                 note.append(f"{shown} {place[candidate.docid]}")
     return [_noted(problem, notes[id(problem)]) for problem in problems]
+
+
+def _serves(name: str, problem: Problem) -> bool:
+    return name in BASELINES or problem.scenario in SERVES[name]
 
 
 def _ranked(name: str, learn: Sequence[Problem], problems: Sequence[Problem]) -> list[Ranking]:

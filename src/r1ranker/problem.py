@@ -52,6 +52,8 @@ class Problem:
     prior: score by docid of the simple prior: popularity in the training data, average utility of an
         LLM on training queries, or the first stage's score. The model reads its places only with `show`.
     group: the unit by which splits are made (a user, a query); defaults to `qid`.
+    nothing_found: the first stage found no candidate for a judged query. Only then may the pool be empty: nothing is
+        asked or ranked, and the query counts 0 in every measure.
     """
 
     qid: str
@@ -66,12 +68,15 @@ class Problem:
     relevant_at: int = 1
     prior: Mapping[str, float] = field(default_factory=dict)
     group: str = ""
+    nothing_found: bool = False
 
     def __post_init__(self) -> None:
         where = f"problem {self.qid!r} of task {self.task!r}"
         if self.scenario not in SCENARIOS:
             raise DataError(f"{where}: scenario {self.scenario!r} is not one of {', '.join(SCENARIOS)}")
-        if not self.candidates:
+        if self.nothing_found and self.candidates:
+            raise DataError(f"{where}: nothing_found is for an empty pool, this one has candidates")
+        if not (self.candidates or self.nothing_found):
             raise DataError(f"{where}: has no candidates; a pool needs at least one")
         if not (self.query or (self.history and self.scenario == "recommendation")):
             also = " or a history" if self.scenario == "recommendation" else ""
@@ -85,6 +90,8 @@ class Problem:
             raise DataError(f"{where}: docid {twice[0]!r} occurs more than once in the pool")
         if any(gain < 0 for gain in self.gains.values()):
             raise DataError(f"{where}: gains must be >= 0")
+        if self.relevant_at < 1:
+            raise DataError(f"{where}: relevant_at must be at least 1, else all that is unjudged would be relevant")
         if not self.group:
             object.__setattr__(self, "group", self.qid)
 

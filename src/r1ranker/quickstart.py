@@ -69,6 +69,7 @@ def _quickstart(out: Path, seed: int, tokens: int | None) -> QuickstartResult:
         ["random", "prior", "bm25", *trained],
         problems,
         given=train_side_by_side(runs, untrained, problems),
+        models=[system.name for system in untrained],
         out=out,
         title="R1-Ranker quickstart",
         curves={design: read_log(config.out) for design, config in runs.items()},

@@ -56,6 +56,7 @@ def fit_and_rank(
 def rank_scored(score: Scorer, problems: Sequence[Problem], system: str) -> list[Ranking]:
     """Rankings by `score`; each is charged its share of the seconds that scoring took (fitting is not counted)."""
     began = time.perf_counter()
-    scores = score(problems)
+    asked = [problem for problem in problems if problem.candidates]
+    scores = {id(problem): known for problem, known in zip(asked, score(asked) if asked else (), strict=True)}
     usage = Usage(seconds=(time.perf_counter() - began) / max(1, len(problems)))
-    return [ranked_by(problem, known, system, usage) for problem, known in zip(problems, scores, strict=True)]
+    return [ranked_by(problem, scores.get(id(problem), {}), system, usage) for problem in problems]

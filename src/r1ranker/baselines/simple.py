@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from r1ranker.baselines.bm25 import bm25
 from r1ranker.baselines.ordering import ranked_by
+from r1ranker.errors import DataError
+from r1ranker.evaluation.measures import by_task
 from r1ranker.problem import Problem, Ranking
+
+NO_PRIOR = "no prior"
 
 
 def shuffled(problems: Sequence[Problem]) -> list[Ranking]:
@@ -17,12 +20,27 @@ def shuffled(problems: Sequence[Problem]) -> list[Ranking]:
 def prior(problems: Sequence[Problem]) -> list[Ranking]:
     """Each pool by its problem's prior: popularity, average quality, or the first stage's score.
 
-    A candidate that the prior does not know comes last. A problem without any prior is ranked by BM25 when
-    it asks for passages (the usual first stage), else at random.
+    A candidate that the prior does not know comes last. DataError: a task without any prior, see `without_prior`.
     """
-    passages = [p for p in problems if not p.prior and p.scenario == "passage"]
-    first_stage = {id(p): ranking for p, ranking in zip(passages, bm25(passages), strict=True)}
-    return [first_stage.get(id(p)) or ranked_by(p, p.prior, "prior") for p in problems]
+    lacking = without_prior(problems)
+    if lacking:
+        raise DataError(
+            f"{NO_PRIOR} in task {lacking[0]!r}: no score of any candidate, so an order by it would be a coin; "
+            "give the problems a `prior`, or leave the baseline out"
+        )
+    return [ranked_by(problem, problem.prior, "prior") for problem in problems]
+
+
+def without_prior(problems: Sequence[Problem]) -> list[str]:
+    """Tasks in which no candidate of any problem has a score by the prior."""
+    return [
+        task for task, of_task in by_task(problems).items() if not any(p.candidates and has_prior(p) for p in of_task)
+    ]
+
+
+def has_prior(problem: Problem) -> bool:
+    """Whether the prior knows any candidate; of an empty pool there is nothing to know."""
+    return not problem.candidates or any(candidate.docid in problem.prior for candidate in problem.candidates)
 
 
 def oracle(problems: Sequence[Problem]) -> list[Ranking]:

@@ -117,8 +117,10 @@ def _record(problem: Problem) -> dict[str, Any]:
         "relevant_at": problem.relevant_at,
         "prior": dict(problem.prior),
         "group": problem.group,
+        "nothing_found": problem.nothing_found,
     }
-    return {key: value for key, value in record.items() if value not in ("", [], {})}
+    meant = {"candidates"} if problem.nothing_found else set()
+    return {key: value for key, value in record.items() if key in meant or value not in ("", [], {}, False)}
 
 
 def _parse(path: Path) -> tuple[list[tuple[int, Problem]], list[tuple[int, str]]]:
@@ -178,6 +180,10 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -206,6 +212,7 @@ FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "relevant_at": ("a whole number", _is_whole),
     "prior": ("an object of finite numbers by docid", _values_are(_is_number)),
     "group": ("a string", _is_text),
+    "nothing_found": ("true or false", _is_bool),
 }
 
 

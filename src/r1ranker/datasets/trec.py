@@ -14,8 +14,9 @@ A folder holds one of
 The first stage is a TREC run file in the folder, `run*` or `*.trec`. Without one, and where ir_datasets has none,
 it is BM25 over the whole corpus. Each qrels file is a task, named by its name; `qrels/train.tsv` and `dev.tsv`
 give those splits, everything else is test. All judgements of a query are its gains, whether retrieved or not, so
-nDCG is that of trec_eval. Left out are judged queries without a relevant document or without a first stage (their
-number is logged), documents that a benchmark excludes for a query (grade -100, BRIGHT), and a document that is
+nDCG is that of trec_eval. A judged query for which the first stage found nothing has an empty pool and counts 0, as
+with `trec_eval -c`; training has no use for it. Left out are judged queries without a relevant document (their number
+is logged), documents that a benchmark excludes for a query (grade -100, BRIGHT), and a document that is
 the query itself (ArguAna, Quora).
 """
 
@@ -85,12 +86,15 @@ def load(
     parts = [_by_name(name, path, top_k) for name in names] or _from_folder(path, top_k)
     splits: Splits = {split: [] for split in SPLIT_NAMES}
     for judged, requests in parts:
-        ready = [r for r in requests if r.hits and max(judged.grades[r.qid].values()) > 0]
+        relevant = [r for r in requests if max(judged.grades[r.qid].values()) > 0]
+        ready = [r for r in relevant if r.hits or judged.split != "train"]
         if len(ready) < len(judged.grades):
             lost = len(judged.grades) - len(ready)
-            log.warning("%s: %d judged queries have no relevant document or no first stage", judged.task, lost)
+            log.warning("%s: %d judged queries have no relevant document or no text", judged.task, lost)
+        if empty := sum(not r.hits for r in ready):
+            log.warning("%s: the first stage found nothing for %d queries, which count 0", judged.task, empty)
         splits[judged.split] += [_problem(r, judged, top_k, relevant_at, max_chars) for r in ready]
-    if not any(splits.values()):
+    if not any(problem.candidates for problems in splits.values() for problem in problems):
         raise DataError(
             f"{path or names}: no query has a first stage and a relevant judgement; do they belong together?"
         )
@@ -110,6 +114,7 @@ def _problem(request: Request, judged: Judged, top_k: int, relevant_at: int, max
         gains={docid: max(0, grade) for docid, grade in grades.items() if grade != EXCLUDED},
         relevant_at=relevant_at,
         prior={hit.docid: hit.score for hit in top},
+        nothing_found=not top,
     )
 
 

@@ -77,12 +77,12 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def number(value: float) -> str:
-    """Short: 12.5k, 340, 0.62, 3e-05."""
-    if abs(value) >= 1e6:
-        return f"{value / 1e6:.4g}M"
-    if abs(value) >= 1e4:
-        return f"{value / 1e3:.4g}k"
-    return f"{value:.4g}" if abs(value) >= 1e3 else f"{value:.3g}"
+    """Short, and never 1e+03: 12.5k, 340, 0.62, 3e-05."""
+    rounded = float(f"{value:.4g}")
+    for unit, size in (("M", 1e6), ("k", 1e4)):
+        if abs(rounded) >= size:
+            return f"{rounded / (1e6 if unit == 'M' else 1e3):.10g}{unit}"
+    return f"{rounded:.10g}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 
 def line_chart(series: Mapping[str, Points], kinds: Mapping[str, str], x_label: str) -> Markup:

@@ -28,9 +28,10 @@ QueryValues = dict[str, dict[str, float]]
 def evaluate(rankings: Sequence[Ranking], problems: Sequence[Problem]) -> QueryValues:
     """Values of `MEASURES` for each problem of one task, by measure and qid, in the problems' order.
 
-    A query without a relevant document has the value 0 everywhere; it is never dropped. The order of
-    `Ranking.docids` is what counts, so no measure depends on how scores round. Rankings of other queries are
-    ignored. DataError: two problems with one qid, a problem without a ranking or with two, unequal `relevant_at`.
+    A query without a relevant document or without a ranking has the value 0 everywhere; it is never dropped (as
+    `trec_eval -c`). The order of `Ranking.docids` is what counts, so no measure depends on how scores round.
+    Rankings of other queries are ignored. DataError: two problems with one qid, a problem with two rankings,
+    unequal `relevant_at`.
     """
     by_qid = _rankings_by_qid(rankings, problems)
     named = _measures(_relevant_at(problems))
@@ -83,10 +84,7 @@ def _rankings_by_qid(rankings: Sequence[Ranking], problems: Sequence[Problem]) -
     for ranking in rankings:
         if ranking.qid in wanted and found.setdefault(ranking.qid, ranking) is not ranking:
             raise DataError(f"qid {ranking.qid!r} has more than one ranking")
-    missing = [problem.qid for problem in problems if problem.qid not in found]
-    if missing:
-        raise DataError(f"{len(missing)} of {len(problems)} problems have no ranking, the first is {missing[0]!r}")
-    return {problem.qid: found[problem.qid] for problem in problems}
+    return {problem.qid: found.get(problem.qid, Ranking(problem.qid, (), ())) for problem in problems}
 
 
 def _qrels(problems: Sequence[Problem]) -> Iterator[Qrel]:

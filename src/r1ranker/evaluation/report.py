@@ -29,13 +29,30 @@ from r1ranker.evaluation.charts import (
     scatter_chart,
 )
 from r1ranker.evaluation.report_traces import Trace, TraceView, view
-from r1ranker.evaluation.results import AVERAGE, COSTS, Comparison, Row, relative_gain
-from r1ranker.evaluation.table import CEILING, SHOWN, caption, lines_of, stars, systems_of, tasks_of
+from r1ranker.evaluation.results import AVERAGE, COSTS, REFERENCES, Comparison, Row, relative_gain
+from r1ranker.evaluation.table import (
+    CEILING,
+    MARK,
+    SHOWN,
+    caption,
+    lines_of,
+    percent,
+    stars,
+    systems_of,
+    tasks_of,
+    warnings_of,
+)
 from r1ranker.files import write_whole
 
 __all__ = ["Trace", "write_report"]
 
-REFERENCES = ("random", "prior", "bm25", "oracle")
+PRIOR = (
+    "prior: each pool by what was known before the query: an item's popularity in the training data, an LLM's average "
+    "on training questions, or the first stage's score"
+)
+PALETTE = 8
+"""Colours of the template; systems beyond these get generated hues."""
+GOLDEN_ANGLE = 137.508
 CURVES = {
     "reward": "mean reward of a step",
     "dev_mrr": "MRR on dev problems, mean of tasks",
@@ -79,12 +96,18 @@ def write_report(
     traces: Sequence[Trace] = (),
     provenance: Mapping[str, Any] | None = None,
     title: str = "Ranking results",
+    notes: Sequence[str] = (),
 ) -> None:
-    """Write the page. Parts without data are left out; of several splits it shows `test`, or the first."""
+    """Write the page. Parts without data are left out; of several splits it shows `test`, or the first.
+
+    `notes` stand above the results, with what is to be said about single systems.
+    """
     splits = list(dict.fromkeys(row.split for row in rows))
     split = "test" if "test" in splits else next(iter(splits), "")
     rows = [row for row in rows if row.split == split]
-    main_curves, more_curves = curve_charts(curves or {})
+    kinds = kinds_of([*systems_of(rows), *(curves or {})])
+    main_curves, more_curves = curve_charts(curves or {}, kinds)
+    warned = warnings_of(rows)
     page = (
         _environment()
         .get_template("report.html.j2")
@@ -92,14 +115,17 @@ def write_report(
             title=title,
             about=_about(rows, split),
             facts=headline(rows, comparisons),
-            systems=systems_of(rows),
+            systems=[f"{system} {MARK}" if system in warned else system for system in systems_of(rows)],
+            notes=[*notes, *(text for of_system in warned.values() for text in of_system)],
+            prior=PRIOR if "prior" in systems_of(rows) else "",
+            colours=colours(kinds),
             lines=lines_of(rows, comparisons),
             caption=caption(comparisons),
-            task_charts=task_charts(rows, comparisons),
-            cost_charts=cost_charts(rows),
+            task_charts=task_charts(rows, comparisons, kinds),
+            cost_charts=cost_charts(rows, kinds),
             costs=cost_table(rows),
             cost_names=COSTS,
-            runs=_kinds(list(curves or {})),
+            runs={run: kinds[run] for run in curves or {}},
             curves=main_curves,
             more_curves=more_curves,
             traces=_by_scenario(traces),
@@ -126,7 +152,7 @@ def headline(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[Fac
     facts += _gain_facts(rows, [one for one in comparisons if (one.system, one.measure) == (best.system, "MRR")])
     costs = {name: overall[best.system, name].value for name in COSTS if (best.system, name) in overall}
     if costs.get("calls"):
-        facts.append(Fact(f"{100 * costs['broken']:.2g} %", f"of the steps of {best.system} had a broken answer"))
+        facts.append(Fact(percent(costs["broken"]), f"of the steps of {best.system} had a broken answer"))
         tokens = costs["prompt_tokens"] + costs["generated_tokens"]
         facts.append(
             Fact(number(round(tokens)), f"tokens per query of {best.system}, in {number(costs['calls'])} calls")
@@ -151,9 +177,8 @@ def _gain_facts(rows: Sequence[Row], tests: Sequence[Comparison]) -> list[Fact]:
     return [Fact(f"{100 * gain:+.1f} %", f"MRR over {baseline}, mean of each task's relative gain"), counted]
 
 
-def task_charts(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[Chart]:
+def task_charts(rows: Sequence[Row], comparisons: Sequence[Comparison], kinds: Mapping[str, str]) -> list[Chart]:
     """Dot and whisker of every system, one chart for each task."""
-    kinds = _kinds(systems_of(rows))
     tests = {(one.task, one.measure, one.system): one for one in comparisons}
     charts = []
     for task in tasks_of(rows):
@@ -168,7 +193,7 @@ def task_charts(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[
                 hollow=measure != SHOWN[0],
                 note=measure,
             )
-            for system in kinds
+            for system in systems_of(rows)
             for measure in SHOWN
             if (row := known.get((system, measure)))
         ]
@@ -177,35 +202,45 @@ def task_charts(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[
     return charts
 
 
-def cost_charts(rows: Sequence[Row]) -> list[Chart]:
-    """MRR against tokens and against seconds per query, means over tasks; what costs nothing is a line."""
+def cost_charts(rows: Sequence[Row], kinds: Mapping[str, str]) -> list[Chart]:
+    """MRR against tokens and against seconds per query, means over tasks; what costs nothing is a line.
+
+    A system whose cost is not known, such as a run file, is not drawn, and the note says so.
+    """
     overall = {key: row.value for key, row in _overall(rows).items()}
-    kinds = _kinds(systems_of(rows))
     charts = []
     axes = {"tokens per query": ("prompt_tokens", "generated_tokens"), "seconds per query": ("seconds",)}
+    shown = [system for system in systems_of(rows) if (system, "MRR") in overall]
     for x_label, measures in axes.items():
-        spent = {system: sum(overall.get((system, m), 0.0) for m in measures) for system in kinds}
-        dots = [Dot(s, spent[s], overall[s, "MRR"], kinds[s]) for s in kinds if (s, "MRR") in overall]
+        known = [system for system in shown if all((system, m) in overall for m in measures)]
+        spent = {system: sum(overall[system, m] for m in measures) for system in known}
+        dots = [Dot(s, spent[s], overall[s, "MRR"], kinds[s]) for s in known]
         if any(dot.x > 0 for dot in dots):
+            note = "further left is cheaper, further up is better"
+            if len(known) < len(shown):
+                note += f"; not drawn, since the cost is unknown: {', '.join(s for s in shown if s not in known)}"
             svg = scatter_chart([d for d in dots if d.x > 0], [d for d in dots if d.x <= 0], x_label, "MRR")
-            charts.append(Chart(f"MRR against {x_label}", "further left is cheaper, further up is better", svg))
+            charts.append(Chart(f"MRR against {x_label}", note, svg))
     return charts
 
 
 def cost_table(rows: Sequence[Row]) -> dict[str, list[str]]:
     """Costs by system, means over tasks, in the order of `COSTS`; broken answers and failed queries in per cent."""
     overall = {key: row.value for key, row in _overall(rows).items()}
-    table = {}
-    for system in systems_of(rows):
-        values = [overall.get((system, measure)) for measure in COSTS]
-        shares = ["" if value is None else f"{100 * value:.2g} %" for value in values[:2]]
-        table[system] = [*shares, *("" if value is None else number(value) for value in values[2:])]
-    return table
+    shown = {measure: percent if measure in ("broken", "failed") else number for measure in COSTS}
+    return {
+        system: [
+            show(overall[system, measure]) if (system, measure) in overall else "unknown"
+            for measure, show in shown.items()
+        ]
+        for system in systems_of(rows)
+    }
 
 
-def curve_charts(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[list[Chart], list[Chart]]:
+def curve_charts(
+    curves: Mapping[str, Sequence[Mapping[str, Any]]], kinds: Mapping[str, str]
+) -> tuple[list[Chart], list[Chart]]:
     """Charts of the values named in `CURVES`, and of all others, each with a line for every run."""
-    kinds = _kinds(list(curves))
     found = dict.fromkeys(key for log in curves.values() for line in log for key in line if key != "step")
     first: list[Chart] = []
     others: list[Chart] = []
@@ -254,10 +289,17 @@ def _about(rows: Sequence[Row], split: str) -> str:
     return f"{len(systems_of(rows))} systems on {sum(sizes.values())} queries of {tasks}, split {split}" if rows else ""
 
 
-def _kinds(names: Sequence[str]) -> dict[str, str]:
-    """CSS class of each name: references are grey, others have a colour each, in order."""
-    coloured = [name for name in names if name not in REFERENCES]
-    return {name: f"c{coloured.index(name) % 8}" if name in coloured else "ref" for name in names}
+def kinds_of(names: Sequence[str]) -> dict[str, str]:
+    """CSS class of each name on the whole page: references are grey, others have a colour each, in order."""
+    coloured = list(dict.fromkeys(name for name in names if name not in REFERENCES))
+    return {name: f"c{coloured.index(name)}" if name in coloured else "ref" for name in names}
+
+
+def colours(kinds: Mapping[str, str]) -> dict[str, str]:
+    """CSS colour of each class: the template's own first, then hues as far apart as may be."""
+    coloured = sum(kind != "ref" for kind in kinds.values())
+    hues = {f"c{k}": f"hsl({round(k * GOLDEN_ANGLE) % 360} 55% 50%)" for k in range(PALETTE, coloured)}
+    return {f"c{k}": f"var(--c{k})" for k in range(PALETTE)} | hues
 
 
 def _by_scenario(traces: Sequence[Trace]) -> dict[str, list[TraceView]]:

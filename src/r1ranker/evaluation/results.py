@@ -14,7 +14,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -30,6 +30,9 @@ from r1ranker.problem import Problem, Ranking
 
 AVERAGE = "average"
 """Pseudo-task: the mean over tasks, each task weighing the same."""
+REFERENCES = ("random", "prior", "bm25", "oracle")
+"""Systems that are there to compare with, not to be tested."""
+UNASKED = "unasked"
 USED = ("calls", "prompt_tokens", "generated_tokens", "seconds", "retries", "cost")
 COSTS = ("broken", "failed", *USED)
 TaskValues = Mapping[str, Mapping[str, Mapping[str, float]]]
@@ -42,7 +45,7 @@ class Row:
 
     measure: one of `measures.MEASURES`, or of `COSTS`: broken (share of a query's steps whose answer was not
     valid), failed (share of queries that got no ranking; they count 0 in every measure), and what `Usage`
-    counts, each per query.
+    counts, each per query. Of models that have some: `UNASKED`, the share of queries about which nothing was asked.
     """
 
     task: str
@@ -59,7 +62,8 @@ class Row:
 class Comparison:
     """`system` minus `baseline` over the same `n` queries of a task; p by paired randomisation.
 
-    p_holm is adjusted for all tasks and systems that were compared by this measure in one call.
+    p_holm is adjusted within the family, see `comparison`. relative: the difference as a share of the baseline's
+    value, and for the `average` the mean of the tasks' shares; None where the baseline is at 0.
     """
 
     task: str
@@ -70,15 +74,33 @@ class Comparison:
     n: int
     p: float
     p_holm: float
+    relative: float | None = None
 
 
-def score(rankings: Sequence[Ranking], problems: Sequence[Problem]) -> dict[str, QueryValues]:
-    """Ranking measures and costs of each query of one system, by task, measure and qid."""
+def score(
+    rankings: Sequence[Ranking], problems: Sequence[Problem], *, model: bool = False, costs: bool = True
+) -> dict[str, QueryValues]:
+    """Ranking measures and costs of each query of one system, by task, measure and qid.
+
+    A query without a ranking has failed and counts 0. model: the system asks a model, so that a query about which
+    it asked nothing is `UNASKED`. costs: whether they are known; those of a run file are not.
+    """
     values = evaluate_by_task(rankings, problems)
     by_qid = {ranking.qid: ranking for ranking in rankings}
+    unasked = model and any(asked_nothing(p, by_qid[p.qid]) for p in problems if p.qid in by_qid)
     for task, of_task in by_task(problems).items():
-        values[task] |= _costs([by_qid[problem.qid] for problem in of_task])
+        found = [by_qid.get(problem.qid, Ranking(problem.qid, (), (), error="no ranking")) for problem in of_task]
+        of_queries = _costs(found)
+        values[task] |= of_queries if costs else {"failed": of_queries["failed"]}
+        if unasked:
+            pairs = zip(of_task, found, strict=True)
+            values[task][UNASKED] = {problem.qid: float(asked_nothing(problem, ranking)) for problem, ranking in pairs}
     return values
+
+
+def asked_nothing(problem: Problem, ranking: Ranking) -> bool:
+    """Whether a model's ranking of more than one candidate was made without any call."""
+    return not ranking.steps and not ranking.error and len(problem.candidates) > 1
 
 
 def rows_of(system: str, split: str, per_query: TaskValues, *, seed: int = 0) -> list[Row]:
@@ -105,6 +127,13 @@ def rows_of(system: str, split: str, per_query: TaskValues, *, seed: int = 0) ->
     return rows
 
 
+def all_rows(systems: Mapping[str, TaskValues], split: str) -> list[Row]:
+    """`rows_of` every system. One that has not ranked all tasks has no `average`: it would be of other tasks."""
+    tasks = {task for values in systems.values() for task in values}
+    rows = [row for name, values in systems.items() for row in rows_of(name, split, values)]
+    return [row for row in rows if row.task != AVERAGE or systems[row.system].keys() == tasks]
+
+
 def comparison(
     baseline: str,
     systems: Mapping[str, TaskValues],
@@ -112,20 +141,26 @@ def comparison(
     measures: Sequence[str] = ("MRR", "nDCG@10"),
     seed: int = 0,
 ) -> list[Comparison]:
-    """Every other system against `baseline`, on each task and on the `average` of tasks."""
+    """Every other system against `baseline`, on each task that both have and on the `average` of several tasks.
+
+    The family that Holm's adjustment counts is, for each measure, the systems under test on all tasks and the average:
+    each hypothesis once. `REFERENCES` are no hypotheses; their p-values are adjusted among themselves.
+    """
     if baseline not in systems:
         raise DataError(f"no results of the baseline {baseline!r}; there are {', '.join(sorted(systems))}")
-    found: list[Comparison] = []
+    others = [system for system in systems if system != baseline]
+    adjusted: dict[tuple[str, str], list[Comparison]] = {}
     for measure in measures:
-        family = [
-            one
-            for system, values in systems.items()
-            if system != baseline
-            for one in _compared(system, baseline, measure, values, systems[baseline], seed)
-        ]
-        adjusted = holm([one.p for one in family])
-        found += [Comparison(**(asdict(one) | {"p_holm": p})) for one, p in zip(family, adjusted, strict=True)]
-    return found
+        for references in (False, True):
+            family = [
+                one
+                for system in others
+                if (system in REFERENCES) == references
+                for one in _compared(system, baseline, measure, systems[system], systems[baseline], seed)
+            ]
+            for one, p in zip(family, holm([one.p for one in family]), strict=True):
+                adjusted.setdefault((measure, one.system), []).append(replace(one, p_holm=p))
+    return [one for measure in measures for system in others for one in adjusted.get((measure, system), [])]
 
 
 def relative_gain(rows: Sequence[Row], system: str, over: str, measure: str = "MRR") -> float:
@@ -191,17 +226,26 @@ def _compared(
 ) -> list[Comparison]:
     """Comparisons of two systems by one measure, on each task and their average; p not adjusted yet."""
     differences: dict[str, list[float]] = {}
-    for task, measures in values.items():
-        mine, theirs = measures[measure], others.get(task, {}).get(measure, {})
-        if mine.keys() != theirs.keys():
+    levels: dict[str, float] = {}
+    for task in filter(others.__contains__, values):
+        mine, theirs = values[task].get(measure), others[task].get(measure)
+        if mine is None or theirs is None or mine.keys() != theirs.keys():
             raise DataError(f"task {task!r}: {system!r} and {baseline!r} were not run on the same queries")
         differences[task] = [mine[qid] - theirs[qid] for qid in mine]
-    # Weighed so that the sum of all is the mean over tasks; a test on it is the average's test.
-    weighed = [d / len(known) / len(differences) for known in differences.values() for d in known]
-    tests = [(task, fmean(known), known) for task, known in differences.items()] + [(AVERAGE, sum(weighed), weighed)]
+        levels[task] = fmean(theirs.values())
+    means = {task: fmean(known) for task, known in differences.items()}
+    shares = {task: means[task] / level if level else None for task, level in levels.items()}
+    tests = [(task, means[task], known, shares[task]) for task, known in differences.items()]
+    if len(tests) > 1 and values.keys() == others.keys():
+        # Weighed so that the sum of all is the mean over tasks; a test on it is the average's test.
+        weighed = [d / len(known) / len(differences) for known in differences.values() for d in known]
+        known_shares = [share for share in shares.values() if share is not None]
+        share = fmean(known_shares) if len(known_shares) == len(shares) else None
+        tests.append((AVERAGE, sum(weighed), weighed, share))
     return [
-        Comparison(task, system, baseline, measure, mean, len(known), p := paired_randomisation(known, seed=seed), p)
-        for task, mean, known in tests
+        Comparison(task, system, baseline, measure, mean, len(known), p, p, share)
+        for task, mean, known, share in tests
+        for p in [paired_randomisation(known, seed=seed)]
     ]
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -19,15 +19,17 @@ from pathlib import Path
 from typing import Any
 
 from r1ranker.baselines import BASELINES
-from r1ranker.errors import ConfigError
+from r1ranker.baselines.ordering import undecided_by_coin
+from r1ranker.baselines.simple import NO_PRIOR, has_prior, without_prior
+from r1ranker.errors import ConfigError, DataError
 from r1ranker.evaluation.measures import by_task
 from r1ranker.evaluation.report import Trace, write_report
 from r1ranker.evaluation.results import (
     Comparison,
     Row,
     TaskValues,
+    all_rows,
     comparison,
-    rows_of,
     score,
     write_csv,
     write_results,
@@ -38,6 +40,9 @@ from r1ranker.prompts import Design
 from r1ranker.provenance import provenance
 from r1ranker.spec import RankerSpec, parse_spec
 from r1ranker.training.config import RunConfig
+
+STANDING_IN = ("bm25", "random")
+"""What differences are tested against where there is no prior; it is said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +55,12 @@ class ModelSystem:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What came out, for a caller that goes on in Python."""
+    """What came out, for a caller that goes on in Python. notes: what a reader of the figures has to know."""
 
     rows: list[Row]
     comparisons: list[Comparison]
     rankings: dict[str, list[Ranking]]
+    notes: list[str]
 
 
 def rank_with(system: str | ModelSystem, problems: Sequence[Problem], *, progress: bool = False) -> list[Ranking]:
@@ -140,22 +146,46 @@ def evaluate_systems(
     curves: Mapping[str, list[dict[str, Any]]] | None = None,
     settings: Mapping[str, Any] | None = None,
     given: Mapping[str, list[Ranking]] | None = None,
+    models: Collection[str] = (),
+    runs: Mapping[str, list[Ranking]] | None = None,
     workers: int = 1,
 ) -> Evaluation:
     """Rank with every system and write results.json, results.csv, per_query.json, runs/ and report.html to `out`.
 
-    `given` holds rankings that exist already (run files), by name. `baseline` names the system that all
-    others are tested against.
+    `given` holds rankings that exist already, by name; those that `models` names were made by asking a model.
+    `runs` holds those of run files, whose cost nobody knows. `baseline` names the system that all others are tested
+    against. Tasks without a prior have no baseline of that name; where none has one, the next of `STANDING_IN` is
+    tested against. Raises DataError where no candidate is relevant, so that nothing could be measured.
     """
-    check_systems(systems, given or (), baseline)
+    check_systems(systems, [*(runs or ()), *(given or ())], baseline)
     check_names(problems)
-    rankings = dict(given or {}) | rank_all(systems, problems, workers=workers)
-    values: dict[str, TaskValues] = {name: score(of_system, problems) for name, of_system in rankings.items()}
-    rows = [row for name, of_system in values.items() for row in rows_of(name, split, of_system)]
-    tests = comparison(baseline, values)
+    given, runs = dict(given or {}), dict(runs or {})
+    notes = [*_relevance(problems), *_matched(runs, problems)]
+    wanted, by_prior, about_prior = _with_prior(systems, problems)
+    others = rank_all([system for system in wanted if system != "prior"], problems, workers=workers)
+    ranked = {name: others[name] if name in others else rank_with(name, by_prior) for name in map(name_of, wanted)}
+    asking = {*models, *(system.name for system in wanted if isinstance(system, ModelSystem))}
+    rankings = {
+        name: _decided(of_system, problems, name) if name in asking else of_system
+        for name, of_system in (runs | given | ranked).items()
+    }
+    values: dict[str, TaskValues] = {
+        name: score(
+            of_system,
+            by_prior if name == "prior" and name in ranked else problems,
+            model=name in asking,
+            costs=name not in runs,
+        )
+        for name, of_system in rankings.items()
+    }
+    rows = all_rows(values, split)
+    against, about_tests = _tested_against(baseline, values, left_out=baseline in map(name_of, systems))
+    notes += about_prior + about_tests
+    tests = comparison(against, values) if against else []
     origin = provenance() | {
         "settings": dict(settings or {}),
-        "systems": [_describe(s) for s in (*(given or ()), *systems)],
+        "systems": [_describe(s) for s in (*runs, *given, *wanted)],
+        "notes": notes,
     }
     out.mkdir(parents=True, exist_ok=True)
     write_results(out / "results.json", rows, {"per_query": values, "comparisons": tests, "provenance": origin})
@@ -171,8 +201,76 @@ def evaluate_systems(
         traces=pick_traces(problems, rankings),
         provenance=origin,
         title=title,
+        notes=notes,
     )
-    return Evaluation(rows, tests, rankings)
+    return Evaluation(rows, tests, rankings, notes)
+
+
+def _with_prior(
+    systems: Sequence[str | ModelSystem], problems: Sequence[Problem]
+) -> tuple[list[str | ModelSystem], list[Problem], list[str]]:
+    """The systems that can rank, the problems that the prior is for, and what is to be said about the others."""
+    lacking = without_prior(problems)
+    if "prior" not in systems or not any(not has_prior(problem) for problem in problems):
+        return list(systems), list(problems), []
+    known = [problem for problem in problems if problem.task not in lacking]
+    unknown = sum(not has_prior(problem) for problem in known)
+    reason = "the problems hold no scores of their candidates"
+    notes = []
+    if lacking:
+        where = f" on {', '.join(lacking)}" if known else ""
+        notes.append(f"{NO_PRIOR}{where}: {reason}, so there is no such row{' there' if known else ''}")
+    if unknown:
+        notes.append(f"{NO_PRIOR} for {unknown} of {len(known)} queries: there the row is a coin")
+    return [system for system in systems if system != "prior" or known], known, notes
+
+
+def _decided(rankings: Sequence[Ranking], problems: Sequence[Problem], system: str) -> list[Ranking]:
+    """A model's rankings, places that no answer decided drawn by a coin."""
+    by_qid = {problem.qid: problem for problem in problems}
+    return [undecided_by_coin(by_qid[r.qid], r, system) if r.qid in by_qid else r for r in rankings]
+
+
+def _relevance(problems: Sequence[Problem]) -> list[str]:
+    """What is to be said about problems without a relevant candidate. DataError where none has one."""
+    lost = [problem for problem in problems if not any(map(problem.is_relevant, problem.identifiers))]
+    if problems and len(lost) == len(problems):
+        raise DataError(
+            f"no candidate of any of the {len(problems)} problems is relevant, so every measure would be 0: do the "
+            "docids of `gains` and `candidates` belong together, and do gains reach relevant_at "
+            f"({problems[0].relevant_at})?"
+        )
+    told = f"{len(lost)} of {len(problems)} queries have no relevant candidate and count 0 for every system"
+    if found_nothing := sum(not problem.candidates for problem in lost):
+        told += f" (the first stage found nothing at all for {found_nothing})"
+    empty = sorted({problem.task for problem in lost} - {problem.task for problem in problems if problem not in lost})
+    return [told + (f"; no query has one on {', '.join(empty)}" if empty else "")] if lost else []
+
+
+def _matched(runs: Mapping[str, list[Ranking]], problems: Sequence[Problem]) -> list[str]:
+    """What is to be said about run files that name other queries. DataError where one names none of ours."""
+    known = {problem.qid for problem in problems}
+    notes = []
+    for name, rankings in runs.items():
+        others = sum(ranking.qid not in known for ranking in rankings)
+        if others == len(rankings):
+            raise DataError(
+                f"run {name}: none of its {others} queries is among the {len(known)} problems; is it theirs?"
+            )
+        if others:
+            notes.append(f"{name}: {others} of its {len(rankings)} queries are not among the problems and do not count")
+    return notes
+
+
+def _tested_against(baseline: str, values: Mapping[str, TaskValues], *, left_out: bool) -> tuple[str | None, list[str]]:
+    """The baseline that is there, and what is to be said where it is not the one asked for or lacks tasks."""
+    if baseline in values or not left_out:
+        tasks = dict.fromkeys(task for of_system in values.values() for task in of_system)
+        lacking = [task for task in tasks if baseline in values and task not in values[baseline]]
+        return baseline, [f"no difference is tested on {', '.join(lacking)}"] if lacking else []
+    found = next((name for name in STANDING_IN if name in values), None)
+    instead = f"differences are tested against {found} instead" if found else "no difference is tested"
+    return found, [instead]
 
 
 def pick_traces(
@@ -202,5 +300,12 @@ def read_per_query(out: Path) -> dict[str, TaskValues]:
     path = out / "per_query.json"
     if not path.is_file():
         raise ConfigError(f"{out} holds no per_query.json; give the --out folder of a finished `r1ranker evaluate`")
-    values: dict[str, TaskValues] = json.loads(path.read_text())
+    values: dict[str, TaskValues] = json.loads(path.read_text(encoding="utf-8"))
     return values
+
+
+def read_baseline(out: Path) -> str:
+    """The system that a finished evaluation tested the others against."""
+    path = out / "comparisons.json"
+    tests = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    return str(tests[0]["baseline"]) if tests else "prior"

@@ -2,7 +2,8 @@
 
     Console().print(results_table(rows, comparisons))
 
-A cell is the mean, half the width of its 95 % interval, and stars of the paired test against the baseline.
+A cell is the mean, half the width of its 95 % interval, and stars of the paired test against the baseline. A system
+whose figures are not what they seem is marked, and the lines below say why (`warnings_of`).
 """
 
 from __future__ import annotations
@@ -15,12 +16,16 @@ from rich.table import Table
 from rich.text import Text
 
 from r1ranker.errors import DataError
-from r1ranker.evaluation.results import AVERAGE, Comparison, Row
+from r1ranker.evaluation.results import AVERAGE, UNASKED, Comparison, Row
 
 SYSTEMS = ("random", "prior", "bm25", "oracle", "base-direct", "base-iterative", "dranker", "iranker")
 """Known systems in the order of columns; others follow as they come."""
 CEILING = "oracle"
 SHOWN = ("MRR", "nDCG@10")
+MARK = "†"
+"""Behind the name of a system that `warnings_of` has something to say about."""
+MANY_BROKEN = 0.1
+"""From this share of broken answers on, a ranking is more what the parser made of them than what the model said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +54,14 @@ def results_table(
 ) -> Table:
     """A rich table; the best system of each line is bold. Without intervals it fits a terminal of 80 columns."""
     box, padding = (HEAVY_HEAD, (0, 1)) if intervals else (None, (0, 1, 0, 0))
-    table = Table(caption=caption(comparisons), caption_justify="left", box=box, padding=padding)
+    warned = warnings_of(rows)
+    legend = "\n".join([caption(comparisons), *(text for of_system in warned.values() for text in of_system)])
+    table = Table(caption=Text(legend), caption_justify="left", box=box, padding=padding)
     table.add_column("task", no_wrap=True)
     table.add_column("measure", no_wrap=True)
     for system in systems_of(rows):
-        table.add_column(Text(system.replace("-", " ")), justify="right", no_wrap=intervals)
+        heading = system.replace("-", " ") + f" {MARK}" * (system in warned)
+        table.add_column(Text(heading), justify="right", no_wrap=intervals)
     previous = ""
     for line in lines_of(rows, comparisons, measures, intervals=intervals):
         if previous and line.task != previous:
@@ -66,20 +74,25 @@ def results_table(
 
 def markdown_table(rows: Sequence[Row], comparisons: Sequence[Comparison] = (), measures: Sequence[str] = SHOWN) -> str:
     """The same table in Markdown, its legend below."""
-    header = ["task", "measure", *map(_escaped, systems_of(rows))]
+    warned = warnings_of(rows)
+    systems = [system + f" {MARK}" * (system in warned) for system in systems_of(rows)]
+    header = ["task", "measure", *map(_escaped, systems)]
     lines = [_pipes(header), _pipes(["---", "---", *["---:"] * (len(header) - 2)])]
     for line in lines_of(rows, comparisons, measures):
         cells = [f"**{_escaped(c.text)}**" if c.best else _escaped(c.text) for c in line.cells]
         lines.append(_pipes([_escaped(line.task), line.measure, *cells]))
-    return "\n".join([*lines, "", _escaped(caption(comparisons)), ""])
+    told = [part for of_system in warned.values() for text in of_system for part in ("", _escaped(text))]
+    return "\n".join([*lines, "", _escaped(caption(comparisons)), *told, ""])
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     """A rich table of differences to a baseline; the last two columns are p-values, before and after Holm."""
-    table = Table("task", "system", "measure", "difference", "n", "p", "p (Holm)", caption=caption(comparisons))
+    names = ("task", "system", "measure", "difference", "relative", "n", "p", "p (Holm)")
+    table = Table(*names, caption=caption(comparisons))
     for one in comparisons:
         difference = f"{one.difference:+.3f} {stars(one)}".rstrip()
-        numbers = (difference, str(one.n), f"{one.p:.4f}", f"{one.p_holm:.4f}")
+        relative = "" if one.relative is None else f"{one.relative:+.1%}"
+        numbers = (difference, relative, str(one.n), f"{one.p:.4f}", f"{one.p_holm:.4f}")
         table.add_row(one.task, f"{one.system} - {one.baseline}", one.measure, *numbers)
     return table
 
@@ -111,6 +124,43 @@ def lines_of(
             ]
             lines.append(Line(task, measure, tuple(cells)))
     return lines
+
+
+def warnings_of(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """By system, what a reader must know before its figures: broken answers, queries not ranked or not asked about."""
+    found: dict[str, list[str]] = {}
+    known = {(row.system, row.task, row.measure): row for row in rows}
+    for system in systems_of(rows):
+        of_measure = {
+            measure: [row for task in tasks_of(rows) if task != AVERAGE and (row := known.get((system, task, measure)))]
+            for measure in (UNASKED, "failed", "broken")
+        }
+        counts = {name: sum(round(row.value * row.n) for row in of_tasks) for name, of_tasks in of_measure.items()}
+        totals = {name: sum(row.n for row in of_tasks) for name, of_tasks in of_measure.items()}
+        broken = [row for row in of_measure["broken"] if row.value > MANY_BROKEN]
+        told = []
+        if counts[UNASKED]:
+            told.append(
+                f"asked nothing about {counts[UNASKED]} of {totals[UNASKED]} queries; there its order is a coin"
+            )
+        if counts["failed"]:
+            told.append(f"has no ranking of {counts['failed']} of {totals['failed']} queries, which count 0")
+        if broken:
+            shares = ", ".join(f"{percent(row.value)} on {row.task}" for row in broken)
+            told.append(f"gave many broken answers, whose order was filled in for it: {shares}")
+        if told:
+            found[system] = [f"{MARK} {system} {text}" for text in told]
+    return found
+
+
+def percent(share: float) -> str:
+    """A share as a percentage that reads as one; what is not 0 or 100 % never reads so."""
+    value = 100 * share
+    if value and abs(value) < 0.1:
+        return "<0.1 %"
+    if 99.9 < value < 100:
+        return ">99.9 %"
+    return f"{value:.1f}".removesuffix(".0") + " %"
 
 
 def tasks_of(rows: Sequence[Row]) -> list[str]:

@@ -17,10 +17,10 @@ from transformers import AutoTokenizer
 from r1ranker.backends.encoding import Encoder
 from r1ranker.backends.loading import resolve
 from r1ranker.evaluation.charts import number
-from r1ranker.evaluation.results import AVERAGE, Row
+from r1ranker.evaluation.results import Row
 from r1ranker.evaluation.systems import model_system
 from r1ranker.evaluation.table import stars
-from r1ranker.reproduce.report import Table, by_system, read_comparisons, save_tables
+from r1ranker.reproduce.report import Table, by_system, save_tables, tests_by_system
 from r1ranker.reproduce.study import SHORT, Study
 from r1ranker.training.config import RunConfig
 from r1ranker.training.demonstrations import demonstrate
@@ -99,7 +99,7 @@ def ablations(study: Study) -> None:
 def _table(study: Study, rows: Sequence[Row], system_of: Mapping[Variant, str], tokens: Mapping[str, str]) -> Table:
     fixed = [("reference", "", REFERENCE), ("training", "none", NO_RL), ("training", "supervised only", SFT_ONLY)]
     levels = [*fixed, *((variant.factor, variant.level, name) for variant, name in system_of.items())]
-    tests = {one.system: one for one in read_comparisons(study.out) if (one.task, one.measure) == (AVERAGE, "MRR")}
+    tests = tests_by_system(study.out, "MRR")
     names = ("MRR", "nDCG@10", "calls", "prompt_tokens", "generated_tokens", "seconds", "broken")
     found = {measure: by_system(rows, measure) for measure in names}
     lines = []

@@ -27,7 +27,7 @@ from r1ranker.evaluation.measures import first_by_task
 from r1ranker.evaluation.results import Row
 from r1ranker.evaluation.table import stars, systems_of
 from r1ranker.problem import Problem
-from r1ranker.reproduce.report import Table, by_system, read_comparisons, save_tables
+from r1ranker.reproduce.report import Table, by_system, save_tables, tests_by_system
 from r1ranker.reproduce.study import Study
 from r1ranker.training.config import DataConfig
 
@@ -170,9 +170,8 @@ def _table(study: Study, found: Mapping[int, Sequence[Row]], notes: Sequence[str
     for system in systems_of(found[TOP_KS[0]]):
         cells = []
         for top_k, rows in found.items():
-            tests = [one for one in read_comparisons(study.out / f"top{top_k}") if one.measure == MEASURE]
             row = by_system(rows, MEASURE)[system]
-            test = next((one for one in tests if (one.system, one.task) == (system, row.task)), None)
+            test = tests_by_system(study.out / f"top{top_k}", MEASURE).get(system)
             cells.append(f"{row.value:.3f} ±{(row.ci_high - row.ci_low) / 2:.3f} {stars(test)}".rstrip())
             cells += [f"{by_system(rows, cost)[system].value:.3g}" for cost in COSTS]
         lines.append(("first stage" if system == "prior" else system, *cells))

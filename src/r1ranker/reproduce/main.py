@@ -81,11 +81,9 @@ def differences(
     title: str, rows: Sequence[Row], values: Mapping[str, TaskValues], pairs: Sequence[tuple[str, str]], note: str = ""
 ) -> Table:
     """MRR of one system less another's by task, with the stars of the paired test, Holm-adjusted within each pair."""
+    pairs = [pair for pair in pairs if set(pair) <= values.keys()]
     tests = {pair: tested(*pair, values) for pair in pairs}
-    lines = [
-        (task, *(f"{tests[pair][task].difference:+.3f} {stars(tests[pair][task])}".strip() for pair in pairs))
-        for task in tasks_of(rows)
-    ]
+    lines = [(task, *(_difference(tests[pair].get(task)) for pair in pairs)) for task in tasks_of(rows)]
     lines.append(("average relative gain", *(_gain(rows, *pair) for pair in pairs)))
     legend = (
         "Difference on the same queries; * p < 0.05, ** p < 0.01 (paired randomisation, Holm over the tasks of a "
@@ -93,6 +91,10 @@ def differences(
     )
     columns = ("task", *(f"{system} − {over}" for system, over in pairs))
     return Table(title, columns, lines, f"{legend} {note}".strip())
+
+
+def _difference(test: Comparison | None) -> str:
+    return "" if test is None else f"{test.difference:+.3f} {stars(test)}".strip()
 
 
 def tested(system: str, over: str, values: Mapping[str, TaskValues]) -> dict[str, Comparison]:

@@ -77,6 +77,14 @@ def read_comparisons(folder: Path) -> list[Comparison]:
     return [Comparison(**one) for one in _read(folder / "comparisons.json") or []]
 
 
+def tests_by_system(folder: Path, measure: str) -> dict[str, Comparison]:
+    """The saved tests of one measure by system: those of the average, or of the only task."""
+    tests = [one for one in read_comparisons(folder) if one.measure == measure]
+    tasks = dict.fromkeys(one.task for one in tests)
+    task = AVERAGE if AVERAGE in tasks else next(iter(tasks), "")
+    return {one.system: one for one in tests if one.task == task}
+
+
 def page_of(out: Path) -> Path:
     """Where the page about `out` stands: in it, or beside it where it holds several runs (`docs/results.md`)."""
     return out / "results.md" if _parts(out) else out.with_name(f"{out.name}.md")

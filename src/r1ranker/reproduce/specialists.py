@@ -17,6 +17,7 @@ from statistics import fmean
 
 from r1ranker import datasets
 from r1ranker.baselines import BASELINES
+from r1ranker.baselines.simple import without_prior
 from r1ranker.baselines.specialists import SERVES, SPECIALISTS
 from r1ranker.data import load_splits
 from r1ranker.datasets import llmrouter, mini, mini_routing
@@ -59,7 +60,8 @@ def specialists(study: Study) -> None:
         title = f"R1-Ranker and specialists, {part} ({study.scale})"
         rows[part] = study.evaluate([*BASES, *systems], problems, part, given=given, baseline="iranker", title=title)
         if part == "routing":
-            ranked = {name: BASELINES[name](problems) for name in BASES} | given | study.rankings(systems, problems)
+            bases = [name for name in BASES if name != "prior" or not without_prior(problems)]
+            ranked = {name: BASELINES[name](problems) for name in bases} | given | study.rankings(systems, problems)
             tables += routing_table(outcomes(study, problems), problems, ranked)
     save_tables(study.out, [_summary(rows, lacking), *tables], study.settings)
 

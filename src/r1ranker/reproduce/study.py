@@ -165,7 +165,9 @@ class Study:
         settings = self.settings | {"ranked": specs} | dict(more.pop("settings", None) or {})
         rankings = given | self.rankings(list(models.values()), problems)
         baselines = [system for system in systems if isinstance(system, str)]
-        result = evaluate_systems(baselines, problems, out=out, given=rankings, settings=settings, **more)
+        result = evaluate_systems(
+            baselines, problems, out=out, given=rankings, models=models, settings=settings, **more
+        )
         if not any(ranking.error for of_system in result.rankings.values() for ranking in of_system):
             write_whole(out / STAMP, stamp)
         return result.rows
