@@ -225,7 +225,7 @@ def test_a_text_too_long_for_a_real_model_fails_alone(
 def test_half_a_character_fails_its_query_alone(network: bool, make_problem: MakeProblem) -> None:
     broken = make_problem(2, qid="q1", candidates=(Candidate("d1", "an owl \ud83d"), Candidate("d2", "fox")))
     backend = Endpoint() if network else ScriptedBackend()
-    rankings = IRanker(backend, think=True).rank_many([make_problem(2, qid="q0"), broken, make_problem(2, qid="q2")])
+    rankings = IRanker(backend).rank_many([make_problem(2, qid="q0"), broken, make_problem(2, qid="q2")])
     assert [bool(ranking.docids) for ranking in rankings] == [True, False, True]
     assert "holds half a character ('\\ud83d' behind" in rankings[1].error
 
@@ -238,7 +238,7 @@ def test_rankings_come_soon_whatever_the_batch(make_problem: MakeProblem) -> Non
             sizes.append(len(prompts))
             return super().choose(prompts, pools)
 
-    ranker = IRanker(Watched(), batch_size=64, think=True)
+    ranker = IRanker(Watched(), batch_size=64)
     assert len(ranker.rank_many([make_problem(2, qid=f"q{i}") for i in range(100)])) == 100
     assert sizes == [4, 8, 16, 32, 40]
 

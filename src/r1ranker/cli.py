@@ -21,7 +21,6 @@ from r1ranker.cli_common import (
     complain,
     console,
     errors,
-    warn_of_answers,
     write_json,
 )
 from r1ranker.cli_model import model_app
@@ -213,7 +212,6 @@ def evaluate(
             lines = [json.dumps({"qid": r.qid, "error": r.error}, ensure_ascii=False) for r in failed]
             write_whole(why := failed_of(out / "runs" / f"{name}.trec"), "\n".join(lines) + "\n")
             complain("failed", f"{name}: {len(failed)} queries, which count 0; {why} says why")
-        warn_of_answers(name, sum(r.broken for r in rankings), sum(len(r.steps) for r in rankings))
     console.print(results_table(result.rows, result.comparisons, intervals=console.width >= 150))
     console.print(f"results {out / 'results.json'}   page {out / 'report.html'}")
     write_json(json_, [dataclasses.asdict(row) for row in result.rows])

@@ -15,7 +15,7 @@ identifier never changes while candidates leave the pool, so `[7]` means one thi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
@@ -82,9 +82,7 @@ class Problem:
             also = " or a history" if self.scenario == "recommendation" else ""
             raise DataError(f"{where}: has no query{also}; give the model a context")
         docids = [candidate.docid for candidate in self.candidates]
-        for name in (self.qid, self.task, *docids, *self.gains, *self.prior):
-            if not isinstance(name, str):
-                raise DataError(f"{where}: {name!r} is a {type(name).__name__}; names are text, such as {str(name)!r}")
+        _check_text(where, (self.qid, self.task, *docids, *self.gains, *self.prior))
         if len(set(docids)) != len(docids):
             twice = sorted({d for d in docids if docids.count(d) > 1})
             raise DataError(f"{where}: docid {twice[0]!r} occurs more than once in the pool")
@@ -116,6 +114,12 @@ class Problem:
     def trainable(self) -> bool:
         """Whether a ranking of it can be rewarded: there are two candidates and a relevant one."""
         return len(self.candidates) > 1 and any(map(self.is_relevant, self.identifiers))
+
+
+def _check_text(where: str, names: Iterable[object]) -> None:
+    for name in names:
+        if not isinstance(name, str):
+            raise DataError(f"{where}: {name!r} is a {type(name).__name__}; names are text, such as {str(name)!r}")
 
 
 def name_fault(problem: Problem) -> str:
