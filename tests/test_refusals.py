@@ -196,6 +196,25 @@ def test_a_full_disk_ends_in_words_and_damages_nothing(
     assert run(*evaluate).exit_code == 0
 
 
+def test_training_on_a_full_disk_ends_in_words_and_leaves_no_half_model(
+    tiny_dir: Path, tmp_path: Path, make_problem: MakeProblem
+) -> None:
+    write_jsonl([make_problem(3, qid=f"q{i}") for i in range(4)], tmp_path / "train.jsonl")
+    small = (
+        "ppo.steps=1",
+        "ppo.batch=2",
+        "ppo.minibatch=2",
+        "ppo.critic=head",
+        f"out={tmp_path / 'run'}",
+        "device=cpu",
+    )
+    source = ("data.0.source=jsonl", f"data.0.path={tmp_path}", f"model={tiny_dir}")
+    with small_disk(20_000):
+        text = refused("train", *(part for setting in (*source, *small) for part in ("-s", setting)))
+    assert f"{tmp_path / 'run' / 'model'}: " in text and "--resume" in text
+    assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith("model")]
+
+
 def test_evaluate_names_queries_that_failed_and_why(
     given: Path, data: tuple[str, ...], tiny_dir: Path, tmp_path: Path
 ) -> None:
