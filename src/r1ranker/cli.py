@@ -30,6 +30,7 @@ from r1ranker.problem import Problem, Splits
 from r1ranker.reproduce.command import reproduce
 
 if TYPE_CHECKING:
+    from r1ranker.evaluation.systems import ModelSystem
     from r1ranker.training.config import RunConfig
 
 EVALUATION = ("results.json", "results.csv", "per_query.json", "comparisons.json", "provenance.json", "report.html")
@@ -183,7 +184,7 @@ def evaluate(
         loaded = _config(config, settings, json_, written={f"{name} of --out": out / name for name in EVALUATION})
         given = [_named(text) for text in run or []]
         models = [parse_system(text, loaded) for text in system or []]
-        systems = [*filter(None, baselines.split(",")), *models]
+        systems: list[str | ModelSystem] = [*filter(None, baselines.split(",")), *models]
         check_systems(systems, [name for name, _ in given], against)
         check_folder(out, "--out")
         if (out / "report.html").exists() and not overwrite:
