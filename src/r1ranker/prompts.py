@@ -23,12 +23,13 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from r1ranker.problem import Problem
 
 Layout = Literal["relist", "append", "blocks"]
-LAYOUTS: tuple[str, ...] = get_args(Layout)
+LAYOUTS: tuple[Layout, ...] = ("relist", "append")
+"""Those that list candidates in one text, which any backend reads."""
 Design = Literal["dranker", "iranker"]
 Wanted = Literal["worst", "best"]
 """Which candidate a step names: the worst leaves (the paper), or the best is selected."""
