@@ -140,12 +140,12 @@ def read(path: Path) -> Any:
 
 
 def untimed(value: Any) -> Any:
-    """A JSON value without times."""
+    """A JSON value without times; probabilities to four places, since their last digits depend on who was in a batch."""
     if isinstance(value, dict):
         return {key: untimed(one) for key, one in value.items() if key not in TIMES}
     if isinstance(value, list):
         return [untimed(one) for one in value if not (isinstance(one, dict) and one.get("measure") in TIMES)]
-    return value
+    return round(value, 4) if isinstance(value, float) else value
 
 
 def results(folder: Path) -> dict[str, Any]:
