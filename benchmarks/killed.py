@@ -34,7 +34,9 @@ from safetensors import safe_open
 import r1ranker.distributed
 import r1ranker.evaluation.systems
 import r1ranker.jobs
-import r1ranker.reproduce.study  # noqa: F401  (all that the commands import later)
+import r1ranker.reproduce.main
+import r1ranker.training.ppo
+import r1ranker.training.warmstart  # noqa: F401  (what the commands import when they run)
 from r1ranker.cli import app
 
 PPO = {
@@ -140,7 +142,7 @@ def read(path: Path) -> Any:
 
 
 def untimed(value: Any) -> Any:
-    """A JSON value without times; probabilities to four places, since their last digits depend on who was in a batch."""
+    """A JSON value without times; numbers to four places: a probability's last digits depend on who was in a batch."""
     if isinstance(value, dict):
         return {key: untimed(one) for key, one in value.items() if key not in TIMES}
     if isinstance(value, list):
