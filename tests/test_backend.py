@@ -132,8 +132,9 @@ def forced(backend: TransformersBackend, *scripts: list[int]) -> TransformersBac
         written += 1
         return out
 
+    scripted = TransformersBackend(network, backend.encoder.tokenizer)  # which tries a few passes of its own first
     network.forward = forward
-    return TransformersBackend(network, backend.encoder.tokenizer)
+    return scripted
 
 
 def test_generation_stops_behind_the_closing_answer_tag(

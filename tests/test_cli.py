@@ -122,6 +122,22 @@ def test_data_convert_stats_and_validate_agree(tmp_path: Path) -> None:
     assert "passage-5" in table and "rec-movie" in table
 
 
+def test_data_convert_says_what_serves_as_first_stage_and_writes_no_empty_file(tmp_path: Path) -> None:
+    given, out = tmp_path / "given", tmp_path / "out"
+    given.mkdir()
+    out.mkdir()
+    (out / "train.jsonl").write_text("of another conversion")
+    (given / "corpus.tsv").write_text("d1\towls live\nd2\ttractors\n")
+    (given / "queries.tsv").write_text("1\towls\n2\tmice\n")
+    (given / "qrels.txt").write_text("1 0 d1 1\n2 0 d1 1\n")
+    text = succeed("data", "convert", out, "-s", "data.0.source=trec", "-s", f"data.0.path={given}")
+    assert "note: " in text and "the first stage is BM25" in text
+    assert "warning: given: the first stage found nothing for 1 queries, which count 0" in text
+    assert sorted(file.name for file in out.iterdir()) == ["test.jsonl"]
+    (out / "test.jsonl").write_text("")
+    assert "test.jsonl: is empty" in fail("data", "validate", out)
+
+
 def test_data_validate_names_the_line_and_exits_with_1(own: Path, tmp_path: Path) -> None:
     with (own / "test.jsonl").open("a") as lines:
         lines.write('{"qid": "x", "task": "toy"}\n')

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -88,10 +91,51 @@ def test_a_refusal_names_the_key_and_the_remedy(override: str, message: str) -> 
         load_config(None, [override])
 
 
+BOUNDED = {
+    "ppo": (
+        "steps=0 token_budget=0 token_budget=-5 batch=0 minibatch=0 epochs=0 group=0 actor_lr=0 actor_lr=-0.001 "
+        "critic_lr=0 warmup=-1 gamma=-1 gamma=2 lam=-1 lam=2 clip=0 clip=-1 clip=1 value_clip=0 kl=-1 entropy=-1 "
+        "max_grad_norm=0 max_prompt_tokens=0 max_new_tokens=0 micro_tokens=0 validate_every=0 validate_problems=-1 "
+        "checkpoint_every=0 keep=0 lora=0 actor_lr=.inf kl=.nan clip=.nan"
+    ),
+    "warmstart": "steps=0 batch=0 lr=0 lr=-1 lr=.inf warmup=-1 log_every=0 think_share=2 pointwise=-1 pointing=-1",
+    "warmstart.scratch": "vocab=10 hidden=0 layers=0 heads=0 context=0 identifiers=-1",
+    "data.0": "limit=0 limit=-2",
+}
+
+
+@pytest.mark.parametrize("override", [f"{part}.{key}" for part, keys in BOUNDED.items() for key in keys.split()])
+def test_numbers_outside_their_sense_are_refused_by_their_key(override: str) -> None:
+    with pytest.raises(ConfigError, match=override.partition("=")[0].replace(".", r"\.")):
+        load_config(None, [override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["warmstart.scratch.hidden=30", "warmstart.scratch.heads=4"], "hidden=30 must be a multiple of twice heads=4"),
+        (["warmstart.scratch.vocab=300", "warmstart.scratch.identifiers=50"], "vocab=300 leaves no room"),
+        (["ppo.group=9", "ppo.batch=8"], "group=9 trajectories from a start do not fit a batch of 8"),
+    ],
+)
+def test_numbers_that_do_not_go_together_are_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, overrides)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("ppo: {steps: [\n", r"run.yaml is not YAML"),
+        (
+            "seed: 1\nppo:\n  steps: 2\n  steps: 3\n",
+            r"run.yaml is not YAML: line 4: key 'steps' already stands on line 3",
+        ),
+        ("data: {source: mini}\n", r"run.yaml: data: must be a list: \[a, b\]"),
+        ("ppo: [1]\n", r"run.yaml: ppo: must hold keys and values"),
+        ("ppo: {kl: .nan}\n", r"run.yaml: ppo.kl: Input should be a finite number"),
+        ("ppo: {actor_lr: .inf}\n", r"run.yaml: ppo.actor_lr: Input should be a finite number"),
+        ("seed: 2001-99-99\n", r"run.yaml is not YAML: month"),
         ("- a\n- b\n", r"run.yaml must hold keys and values, not a list"),
         ("ppo: {step: 3}\nsed: 1\n", r"(?s)run.yaml: unknown key 'ppo.step'.*run.yaml: unknown key 'sed'"),
     ],
@@ -100,6 +144,19 @@ def test_faults_of_a_file_name_the_file(tmp_path: Path, text: str, message: str)
     file = tmp_path / "run.yaml"
     file.write_text(text)
     with pytest.raises(ConfigError, match=message):
+        load_config(file)
+
+
+def test_a_config_is_utf8_in_any_locale_and_faults_of_its_bytes_name_the_line(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_bytes("\ufeffmodel: modèle\r\n".encode())
+    script = "import pathlib, sys; from r1ranker.training.config import load_config\n"
+    script += "print(ascii(load_config(pathlib.Path(sys.argv[1])).model))"
+    ascii_only = {**os.environ, "LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, "-c", script, file], capture_output=True, text=True, env=ascii_only)
+    assert done.stdout == "'mod\\xe8le'\n", done.stderr
+    file.write_bytes(b"seed: 1\nmodel: mod\xe8le\n")
+    with pytest.raises(ConfigError, match=r"run\.yaml:2: not UTF-8"):
         load_config(file)
 
 

@@ -44,7 +44,7 @@ def test_the_options_of_a_source_are_passed_on(own: DataConfig) -> None:
 
 def test_data_without_a_problem_are_refused(tmp_path: Path) -> None:
     (tmp_path / "test.jsonl").write_text("")
-    with pytest.raises(DataError, match="holds no problem"):
+    with pytest.raises(DataError, match=r"test\.jsonl: is empty"):
         load_splits([DataConfig(source="jsonl", path=tmp_path)])
     with pytest.raises(DataError, match="holds no problem"):
         load_splits([])

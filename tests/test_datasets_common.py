@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from r1ranker.datasets.common import (
-    MissingFileError,
     check_disjoint,
     cut,
     cut_pool,
     limit_per_task,
-    read_rows,
     rng_for,
     split_groups,
     take,
@@ -100,11 +97,3 @@ def test_a_cut_pool_fits_and_long_texts_share_what_short_ones_leave(texts: list[
     assert all(text.startswith(part) for text, part in zip(texts, short, strict=True))
     if sum(map(len, texts)) <= limit:
         assert short == texts
-
-
-def test_rows_name_the_line_that_is_too_short(tmp_path: Path) -> None:
-    (tmp_path / "t.dat").write_text("a\tb\n\nc\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"t\.dat:3: 1 fields where at least 2"):
-        list(read_rows(tmp_path / "t.dat", "\t", 2))
-    with pytest.raises(MissingFileError, match="no such file"):
-        list(read_rows(tmp_path / "none.dat", "\t", 2))

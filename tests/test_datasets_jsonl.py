@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -25,29 +26,30 @@ GOOD: dict[str, Any] = {
 }
 
 texts = st.text(st.characters(codec="utf-8"), max_size=8)
-names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=5)
+names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=5).filter(lambda name: name.split() == [name])
 
 
 @st.composite
 def problems(draw: st.DrawFn) -> Problem:
     docids = draw(st.lists(names, unique=True, min_size=1, max_size=4))
+    relevant_at = draw(st.integers(1, 3))
     return Problem(
         qid=draw(names),
-        task="t",
+        task=f"t{relevant_at}",  # measures need one value within a task
         scenario=draw(st.sampled_from(SCENARIOS)),  # type: ignore[arg-type]
         candidates=tuple(Candidate(docid, draw(texts)) for docid in docids),
         query=draw(names),
         history=tuple(draw(st.lists(texts, max_size=3))),
         objective=draw(texts),
         gains=draw(st.dictionaries(st.sampled_from(docids), st.integers(0, 5))),
-        relevant_at=draw(st.integers(1, 3)),
+        relevant_at=relevant_at,
         prior=draw(st.dictionaries(names, st.floats(allow_nan=False, allow_infinity=False))),
         group=draw(names),
     )
 
 
 @settings(max_examples=60, deadline=None)
-@given(made=st.lists(problems(), max_size=4, unique_by=lambda problem: problem.qid))
+@given(made=st.lists(problems(), min_size=1, max_size=4, unique_by=lambda problem: problem.qid))
 def test_round_trip(tmp_path_factory: pytest.TempPathFactory, made: list[Problem]) -> None:
     path = tmp_path_factory.mktemp("round") / "p.jsonl"
     write_jsonl(made, path)
@@ -83,10 +85,22 @@ def test_a_good_file_has_no_messages(tmp_path: Path) -> None:
         (changed(candidates=[{"docid": "a"}]), 'write it as a list of {"docid": string, "text": string}'),
         (changed(gains={"a": 1.5}), "write it as an object of whole numbers by docid"),
         (changed(gains={"a": True}), "write it as an object of whole numbers by docid"),
-        (changed(prior={"a": float("nan")}), "write it as an object of finite numbers by docid"),
+        (changed(prior={"a": float("nan")}), "NaN is not a finite number"),
+        (changed(prior={"a": 10**400}), "write it as an object of finite numbers by docid"),
+        (json.dumps(changed()).replace('"gains": {', '"prior": {"a": 1e999}, "gains": {'), "1e999 is not a finite"),
+        (json.dumps(changed()).replace('"a": 1', '"a": 1, "a": 2'), "key 'a' stands twice in one object"),
+        (json.dumps(changed(query="cut \ud83d off")), "half an emoji"),
+        ("[" * 100_000, "nested too deeply"),
+        (changed(task="average"), "a task cannot be named 'average'"),
+        (changed(relevant_at=2, gains={"a": 2}), "relevant_at is 2, but 1 on line 1"),
+        (changed(relevant_at=0), "relevant_at must be at least 1"),
+        (changed(gains={"a": 2**33}), "gains must be <= 1000000"),
+        (changed(qid="q 2"), "qid or docid 'q 2' of query 'q 2' is empty or has whitespace"),
+        (changed(candidates=[{"docid": "GPT 4", "text": "x"}]), "'GPT 4' of query 'q2' is empty or has whitespace"),
         (changed(relevant_at="2"), "write it as a whole number"),
         (changed(qid=""), "field 'qid' is empty"),
-        (changed(qid="q1"), "qid 'q1' of task 'passage-2' already stands on line 1; give each"),
+        (changed(qid="q1"), "qid 'q1' already stands on line 1; give each"),
+        (changed(qid="q1", task="other"), "qid 'q1' already stands on line 1; give each"),
         (changed(scenario="shop"), "scenario 'shop' is not one of recommendation, routing, passage"),
         (changed(candidates=[]), "has no candidates"),
         (changed(query=None), "has no query; give the model a context"),
@@ -111,10 +125,6 @@ def test_an_empty_pool_has_to_be_meant(tmp_path: Path) -> None:
     assert read_jsonl(path) == [empty]
     with pytest.raises(DataError, match="nothing_found is for an empty pool"):
         read_jsonl(write(path, changed(nothing_found=True)))
-
-
-def test_the_same_qid_in_another_task_is_fine(tmp_path: Path) -> None:
-    assert validate_jsonl(write(tmp_path / "p.jsonl", GOOD, changed(qid="q1", task="other"))) == []
 
 
 def test_notes_do_not_stop_reading(tmp_path: Path) -> None:
@@ -161,3 +171,34 @@ def test_load_a_directory_or_split_one_file_by_group(tmp_path: Path) -> None:
         "dev": 0,
         "test": 40,
     }
+
+
+@pytest.mark.parametrize("name", ["p.jsonl.gz", "p.jsonl"])
+def test_compressed_problems_are_read_and_damaged_ones_are_a_fault(tmp_path: Path, name: str) -> None:
+    whole = gzip.compress((json.dumps(GOOD) + "\n" + json.dumps(changed()) + "\n").encode())
+    (tmp_path / name).write_bytes(whole)
+    assert [p.qid for p in read_jsonl(tmp_path / name)] == ["q1", "q2"]
+    (tmp_path / "train.jsonl.gz").write_bytes(whole)
+    assert [p.qid for p in load(tmp_path)["train"]] == ["q1", "q2"]
+    (tmp_path / name).write_bytes(whole[:-9])
+    (found,) = validate_jsonl(tmp_path / name)
+    assert "damaged or cut off" in found
+
+
+def test_an_empty_file_is_a_fault(tmp_path: Path) -> None:
+    (tmp_path / "test.jsonl").write_text("\n")
+    for path in (tmp_path, tmp_path / "test.jsonl"):
+        (found,) = validate_jsonl(path)
+        assert found.startswith(f"{tmp_path / 'test.jsonl'}: is empty")
+        with pytest.raises(DataError, match="is empty"):
+            load(path)
+
+
+def test_files_that_lie_beside_are_no_data_and_two_of_one_split_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "test.jsonl", GOOD)
+    for name in ("._test.jsonl", "test.jsonl~", "test.jsonl.bak"):
+        (tmp_path / name).write_text("not data")
+    assert len(load(tmp_path)["test"]) == 1
+    (tmp_path / "test.jsonl.gz").write_bytes(gzip.compress(b"{}"))
+    with pytest.raises(DataError, match=r"test\.jsonl, test\.jsonl\.gz hold the same; keep one"):
+        load(tmp_path)

@@ -201,3 +201,33 @@ def test_msmarco_faults(tmp_path: Path) -> None:
     (tmp_path / "train-00000-of-00001.parquet").write_bytes(b"no parquet")
     with pytest.raises(DataError, match="not a readable parquet file"):
         msmarco_qa.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"hits": [{**hits(1)[0], "score": 10**400}]}, r"request 0, hit 1: score: .* is not a finite number"),
+        ({"hits": [{**hits(1)[0], "score": "high"}]}, r"request 0, hit 1: score: 'high' is not a finite number"),
+        ({"hits": [{**hits(1)[0], "docid": None}]}, r"request 0, hit 1: docid is None, not an identifier"),
+        ({"hits": [{**hits(1)[0], "content": ["x"]}]}, r"request 0, hit 1: the text is a list, not a text"),
+        ({"query": None}, r"request 0: the query is empty"),
+        ({"hits": "x"}, r"request 0: lacks or misplaces"),
+        ({"hits": [7]}, r"request 0: lacks or misplaces"),
+    ],
+)
+def test_what_a_request_lacks_is_named_with_its_place(tmp_path: Path, request_: dict[str, Any], message: str) -> None:
+    (tmp_path / "qrels.txt").write_text("1 0 1-0 2\n")
+    (tmp_path / "r.json").write_text(json.dumps([{"query": "q", "hits": hits(1), **request_}]))
+    with pytest.raises(DataError, match=message):
+        rankllm.load(tmp_path)
+
+
+def test_a_null_text_is_empty_and_a_query_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    request = {"query": "q", "hits": [{**hit, "content": None} for hit in hits(1)]}
+    (tmp_path / "qrels.txt").write_text("1 0 1-0 2\n")
+    (tmp_path / "r.json").write_text(json.dumps([request, request]))
+    (problem,) = all_of(rankllm.load(tmp_path, tasks=["passage-bm25"]))
+    assert {c.text for c in problem.candidates} == {""}
+    (tmp_path / "r.json").write_text(json.dumps([request, request | {"query": "other"}]))
+    with pytest.raises(DataError, match=r"r\.json: query '1' stands twice, with unequal hits"):
+        rankllm.load(tmp_path)

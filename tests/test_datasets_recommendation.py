@@ -195,7 +195,7 @@ def test_movielens_faults_name_the_file_and_line(tmp_path: Path) -> None:
     movielens_csv(tmp_path)
     with (tmp_path / "ratings.csv").open("a") as lines:
         lines.write("1,2,3.0,yesterday\n")
-    with pytest.raises(DataError, match=r"ratings, line 110: .* not a whole number"):
+    with pytest.raises(DataError, match=r"ratings\.csv:110: timestamp: 'yesterday' is not a finite number"):
         movielens.load(tmp_path)
     (tmp_path / "ratings.csv").unlink()
     with pytest.raises(DataError, match=r"neither ratings\.csv nor ratings\.dat"):
@@ -244,7 +244,7 @@ def test_recbole_faults(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"g\.inter:1: the header must name typed columns"):
         recbole.load(tmp_path)
     (tmp_path / "g.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n1\t2\tnoon\n")
-    with pytest.raises(DataError, match=r"g\.inter:2: timestamp 'noon'"):
+    with pytest.raises(DataError, match=r"g\.inter:2: timestamp: 'noon'"):
         recbole.load(tmp_path)
 
 

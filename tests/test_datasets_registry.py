@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,9 +21,9 @@ def test_every_source_is_described_and_says_where_its_files_come_from() -> None:
 
 
 def test_options_are_those_of_the_loader() -> None:
-    assert set(SOURCES["movielens"].options) == RECOMMENDATION
-    assert set(SOURCES["recbole"].options) == RECOMMENDATION | {"task"}
-    assert SOURCES["llmrouter"].options == ("objectives", "max_query_chars")
+    assert set(SOURCES["movielens"].options) == RECOMMENDATION | {"min_rating"}
+    assert set(SOURCES["recbole"].options) == RECOMMENDATION | {"task", "min_rating"}
+    assert SOURCES["llmrouter"].options == ("objectives", "max_query_chars", "task")
     assert SOURCES["jsonl"].options == ()
 
 
@@ -34,10 +35,25 @@ def test_an_unknown_source_gets_the_nearest_name() -> None:
 
 
 def test_an_unknown_option_gets_the_allowed_ones(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no option 'windows'; it has seed, limit, task, history"):
+    with pytest.raises(ConfigError, match="no option 'windows'; it has seed, limit, task, min_rating, history"):
         load("recbole", tmp_path, windows=3)
     with pytest.raises(ConfigError, match="limit 0 must be at least 1"):
         load("recbole", tmp_path, limit=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("recbole", {"history": "long"}, "option history='long': Input should be a valid integer"),
+        ("recbole", {"history": None}, "option history=None"),
+        ("movielens", {"negatives": "hard"}, "option negatives='hard': Input should be 'uniform' or 'popularity'"),
+        ("movielens", {"min_rating": "high"}, "option min_rating='high'"),
+        ("llmrouter", {"objectives": "cost"}, "option objectives='cost'"),
+    ],
+)
+def test_an_option_of_another_type_is_refused(tmp_path: Path, name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"source '{name}', {message}"):
+        load(name, tmp_path, **options)
 
 
 @pytest.mark.parametrize("name", [name for name, source in SOURCES.items() if source.needs_path])

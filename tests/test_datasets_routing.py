@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 from collections.abc import Mapping
@@ -97,7 +98,7 @@ def test_a_question_is_on_one_side_for_all_objectives(tmp_path: Path) -> None:
 
 
 def test_repeated_questions_collapse_and_cut_ones_stay_together(tmp_path: Path) -> None:
-    same = [{"question": " twice ", "scores": SCORES[0]}, {"question": "twice", "scores": SCORES[1]}]
+    same = [{"question": " twice ", "scores": SCORES[1]}, {"question": "twice", "scores": SCORES[1]}]
     long = [{"question": f"{'word ' * 30}{n}", "scores": SCORES[1]} for n in range(30)]
     splits = llmrouter.load(write(tmp_path, same + long), objectives=["cost"], max_query_chars=100)
     problems = [p for ps in splits.values() for p in ps]
@@ -105,6 +106,92 @@ def test_repeated_questions_collapse_and_cut_ones_stay_together(tmp_path: Path) 
     assert len(problems) == 31
     assert len({p.group for p in problems}) == 2
     assert all(len(p.query) <= 100 for p in problems)
+
+
+def test_a_question_asked_twice_with_other_outcomes_is_refused(tmp_path: Path) -> None:
+    rows = [{"question": "one", "scores": SCORES[0]}, {"question": " one", "scores": SCORES[1]}]
+    with pytest.raises(DataError, match=r"train\.json: row 1: asks what .*train\.json: row 0 asks, with other"):
+        llmrouter.load(write(tmp_path, rows))
+
+
+CALLS = [
+    {"small": 0.002, "middle": 0.001, "large": 0.01},
+    {"small": 0.03, "middle": 0.012, "large": 0.006},
+    {"small": 0.0, "middle": 0.0, "large": 0.0},
+]
+
+
+def write_outcomes(path: Path, rows: list[dict[str, Any]] | None = None) -> Path:
+    if rows is None:
+        rows = [
+            {"question": f"question {n}", "scores": SCORES[n % 3], "cost_usd": CALLS[n % 3], "source": "any"}
+            for n in range(60)
+        ]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (path / "outcomes.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    return path
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_the_cost_of_each_call_counts_where_it_is_known(tmp_path: Path, alone: bool) -> None:
+    write_outcomes(write(tmp_path))
+    if alone:
+        (tmp_path / "train.json").unlink()
+    problems = by_task(llmrouter.load(tmp_path))
+    # On the second kind of question the large LLM is the cheapest and the best; costs are shares of the dearest call.
+    assert problems["cost", 0].gains == {"small": 8, "middle": 10, "large": 0}
+    assert problems["cost", 1].gains == {"small": 0, "middle": 6, "large": 10}
+    assert ("cost", 2) not in problems  # nothing costs anything there: all LLMs tie
+    assert problems["performance", 1].gains == {"small": 0, "middle": 4, "large": 10}
+    known = llmrouter.outcomes(tmp_path, ["q1:cost", "u7:last", "q9999:cost"])
+    assert known == {"q1:cost": {"small": (0.0, 1.0), "middle": (0.5, 0.4), "large": (1.0, 0.2)}}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"scores": SCORES[0]}, "has no cost_usd"),
+        ({"scores": SCORES[0], "cost_usd": {"small": 1.0}}, "cost_usd must hold a number for each LLM"),
+        ({"scores": SCORES[0], "cost_usd": {**CALLS[0], "small": -1}}, "cost_usd of small: -1 is below 0"),
+        ({"scores": SCORES[0], "cost_usd": {**CALLS[0], "small": None}}, "cost_usd of small: None is not a finite"),
+        ({"scores": SCORES[1], "cost_usd": CALLS[0]}, r"the scores are not those of .*train\.json: row 0"),
+        ({"question": "another", "scores": SCORES[0], "cost_usd": CALLS[0]}, "row 0: outcomes.jsonl.gz has no line"),
+        ({"question": None, "scores": SCORES[0], "cost_usd": CALLS[0]}, "needs a question"),
+    ],
+)
+def test_faults_of_outcomes_name_the_line(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    write(tmp_path, [{"question": "q", "scores": SCORES[0]}])
+    with pytest.raises(DataError, match=rf"(outcomes\.jsonl\.gz:1|train\.json): {message}"):
+        llmrouter.load(write_outcomes(tmp_path, [{"question": "q", **row}]))
+
+
+def test_two_folders_can_stand_in_one_run_under_names_of_their_own(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    usual, other = llmrouter.load(path), llmrouter.load(path, task="route-exam")
+    for one, two in zip(usual["test"], other["test"], strict=True):
+        assert two.task == one.task.replace("route", "route-exam")
+        assert (two.qid, two.group) == (f"route-exam:{one.qid}", f"route-exam:{one.group}")
+        assert (two.candidates, two.gains, two.prior) == (one.candidates, one.gains, one.prior)
+    qids = [problem.qid for problem in (usual["test"][0], other["test"][0])]
+    assert [list(llmrouter.outcomes(path, qids, task)) for task in ("route", "route-exam")] == [[q] for q in qids]
+
+
+def test_an_llm_never_asked_in_training_has_no_prior(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    tested = {int(problem.group[1:]) for problem in llmrouter.load(path)["test"]}
+    rows = json.loads((path / "train.json").read_text())
+    for row in tested:
+        rows[row]["scores"]["unscored"] = 1.0
+    problem = llmrouter.load(write(tmp_path, rows))["test"][0]
+    assert problem.prior.keys() == {"small", "middle", "large"}
+    assert len(problem.candidates) == 4
+
+
+def test_null_is_never_a_word(tmp_path: Path) -> None:
+    llms = {**LLMS, "small": {"size": None, "feature": None, "input_price": 0.1, "output_price": 0.1}}
+    problem = llmrouter.load(write(tmp_path, llms=llms))["train"][0]
+    texts = {candidate.docid: candidate.text for candidate in problem.candidates}
+    assert texts["small"] == "small | $0.10 in, $0.10 out per million tokens"
 
 
 def test_what_the_model_reads(tmp_path: Path) -> None:
@@ -132,6 +219,11 @@ def test_pools_are_shuffled_by_the_seed_and_limited_per_task(tmp_path: Path) -> 
         ([{"question": "q"}], "row 0: needs a question and numeric scores"),
         ([{"question": "q", "scores": {"ghost": 1.0}}], "row 0: LLM 'ghost' is not in llm_candidates.json"),
         ([{"question": "q", "scores": {"small": "good"}}], "row 0: needs"),
+        ([{"question": "q", "scores": {"small": None}}], "row 0: needs .*; small: None is not a finite number"),
+        ([{"question": None, "scores": {"small": 1.0}}], "row 0: needs a question"),
+        ([{"question": " ", "scores": {"small": 1.0}}], "row 0: needs a question"),
+        ([{"question": "q", "scores": {}}], "row 0: needs a question and numeric scores"),
+        (["q"], "row 0: needs a question"),
     ],
 )
 def test_faults_name_the_row(tmp_path: Path, rows: list[dict[str, Any]], message: str) -> None:
@@ -144,6 +236,18 @@ def test_other_faults(tmp_path: Path) -> None:
         llmrouter.load(write(tmp_path), objectives=["speed"])
     with pytest.raises(DataError, match="lacks a numeric price"):
         llmrouter.load(write(tmp_path, llms={**LLMS, "small": {"size": "7B"}}))
+    for price in (None, "cheap", -1, True):
+        with pytest.raises(DataError, match="'small' lacks a numeric price: input_price"):
+            llmrouter.load(write(tmp_path, llms={**LLMS, "small": {"input_price": price, "output_price": 1}}))
+    write(tmp_path)
+    for text, message in (
+        ('[{"question": "q", "scores": {"small": NaN}}]', "not a finite number"),
+        ('[{"question": "q", "scores": {"small": 1, "small": 0}}]', "key 'small' stands twice"),
+        ("{}", "the outermost value must be a list"),
+    ):
+        (tmp_path / "train.json").write_text(text)
+        with pytest.raises(DataError, match=rf"train\.json: .*{message}"):
+            llmrouter.load(tmp_path)
     (tmp_path / "train.json").write_text("{")
     with pytest.raises(DataError, match=r"train\.json: not JSON"):
         llmrouter.load(tmp_path)

@@ -153,7 +153,7 @@ def test_long_texts_are_cut_each(tmp_path: Path) -> None:
 def test_a_document_that_is_the_query_itself_is_left_out_but_a_mere_namesake_is_not(tmp_path: Path) -> None:
     path = beir(tmp_path / "x")
     added = {
-        "corpus.jsonl": [{"_id": "own", "text": "what is bread made of, they ask"}],
+        "corpus.jsonl": [{"_id": "own", "title": "Bread", "text": "What is bread  made of"}],
         "queries.jsonl": [{"_id": "own", "text": QUERIES["q2"]}, {"_id": "d1", "text": "hay"}],
     }
     for name, records in added.items():
@@ -286,3 +286,164 @@ def test_the_name_says_the_split() -> None:
         "test",
     )
     assert trec._task_and_split("bright/biology") == ("bright-biology", "test")
+
+
+def small(path: Path, **files: str | bytes) -> Path:
+    """A folder with a corpus, queries and judgements, and the files given; `_` in a name stands for a dot."""
+    path.mkdir()
+    texts = {"corpus_tsv": "d1\towls live\nd2\towls eat mice\nd3\tmice\n", "queries_tsv": "1\towls\n"}
+    for name, content in {**texts, "qrels_txt": "1 0 d1 2\n1 0 d2 1\n", **files}.items():
+        raw = content.encode() if isinstance(content, str) else content
+        if raw:
+            (path / name.replace("_", ".")).write_bytes(raw)
+    return path
+
+
+def first_of(path: Path, **options: object) -> Problem:
+    return load("trec", path, **options)["test"][0]
+
+
+BM25_RUN = "1 Q0 d2 1 9 x\n1 Q0 d1 2 8 x\n"
+
+
+@pytest.mark.parametrize("name", ["bm25_run", "run_bm25_txt", "bm25_trec", "splade_txt", "top100_gz"])
+def test_a_run_is_known_by_its_name_or_its_first_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    with caplog.at_level(logging.INFO):
+        problem = first_of(small(tmp_path / "x", **{name: gzip.compress(BM25_RUN.encode())}))
+    assert [c.docid for c in problem.candidates] == ["d2", "d1"]
+    assert f"the first stage is {name.replace('_', '.')}" in caplog.text
+
+
+def test_without_a_run_it_is_said_that_bm25_stands_in_and_it_compares_stems(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        problem = first_of(small(tmp_path / "x", queries_tsv="1\tan owl lived\n"))
+    assert [c.docid for c in problem.candidates] == ["d1", "d2"]
+    assert "the first stage is BM25 over the whole corpus" in caplog.text
+
+
+def test_what_this_program_ranked_is_never_taken_for_a_first_stage(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = small(tmp_path / "x", run_trec=BM25_RUN.replace(" x\n", " r1ranker-iranker\n"))
+    with caplog.at_level(logging.INFO):
+        assert [c.docid for c in first_of(path).candidates] == ["d1", "d2"]
+    assert "run.trec: is what this program ranked" in caplog.text
+    assert [c.docid for c in first_of(path, run="run.trec").candidates] == ["d2", "d1"], "but by the user's word"
+
+
+@pytest.mark.parametrize(("name", "content"), [("scores_csv", "1,d1,3\n"), ("bm25_json", '{"1": {"d1": 3.0}}')])
+def test_a_file_of_unknown_role_is_refused_by_name(tmp_path: Path, name: str, content: str) -> None:
+    path = small(tmp_path / "x", **{name: content}, README_md="what this is", run_bm25_txt=BM25_RUN)
+    with pytest.raises(DataError, match=rf"{name.replace('_', '.')}: a first stage, .* by the option run"):
+        load("trec", path)
+    assert [c.docid for c in first_of(path, run="run.bm25.txt").candidates] == ["d2", "d1"]
+
+
+def test_files_may_have_any_name_by_the_users_word(tmp_path: Path) -> None:
+    path = small(
+        tmp_path / "x", corpus_tsv="", queries_tsv="", qrels_txt="",
+        a="d1\towls live\nd2\towls eat mice\n", b="1\towls\n", c="1 0 d1 2\n", d=BM25_RUN,
+    )  # fmt: skip
+    problem = first_of(path, corpus="a", topics="b", qrels="c", run="d")
+    assert [c.docid for c in problem.candidates] == ["d2", "d1"]
+    with pytest.raises(ConfigError, match=r"run=e: no such file in .*x, which holds a, b, c, d"):
+        load("trec", path, corpus="a", topics="b", qrels="c", run="e")
+    with pytest.raises(ConfigError, match="with datasets give a run as the path"):
+        load("trec", datasets="beir/x", run="d")
+
+
+def test_requests_may_stand_alone_or_one_a_line_and_two_first_stages_are_refused(tmp_path: Path) -> None:
+    request = {
+        "query": {"text": "owls", "qid": "1"},
+        "candidates": [{"docid": f"d{i}", "score": 9 - i, "doc": {"contents": f"owls {i}"}} for i in (2, 1, 2)],
+    }
+    second = request | {"query": {"text": "mice", "qid": "2"}}
+    ways = {"json": json.dumps(request), "jsonl": f"{json.dumps(request)}\n{json.dumps(second)}\n"}
+    for number, (end, content) in enumerate({**ways, "json.gz": ways["jsonl"]}.items()):
+        path = small(tmp_path / str(number), corpus_tsv="", queries_tsv="")
+        (path / f"bm25.{end}").write_bytes(gzip.compress(content.encode()) if end == "json.gz" else content.encode())
+        problem = first_of(path)
+        assert problem.prior == {"d1": 8.0, "d2": 7.0}, "of a document that was found twice the best place counts"
+    (path / "bm25.json").write_text(json.dumps(request | {"candidates": request["candidates"][:1]}))
+    with pytest.raises(DataError, match=r"query '1' stands in bm25\.json too|stands in bm25\.json\.gz too"):
+        load("trec", path)
+    both = small(tmp_path / "both", run_bm25_txt=BM25_RUN, other_json=json.dumps(request))
+    with pytest.raises(DataError, match=r"run\.bm25\.txt, other\.json are two first stages"):
+        load("trec", both)
+    assert [c.docid for c in first_of(both, run="other.json").candidates] == ["d1", "d2"]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"corpus_tsv": "d1\towls\nd1\ttractors\n"}, r"corpus\.tsv:2: 'd1' stands twice"),
+        ({"queries_tsv": "1\towls\n1\tmice\n"}, r"queries\.tsv:2: '1' stands twice"),
+        ({"qrels_txt": "1 0 d1 2\n1 0 d1 1\n"}, r"qrels\.txt:2: query '1' and document 'd1' stand twice"),
+        ({"qrels_txt": "1 0 d1 2 x\n"}, r"qrels\.txt:1: expected 'qid 0 docid grade'.*three or four columns"),
+        ({"qrels_txt": "1 d1 2\n1 0 d1 2\n"}, r"qrels\.txt:2: expected .*as many on every line"),
+        ({"qrels_txt": "1 d1 high\n"}, r"qrels\.txt:1: expected 'qid 0 docid grade'"),
+        ({"qrels_txt": "1 0 d1 9999999\n"}, r"qrels\.txt:1: .*a grade is at most 1000000"),
+        ({"qrels_txt": "1 0 d1 nan\n"}, r"qrels\.txt:1: expected"),
+        ({"qrels_txt": ""}, r"has neither qrels"),
+        ({"qrels_txt": "\n"}, r"qrels\.txt: is empty"),
+        ({"corpus_tsv": b"d1\tcaf\xe9 owls\n"}, r"corpus\.tsv:1: not UTF-8"),
+        ({"qrels_txt": gzip.compress(b"1 0 d1 2\n" * 9)[:-9]}, r"qrels\.txt: damaged or cut off"),
+        ({"run_txt": "1 Q0 d1 1 inf x\n"}, r"run\.txt, line 1: score 'inf' is not a finite"),
+        (
+            {"corpus_tsv": "", "corpus_jsonl": '{"_id": "d1", "text": ["a"]}\n'},
+            r"corpus\.jsonl:1: .*is a list, not a text",
+        ),
+        ({"corpus_tsv": "", "corpus_jsonl": '{"_id": null, "text": "a"}\n'}, r"corpus\.jsonl:1: .*not an identifier"),
+        ({"corpus_tsv": "", "corpus_jsonl": '{"_id": "d1", "text": "\\ud83d"}\n'}, r"corpus\.jsonl:1: .*half an emoji"),
+    ],
+)
+def test_what_cannot_be_read_rightly_is_refused_with_its_line(
+    tmp_path: Path, files: dict[str, str | bytes], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        load("trec", small(tmp_path / "x", **files))
+
+
+@pytest.mark.parametrize(
+    ("files", "gains"),
+    [
+        ({"qrels_txt": "\ufeff1 0 d1 2\r\n\r\n1 0 d2 1\r\n1 0 d2 1\r\n"}, {"d1": 2, "d2": 1}),
+        ({"qrels_txt": "1\t0\tBarn Owl\t2\n1\t0\td1\t1\n"}, {"Barn Owl": 2, "d1": 1}),
+        ({"qrels_txt": "1 d1 2\n1 d2 1\n"}, {"d1": 2, "d2": 1}),
+        ({"qrels_txt": "corpus-id\tquery-id\tscore\nd1\t1\t2\nd2\t1\t1\n"}, {"d1": 2, "d2": 1}),
+        ({"qrels_txt": "topic iteration docno rel\n1 0 007 2\n1 0 d1 1\n"}, {"007": 2, "d1": 1}),
+    ],
+)
+def test_judgements_are_read_by_column_and_none_is_lost(
+    tmp_path: Path, files: dict[str, str | bytes], gains: dict[str, int]
+) -> None:
+    assert first_of(small(tmp_path / "x", **files)).gains == gains
+
+
+def test_texts_keep_a_carriage_return_and_null_is_empty(tmp_path: Path) -> None:
+    path = small(tmp_path / "x", corpus_tsv="d1\towls\rd9\tno document\nd2\towls\nd3\towls\nd3\towls\n")
+    assert {c.docid: c.text for c in first_of(path).candidates}["d1"] == "owls d9 no document"
+    (path / "corpus.tsv").unlink()
+    docs = [{"_id": "d1", "title": None, "text": "owls"}, {"_id": 2, "title": "owls", "text": None}]
+    (path / "corpus.jsonl").write_text("".join(f"{json.dumps(doc)}\n" for doc in docs))
+    assert {c.docid: c.text for c in first_of(path).candidates} == {"d1": "owls", "2": "owls"}
+
+
+def test_a_document_that_shares_the_querys_identifier_stays_unless_it_is_the_query(tmp_path: Path) -> None:
+    corpus = "1\towls live four years\n2\tmice\n3\towls and mice\n"
+    path = small(
+        tmp_path / "x", corpus_tsv=corpus, queries_tsv="1\towls\n2\tMice\n", qrels_txt="1 0 1 2\n2 0 3 1\n",
+        run_txt="1 Q0 1 1 9 x\n1 Q0 3 2 8 x\n2 Q0 2 1 9 x\n2 Q0 3 2 8 x\n",
+    )  # fmt: skip
+    assert pools(load("trec", path)["test"]) == {"1": ["1", "3"], "2": ["3"]}
+
+
+def test_files_that_lie_beside_are_no_data(tmp_path: Path) -> None:
+    path = small(tmp_path / "x", run_txt=BM25_RUN)
+    for name in ("._run.txt", "run.txt~", "run.txt.bak", "._qrels.txt", ".DS_Store", "qrels.txt~"):
+        (path / name).write_bytes(b"\x00\x05\x16\x07")
+    assert [c.docid for c in first_of(path).candidates] == ["d2", "d1"]

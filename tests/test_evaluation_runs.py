@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from r1ranker.errors import DataError
-from r1ranker.evaluation.runs import read_run, write_run
-from r1ranker.problem import Ranking
+from r1ranker.evaluation.runs import is_own, looks_like_run, read_run, write_run
+from r1ranker.evaluation.systems import evaluate_systems
+from r1ranker.problem import Candidate, Problem, Ranking
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lambda text: text.split() == [text])
 SCORES = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, unique=True)
@@ -25,7 +27,7 @@ def rankings(draw: st.DrawFn) -> Ranking:
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(rankings(), unique_by=lambda ranking: ranking.qid, max_size=3))
+@given(st.lists(rankings(), unique_by=lambda ranking: ranking.qid, min_size=1, max_size=3))
 def test_round_trip(tmp_path: Path, given: list[Ranking]) -> None:
     write_run(given, tmp_path / "run.trec", "tag")
     assert read_run(tmp_path / "run.trec") == given
@@ -33,7 +35,7 @@ def test_round_trip(tmp_path: Path, given: list[Ranking]) -> None:
 
 def test_lines_have_the_six_trec_fields(tmp_path: Path) -> None:
     write_run([Ranking("q1", ("d2", "d1"), (np.float64(2.0), 0.5))], tmp_path / "run", "iranker")
-    assert (tmp_path / "run").read_text() == "q1 Q0 d2 1 2.0 iranker\nq1 Q0 d1 2 0.5 iranker\n"
+    assert (tmp_path / "run").read_text() == "q1 Q0 d2 1 2.0 r1ranker-iranker\nq1 Q0 d1 2 0.5 r1ranker-iranker\n"
 
 
 @pytest.mark.parametrize("scores", [(1.0, 1.0), (1.0, 2.0), (1.0, 1.0 - 1e-12), (float("nan"), 0.0), (1e99, 0.0)])
@@ -49,6 +51,30 @@ def test_scores_that_do_not_decrease_are_not_written(tmp_path: Path, scores: tup
 def test_names_with_whitespace_are_not_written(tmp_path: Path, qid: str, docid: str, tag: str) -> None:
     with pytest.raises(DataError, match="whitespace"):
         write_run([Ranking(qid, (docid,), (1.0,))], tmp_path / "run", tag)
+
+
+def test_what_is_written_is_known_as_ours_and_other_runs_are_not(tmp_path: Path) -> None:
+    write_run([Ranking("q1", ("d",), (1.0,))], tmp_path / "ours", "bm25")
+    (tmp_path / "theirs").write_text("q1 Q0 d 1 2.5 bm25\n")
+    (tmp_path / "no run").write_text("six words that are no run\n")
+    assert [is_own(tmp_path / name) for name in ("ours", "theirs", "no run")] == [True, False, False]
+    assert [looks_like_run(tmp_path / name) for name in ("ours", "theirs", "no run")] == [True, True, False]
+
+
+@pytest.mark.parametrize("first", ["\ufeff", "\n", ""])
+def test_the_first_line_counts_whatever_stands_before_it_and_the_file_may_be_compressed(
+    tmp_path: Path, first: str
+) -> None:
+    (tmp_path / "run").write_bytes(gzip.compress(f"{first}q Q0 a 1 2.0 t\r\nq\tQ0\tb c\t2\t1\tt\r\n".encode()))
+    assert read_run(tmp_path / "run") == [Ranking("q", ("a", "b c"), (2.0, 1.0))]
+
+
+def test_an_empty_run_and_one_that_is_not_there_are_faults(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    with pytest.raises(DataError, match="run: is empty"):
+        read_run(tmp_path / "run")
+    with pytest.raises(DataError, match=r"cannot read .*gone: No such file"):
+        read_run(tmp_path / "gone")
 
 
 def test_a_query_is_written_once(tmp_path: Path) -> None:
@@ -80,3 +106,13 @@ def test_bad_lines_are_named_by_number(tmp_path: Path, line: str, message: str) 
     (tmp_path / "run").write_text(f"q Q0 first 1 1 t\n{line}\n")
     with pytest.raises(DataError, match=message):
         read_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize(("qid", "docid"), [("a q", "d"), ("q", "GPT 4"), ("q", "\ud83d")])
+def test_names_that_a_run_file_cannot_hold_are_refused_before_anything_is_ranked(
+    tmp_path: Path, qid: str, docid: str
+) -> None:
+    problem = Problem(qid, "t", "passage", (Candidate(docid, "x"), Candidate("other", "y")), query="q")
+    with pytest.raises(DataError, match=r"cannot hold; rename it"):
+        evaluate_systems(["random"], [problem], out=tmp_path / "ev", baseline="random")
+    assert not (tmp_path / "ev").exists()

@@ -96,7 +96,7 @@ def test_a_run_holds_every_query_in_input_order(given: Path, endpoint: Endpoint,
     assert [r.qid for r in rankings] == [p.qid for p in problems]
     for ranking, problem in zip(rankings, problems, strict=True):
         assert sorted(ranking.docids) == sorted(c.docid for c in problem.candidates)
-    assert (tmp_path / "run.trec").read_text().splitlines()[0].endswith(" iranker")
+    assert (tmp_path / "run.trec").read_text().splitlines()[0].endswith(" r1ranker-iranker")
     calls = sum(len(p.candidates) - 1 for p in problems)
     assert (result.queries, result.kept, result.failed, result.broken, result.usage.calls) == (12, 0, 0, 0, calls)
     assert result.tokens_per_second == pytest.approx(
@@ -424,21 +424,22 @@ def test_faults_in_the_problems_show_before_anything_is_ranked(
     with pytest.raises(DataError, match=r"problems\.jsonl:13: field 'task' is missing"):
         rank(given, out)
     write_jsonl([make_problem(2), make_problem(2, task="other")], given)
-    with pytest.raises(DataError, match=r"qid 'q1' stands in more than one task"):
+    with pytest.raises(DataError, match=r"problems\.jsonl:2: qid 'q1' already stands on line 1"):
         rank(given, out)
     write_jsonl([make_problem(2, candidates=(Candidate("a b", "text"),), gains={})], given)
     with pytest.raises(DataError, match="docid 'a b' of query 'q1' is empty or has whitespace"):
         rank(given, out)
     write_jsonl([make_problem(2), make_problem(2)], given)
-    with pytest.raises(DataError, match=r"problems\.jsonl:2: qid 'q1' of task 'toy' already stands on line 1"):
+    with pytest.raises(DataError, match=r"problems\.jsonl:2: qid 'q1' already stands on line 1"):
         rank(given, out)
     assert (endpoint.calls, out.exists()) == (0, False)
 
 
-def test_no_problems_give_an_empty_run(endpoint: Endpoint, tmp_path: Path) -> None:
+def test_an_empty_file_is_a_fault(endpoint: Endpoint, tmp_path: Path) -> None:
     (tmp_path / "none.jsonl").write_text("")
-    assert rank(tmp_path / "none.jsonl", tmp_path / "run.trec").queries == 0
-    assert (tmp_path / "run.trec").read_bytes() == b""
+    with pytest.raises(DataError, match=r"none\.jsonl: is empty"):
+        rank(tmp_path / "none.jsonl", tmp_path / "run.trec")
+    assert not (tmp_path / "run.trec").exists()
 
 
 def test_memory_does_not_grow_with_the_number_of_queries(

@@ -25,6 +25,9 @@ def test_prices_are_read_from_json_and_cached_input_costs_the_same_by_default(tm
         ("m: {input: 1, output: 1, out: 2}", "m.out"),
         ("- m", "the whole file"),
         ("m: {", "neither YAML nor JSON"),
+        ("m: {input: .nan, output: 1}", "m.input"),
+        ("m: {input: 1, output: .inf}", "m.output"),
+        ("m: {input: 1, output: 1}\nm: {input: 2, output: 2}", "line 2: key 'm' already stands on line 1"),
     ],
 )
 def test_a_wrong_price_file_is_named_with_its_key(content: str, key: str, tmp_path: Path) -> None:

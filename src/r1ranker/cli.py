@@ -42,6 +42,10 @@ app = App(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+NO_BETTER = (
+    "no step was better on dev than the start: what was kept is {model}, as it came. Train longer, change "
+    "ppo.actor_lr, or give more dev problems (ppo.validate_problems) if their score is mostly noise"
+)
 data_app = App(help="Look at, check and convert problems.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(model_app, name="model")
@@ -119,7 +123,7 @@ def train(
     """
     from r1ranker.data import load_splits
     from r1ranker.io.locks import check_folder
-    from r1ranker.training.logs import read_log
+    from r1ranker.training.logs import kept_of, read_log
     from r1ranker.training.parallel import join_crew
     from r1ranker.training.ppo import train as run
 
@@ -140,9 +144,11 @@ def train(
         directory = run(loaded, load_splits(loaded.data), resume=resume, overwrite=overwrite)
     if not join_crew().leads:
         return
-    last = read_log(loaded.out)[-1]
-    console.print(f"model {directory}   step {last['step']:.0f}   dev MRR {last.get('dev_mrr', float('nan')):.3f}")
-    write_json(json_, {"model": directory, "last": last})
+    last, kept = read_log(loaded.out)[-1], kept_of(loaded.out)
+    console.print(f"model {directory}   {kept}", soft_wrap=True)
+    if kept and not kept.improved:
+        complain("warning", NO_BETTER.format(model=loaded.model))
+    write_json(json_, {"model": directory, "last": last, "kept": kept and dataclasses.asdict(kept)})
 
 
 app.command()(rank)
@@ -298,7 +304,7 @@ def data_validate(
 
     Example: `r1ranker data validate problems.jsonl`
     """
-    from r1ranker.datasets.jsonl import NOTE, validate_jsonl
+    from r1ranker.datasets.jsonl import is_note, validate_jsonl
     from r1ranker.io.locks import check_outputs
 
     with errors():
@@ -306,7 +312,7 @@ def data_validate(
         messages = validate_jsonl(path)
     for message in messages:
         console.print(message, highlight=False, soft_wrap=True, markup=False)
-    faults = [message for message in messages if f" {NOTE}" not in message]
+    faults = [message for message in messages if not is_note(message)]
     console.print(f"{len(faults)} faults, {len(messages) - len(faults)} notes")
     write_json(json_, {"faults": faults, "messages": messages})
     if faults:
@@ -358,13 +364,14 @@ def data_stats(
 
     Example: `r1ranker data stats -s data.0.source=lastfm -s data.0.path=hetrec-lastfm`
     """
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from r1ranker.data import load_splits, stats
 
     with errors():
         rows = stats(load_splits(_config(config, settings, json_).data))
-    table = Table(*rows[0])
+    table = Table(*(Column(name, overflow="fold") for name in rows[0]))  # a cut name names no task
+    table.columns[0].overflow = "fold"  # long names of tasks are told apart by their ends
     for row in rows:
         table.add_row(*(f"{value:.1f}" if isinstance(value, float) else str(value) for value in row.values()))
     console.print(table)

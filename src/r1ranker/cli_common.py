@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -55,6 +56,10 @@ class App(typer.Typer):
 @contextmanager
 def errors(again: str = "the same command begins anew") -> Iterator[None]:
     """Errors meant for users become one message and exit code 1; `again`: how to go on after Ctrl-C or a full disk."""
+    told = logging.getLogger("r1ranker")
+    if not told.handlers:
+        told.addHandler(_Told())
+        told.setLevel(logging.INFO)
     try:
         yield
     except R1RankerError as error:
@@ -67,6 +72,13 @@ def errors(again: str = "the same command begins anew") -> Iterator[None]:
     except KeyboardInterrupt as error:
         complain("stopped", again)
         raise typer.Exit(130) from error
+
+
+class _Told(logging.Handler):
+    """What the package logs, such as which first stage it reads, as a line on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        complain("warning" if record.levelno >= logging.WARNING else "note", record.getMessage())
 
 
 def complain(what: str, message: str) -> None:

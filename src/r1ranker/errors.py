@@ -4,6 +4,7 @@ R1RankerError
 ├── DataError      a file, a line or a problem that cannot be used
 ├── ConfigError    an unknown or impossible setting
 └── BackendError   a model that cannot be loaded or asked
+    └── NotFiniteError   one whose numbers are NaN or infinite
 """
 
 from __future__ import annotations
@@ -23,3 +24,7 @@ class ConfigError(R1RankerError):
 
 class BackendError(R1RankerError):
     """A model that cannot be loaded or asked; names the remedy."""
+
+
+class NotFiniteError(BackendError):
+    """Weights, probabilities or losses that are NaN or infinite: there is no order and no update in them."""

@@ -15,6 +15,7 @@ identifier never changes while candidates leave the pool, so `[7]` means one thi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
@@ -23,6 +24,8 @@ from r1ranker.errors import DataError
 
 Scenario = Literal["recommendation", "routing", "passage"]
 SCENARIOS: tuple[Scenario, ...] = get_args(Scenario)
+LARGEST_GAIN = 1_000_000
+"""trec_eval counts documents grade by grade, in time and memory that grow with the largest one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +89,19 @@ class Problem:
         if len(set(docids)) != len(docids):
             twice = sorted({d for d in docids if docids.count(d) > 1})
             raise DataError(f"{where}: docid {twice[0]!r} occurs more than once in the pool")
-        if any(gain < 0 for gain in self.gains.values()):
-            raise DataError(f"{where}: gains must be >= 0")
-        if self.relevant_at < 1:
-            raise DataError(f"{where}: relevant_at must be at least 1, else all that is unjudged would be relevant")
+        self._check_numbers(where)
         if not self.group:
             object.__setattr__(self, "group", self.qid)
+
+    def _check_numbers(self, where: str) -> None:
+        if any(gain < 0 for gain in self.gains.values()):
+            raise DataError(f"{where}: gains must be >= 0")
+        if any(gain > LARGEST_GAIN for gain in self.gains.values()):
+            raise DataError(f"{where}: gains must be <= {LARGEST_GAIN}; write grades, such as 0 to 3")
+        if self.relevant_at < 1:
+            raise DataError(f"{where}: relevant_at must be at least 1, else all that is unjudged would be relevant")
+        if not all(abs(score) < math.inf for score in self.prior.values()):
+            raise DataError(f"{where}: scores of the prior must be finite numbers")
 
     @property
     def identifiers(self) -> tuple[int, ...]:

@@ -44,7 +44,14 @@ NEXT = ">"
 
 _TAG = re.compile(r"<\s*(/?)\s*(think|answer)\s*>", re.IGNORECASE)
 _BRACKETED_NUMBER = re.compile(r"\[\s*(\d+)\s*\]")
-_CONTROL_TOKEN = re.compile(r"<\|\s*([^<>|]*?)\s*\|>")
+_CONTROL_TOKEN = re.compile(r"<\s*[|｜]\s*([^<>|｜]*?)\s*[|｜]\s*>")
+_TURN = re.compile(
+    r"<<?\s*(/?(?:s|bos|eos|pad|unk|sop|eop|sys|(?:bos|eos|pad|unk|cls|sep|mask|eop)_token|(?:start|end)_of_\w+))\s*>>?"
+    r"|\[\s*(/?(?:inst|g?mask|smask|(?:system_prompt|available_tools|tool_(?:calls|results|content))))\s*\]",
+    re.IGNORECASE,
+)
+"""What marks turns in public chat models without bars. Of a model in this process `encoding` takes out every token;
+those of one behind a network are not known here."""
 
 _CONTEXT = {
     "recommendation": "The user chose, oldest first:\n{history}\n{query}{question}\n",
@@ -95,10 +102,11 @@ class Prompt:
 
 
 def neutralise(text: str) -> str:
-    """One line of text that holds no think or answer tag, no bracketed number and no token such as `<|im_end|>`."""
+    """One line of text without think and answer tags, bracketed numbers, turns such as `<|im_end|>` or `[/INST]`."""
     text = _TAG.sub(r"(\1\2)", text)
     text = _BRACKETED_NUMBER.sub(r"(\1)", text)
     text = _CONTROL_TOKEN.sub(r"(\1)", text)
+    text = _TURN.sub(lambda turn: f"({turn[1] or turn[2]})", text)
     return " ".join(text.split())
 
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from r1ranker.backends.base import AsyncBackend, Backend, NoBackend
 from r1ranker.errors import ConfigError
 from r1ranker.fusing import Fusion
+from r1ranker.io.documents import parse_yaml
 from r1ranker.plans import Budget
 from r1ranker.prompts import Design, Layout, Readout, Wanted
 from r1ranker.rankers import (
@@ -244,7 +244,10 @@ def parse_spec(base: RankerSpec, pairs: Sequence[str]) -> RankerSpec:
             raise ConfigError(
                 f"a ranker has no setting {key!r}; " + (f"did you mean {near[0]!r}?" if near else str(names))
             )
-        changes[key] = yaml.safe_load(value)
+        try:
+            changes[key] = parse_yaml(value)
+        except ValueError as error:
+            raise ConfigError(f"{pair!r}: {value!r} is not a YAML value: {error}") from error
     try:
         return TypeAdapter(RankerSpec).validate_python(dataclasses.asdict(base) | changes)
     except ValidationError as error:

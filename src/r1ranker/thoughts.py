@@ -26,6 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 from r1ranker.baselines.bm25 import query_of, scorer
 from r1ranker.datasets.common import cut, rng_for
 from r1ranker.errors import BackendError, DataError
+from r1ranker.io.documents import read_json_lines
 from r1ranker.problem import AnswerKind, Problem, Ranking
 from r1ranker.rewards import score_removal
 
@@ -78,15 +79,14 @@ def write_thoughts(thoughts: Iterable[Thought], path: Path) -> None:
 def read_thoughts(path: Path) -> list[Thought]:
     """The thoughts of a file. Raises DataError naming file and line."""
     try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise DataError(f"cannot read the thoughts in {path}: {error.strerror}; record some first") from error
-    return [_parsed(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+        return [_parsed(record, f"{path}:{number}") for number, record in read_json_lines(path)]
+    except DataError as error:
+        raise DataError(f"cannot read the thoughts in {path}: {error}; record some first") from error
 
 
-def _parsed(line: bytes, where: str) -> Thought:
+def _parsed(record: dict[str, Any], where: str) -> Thought:
     try:
-        return _THOUGHT.validate_json(line)
+        return _THOUGHT.validate_python(record)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"])) or "the line"

@@ -6,12 +6,13 @@ this process is a `Backend` and answers in batches; one behind a network is an `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from r1ranker.errors import BackendError
+from r1ranker.errors import BackendError, NotFiniteError
 from r1ranker.problem import Usage
 from r1ranker.prompts import Prompt
 
@@ -46,13 +47,22 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Probability by identifier of the pool; they sum to 1."""
+    """Probability by identifier of the pool; they sum to 1. Raises NotFiniteError for one that is no number."""
 
     probabilities: Mapping[int, float]
     prompt_tokens: int
     generated_tokens: int
     retries: int = 0
     cost: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Every backend's probabilities pass here, and an order by NaN would be the order they came in."""
+        bad = [k for k, value in self.probabilities.items() if not math.isfinite(value)]
+        if bad:
+            raise NotFiniteError(
+                f"the model's probabilities are not finite: that of [{bad[0]}] is {self.probabilities[bad[0]]}. "
+                "Its weights, or the dtype it runs in, are at fault: take an earlier checkpoint, or a wider dtype"
+            )
 
 
 class CallError(BackendError):

@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import json
 import sqlite3
+import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -48,7 +49,7 @@ class Replies:
         self._folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            # The calls to an endpoint are made in another thread than this one, but never in two at once.
+            self._turn = threading.Lock()  # asked from any thread, one at a time
             self._db = sqlite3.connect(folder / FILE, timeout=PATIENCE_SECONDS, check_same_thread=False)
             weakref.finalize(self, self._db.close)
             self._db.execute("PRAGMA journal_mode=WAL")  # readers do not wait for a writer
@@ -70,15 +71,16 @@ class Replies:
         for start in range(0, len(keys), AT_ONCE):
             some = keys[start : start + AT_ONCE]
             marks = ",".join("?" * len(some))
-            rows = self._db.execute(f"SELECT key, reply FROM replies WHERE key IN ({marks})", some)
+            with self._turn:
+                rows = self._db.execute(f"SELECT key, reply FROM replies WHERE key IN ({marks})", some).fetchall()
             found |= {key: _said(reply) for key, reply in rows}
         return found
 
     def write(self, said: Iterable[tuple[str, Completion | Choice]]) -> None:
         """Keep replies. One that another process wrote meanwhile stays, as the answer others have seen."""
+        rows = [(key, _text(reply)) for key, reply in said]
         try:
-            with self._db:
-                rows = [(key, _text(reply)) for key, reply in said]
+            with self._turn, self._db:
                 self._db.executemany("INSERT OR IGNORE INTO replies VALUES (?, ?)", rows)
         except sqlite3.DatabaseError as error:
             raise ConfigError(

@@ -8,6 +8,7 @@ one-token identifiers that is a plain softmax over the pool.
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,12 @@ from r1ranker.prompts import NO_THOUGHT, Prompt
 Path = tuple[int, ...]
 YES_NO = ("Yes", "No")
 """What a judge says at the end of a block."""
+
+_OURS = re.compile(r"\[\d+\]|</?(think|answer)>")
+_WORDS = re.compile(r"[\w\s]+")
+_MARK = re.compile(r"<<[^<>\s]+>>|<[|｜/]?[^<>\s{}()%'\"]+>|\[/?[A-Z][A-Z_]+\]")
+"""What a template may write around turns that is no token: `[INST]` and `<<SYS>>` of Llama 2, `<|user|>` of Zephyr."""
+_TEMPLATE = "Give the tokenizer a template that takes a conversation of one message by the user, or none"
 
 
 @dataclass(frozen=True)
@@ -53,11 +60,40 @@ def build_trie(paths: dict[int, Path]) -> IdentifierTrie:
     return IdentifierTrie(paths, {node: tuple(sorted(next_)) for node, next_ in children.items() if len(next_) > 1})
 
 
+def control_pattern(tokenizer: Any) -> re.Pattern[str]:
+    """What has a meaning of its own to a tokenizer: special and added tokens, and what marks turns in its template.
+
+    Not among them: this package's identifiers and tags, white space, and words that a vocabulary was extended by.
+    """
+    special = {str(token) for token in tokenizer.all_special_tokens}
+    added = {str(token.content) for token in tokenizer.added_tokens_decoder.values() if not token.special}
+    template = tokenizer.chat_template or ""
+    sources = template.values() if isinstance(template, dict) else [template]
+    marks = {mark for source in sources for mark in _MARK.findall(source)}
+    special |= {str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    tokens = special | {token for token in added | marks if not _WORDS.fullmatch(token)}
+    control = sorted({t.strip() for t in tokens if not _OURS.fullmatch(t)} - {""}, key=len, reverse=True)
+    by_first: dict[str, list[str]] = {}  # of thousands of tokens, only those are tried that begin as the text does
+    for token in control:
+        # Tokens may be found in normalised text, so in any case; but a special word only as it stands.
+        rest = re.escape(token[1:])
+        by_first.setdefault(token[0], []).append(rest if _WORDS.fullmatch(token) else f"(?i:{rest})")
+    return re.compile("|".join(f"{re.escape(c)}(?:{'|'.join(rests)})" for c, rests in by_first.items()) or r"(?!)")
+
+
+def _in_words(match: re.Match[str]) -> str:
+    """A control token as words in brackets; one that is a word itself, as its letters apart."""
+    token = match[0]
+    inner = token.strip("<>[]{}|｜«» \t\n")
+    return f"({inner})" if 0 < len(inner) < len(token) else " ".join(token) if len(token) > 1 else " "
+
+
 class Encoder:
     """A tokenizer that knows prompts. `tokenizer` is a Hugging Face tokenizer."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
+        self._control = control_pattern(tokenizer)
         self._identifier_paths: dict[int, Path] = {}
         # An episode asks for the same text and the same few answers again and again.
         self._head_ids = lru_cache(maxsize=1024)(lambda text: self.encode_text(self.head(text)))
@@ -72,11 +108,32 @@ class Encoder:
         return list(chain(self._head_ids(prompt.text), *pieces))
 
     def head(self, text: str) -> str:
-        """How a prompt of this text begins: as a turn of the chat template, or behind the tokenizer's first token."""
-        if self.tokenizer.chat_template:
-            turn = [{"role": "user", "content": text}]
-            return str(self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
-        return f"{self.tokenizer.bos_token or ''}{text}\n"
+        """How a prompt of this text begins: as a turn of the chat template, or behind the tokenizer's first token.
+
+        Raises BackendError for a template that refuses a turn of the user, or leaves it out.
+        """
+        text = self.harmless(text)
+        if not self.tokenizer.chat_template:
+            return f"{self.tokenizer.bos_token or ''}{text}\n"
+        turn = [{"role": "user", "content": text}]
+        try:
+            head = str(self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+        except Exception as error:  # a template is a program: it may fail in any way
+            raise BackendError(
+                f"the chat template of the model fails on a user's message: {error}. {_TEMPLATE}"
+            ) from error
+        if text.strip() not in head:
+            raise BackendError(f"the chat template of the model changes a user's message or leaves it out. {_TEMPLATE}")
+        return head
+
+    def harmless(self, text: str) -> str:
+        """The text without what this tokenizer, or its chat template, would read as a turn or a control token.
+
+        Identifiers and the tags of thought and answer stay: prompts write them on purpose.
+        """
+        while (found := self._control.sub(_in_words, text)) != text:
+            text = found
+        return text
 
     def blocks(self, prompt: Prompt) -> tuple[Path, tuple[Path, ...], Path]:
         """(head, blocks, question) of a prompt in layout `blocks`; a judge is asked nothing, so its question is empty.
@@ -84,11 +141,12 @@ class Encoder:
         A judge speaks at the end of every block: there the turn ends, and the model's own begins.
         """
         opening, closing = self._turn("\N{SECTION SIGN}").split("\N{SECTION SIGN}")
-        head = self._piece_ids(f"{opening}{prompt.text}")
+        head = self._piece_ids(f"{opening}{self.harmless(prompt.text)}")
+        texts = [self.harmless(text) for text in prompt.blocks]
         if not prompt.labels:
-            return tuple(head), tuple(tuple(self._piece_ids(f"{text}{closing}")) for text in prompt.blocks), ()
-        names = self.label_texts(len(prompt.blocks))
-        named = zip(prompt.labels, prompt.blocks, strict=True)
+            return tuple(head), tuple(tuple(self._piece_ids(f"{text}{closing}")) for text in texts), ()
+        names = self.label_texts(len(texts))
+        named = zip(prompt.labels, texts, strict=True)
         blocks = tuple(tuple(self._piece_ids(f"{names[k - 1]} {text}\n")) for k, text in named)
         return tuple(head), blocks, tuple(self._piece_ids(f"{prompt.prefill}{closing}{NO_THOUGHT}"))
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from r1ranker.backends import models
 from r1ranker.backends.models import MINILM, WAY
-from r1ranker.errors import BackendError
+from r1ranker.errors import BackendError, NotFiniteError
 
 transformers_logging.disable_progress_bar()  # a bar for each load and save would drown those of the work itself
 
@@ -26,6 +27,9 @@ SMALL_MODEL = 20_000_000
 WORTH_IT = 1.3
 """How many times as fast as float32 a processor multiplies in bfloat16 where `auto` takes it."""
 PROBE_SECONDS = 0.15
+
+BESIDE = re.compile(r"(inv_freq|attn\.bias|masked_bias|position_ids)$|^v_head\.|^score\.")
+"""Tensors that older releases and trainers save with a network and that no pass of it needs."""
 
 
 def resolve(model: str) -> str:
@@ -72,16 +76,71 @@ def load(model: str, device: str = "auto", dtype: str = "auto", threads: int | N
     _check_directory(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-        network = AutoModelForCausalLM.from_pretrained(path, dtype=torch_dtype)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        network, report = AutoModelForCausalLM.from_pretrained(path, dtype=torch_dtype, output_loading_info=True)
+    except Exception as error:  # a damaged file is a plain Exception in tokenizers, a TypeError in a configuration
         raise BackendError(_remedy(path, error)) from error
+    check_cover(path, report)
+    _check_vocabulary(path, network, tokenizer)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     network.to(where).eval()
     set_threads(network, where, threads)
     if measured:
         cast(network, pick_dtype(dtype, where, network))
+    check_finite(network.state_dict(), f"the weights of {path} in {str(network.dtype).removeprefix('torch.')}")
     return network, tokenizer
+
+
+def check_cover(path: str, report: Mapping[str, Any]) -> None:
+    """Raises BackendError where weights leave parts of the network out, or hold parts that it does not have.
+
+    report: of transformers' `output_loading_info`, which knows weights that are tied or may be absent.
+    """
+    missing = sorted(report["missing_keys"])
+    unexpected = sorted(key for key in report["unexpected_keys"] if not BESIDE.search(key))
+    if not missing and not unexpected:
+        return
+    found = [
+        f"{len(keys)} {what}, such as {keys[0]}"
+        for keys, what in ((missing, "are missing"), (unexpected, "belong to no part of the network"))
+        if keys
+    ]
+    raise BackendError(
+        f"the weights in {path} do not cover the network that its config.json describes: {'; '.join(found)}. "
+        "What is missing would be drawn at random. Save the model anew by save_pretrained, not wrapped by a trainer "
+        "(names such as module.*), or copy the directory again with the config.json that belongs to the weights"
+    )
+
+
+def check_finite(state: Mapping[str, Any], what: str) -> None:
+    """Raises NotFiniteError where a tensor holds NaN or infinity. One reading of each, and one answer from a device."""
+    floats = {
+        k: v for k, v in state.items() if isinstance(v, torch.Tensor) and v.is_floating_point() and v.itemsize > 1
+    }
+    with torch.no_grad():
+        sums = [value.sum(dtype=torch.float32) for value in floats.values()]
+        if not sums or bool(torch.stack([each.cpu() for each in sums]).isfinite().all()):
+            return
+        bad = [name for name, value in floats.items() if not bool(value.isfinite().all())]
+    if bad:
+        raise NotFiniteError(
+            f"{what} are not finite: {len(bad)} of {len(floats)} tensors hold NaN or infinity, such as {bad[0]}. "
+            "Such a model says nothing: take an earlier checkpoint, copy the files again, or load it in a wider dtype"
+        )
+
+
+def end_ids(tokenizer: Any, config: Any = None, generation: Any = None) -> list[int]:
+    """The tokens that end a completion: the tokenizer's, and those of a model's own generation_config.json.
+
+    Only where neither names one, that of config.json: what is not written there has a default of its class.
+    """
+    written = None if getattr(generation, "_from_model_config", False) else generation
+    ends = _ids(tokenizer.eos_token_id) | _ids(getattr(written, "eos_token_id", None))
+    return sorted(ends or _ids(getattr(config, "eos_token_id", None)))
+
+
+def _ids(ends: int | Sequence[int] | None) -> set[int]:
+    return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
 
 
 def set_threads(network: Any, device: torch.device, threads: int | None = None) -> None:
@@ -143,6 +202,16 @@ def bfloat16_gain() -> float:
         if trial and time.perf_counter() > ends:
             break
     return best[torch.float32] / best[torch.bfloat16]
+
+
+def _check_vocabulary(path: str, network: Any, tokenizer: Any) -> None:
+    """Added tokens may lie beyond the embeddings, as a padding token often does: `transformers_` minds those."""
+    rows = network.get_input_embeddings().weight.shape[0]
+    if tokenizer.vocab_size > rows:
+        raise BackendError(
+            f"the tokenizer in {path} knows {tokenizer.vocab_size} tokens and the network {rows}: they do not belong "
+            "together. Copy the tokenizer that the model was trained with, or resize the model's embeddings and train"
+        )
 
 
 def _check_directory(path: str) -> None:

@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, TypeAdapter, ValidationError
 
 from r1ranker.errors import ConfigError, DataError
+from r1ranker.io.documents import parse_yaml
+from r1ranker.io.text import read_text
 
 MILLION = 1_000_000
 
@@ -22,7 +23,7 @@ MILLION = 1_000_000
 class Price(BaseModel):
     """Of one model, per million tokens; cached input costs what other input costs where it has no price."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     input: NonNegativeFloat
     output: NonNegativeFloat
@@ -49,15 +50,15 @@ class Prices:
 def read_prices(path: Path) -> Prices:
     """Raises DataError naming the file and the key."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))  # YAML holds JSON
+        content = parse_yaml(read_text(path))  # YAML holds JSON
         return Prices(TypeAdapter(dict[str, Price]).validate_python(content), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the price file {path}: {error}") from error
-    except yaml.YAMLError as error:
-        raise DataError(f"{path} is neither YAML nor JSON: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the whole file"
         raise DataError(
             f"{path}: {where}: {first['msg']}; expected model: {{input: 0.15, output: 0.6}}, per million tokens"
         ) from error
+    except DataError as error:
+        raise DataError(str(error).replace("cannot read", "cannot read the price file", 1)) from error
+    except ValueError as error:
+        raise DataError(f"{path} is neither YAML nor JSON: {error}") from error

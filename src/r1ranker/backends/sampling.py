@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from r1ranker.errors import NotFiniteError
+
 LEAVE = 0.75
 """Ended rows leave when this share of the batch, or less, is still writing: to leave, the others are copied."""
 
@@ -112,13 +114,25 @@ def pick(logits_B_V: Tensor, temperature: float) -> Tensor:
     """A token (B,) for each row: the likeliest at temperature 0, else drawn from the softmax at this temperature.
 
     Drawn by inverting the cumulated distribution: one random number a row, where `torch.multinomial` draws one for
-    each token of the vocabulary. In float32 probabilities are met to 2^-24.
+    each token of the vocabulary. In float32 probabilities are met to 2^-24. NotFiniteError: what is no number.
     """
     if temperature == 0:
-        return logits_B_V.argmax(-1)
+        tokens_B = logits_B_V.argmax(-1)
+        check_logits(logits_B_V.gather(-1, tokens_B[:, None]))
+        return tokens_B
     cumulated_B_V = torch.softmax(logits_B_V / temperature, -1).cumsum(-1)
+    check_logits(cumulated_B_V[:, -1])
     drawn_B_1 = torch.rand_like(cumulated_B_V[:, :1]) * cumulated_B_V[:, -1:]
     return torch.searchsorted(cumulated_B_V, drawn_B_1, right=True).squeeze(-1).clamp(max=logits_B_V.shape[1] - 1)
+
+
+def check_logits(most_B: Tensor) -> None:
+    """Raises NotFiniteError unless each row's largest number is one: NaN and infinity come out on top."""
+    if not bool(most_B.isfinite().all()):
+        raise NotFiniteError(
+            "the model's logits are not finite. Its weights, or the dtype it runs in, are at fault: take an earlier "
+            "checkpoint, or a wider dtype"
+        )
 
 
 def _trace(tokens_B: Tensor, logits_B_V: Tensor, hidden_B_H: Tensor) -> tuple[list[float], list[Tensor]]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,11 +18,14 @@ from r1ranker.backends import blocks
 from r1ranker.backends.base import STOP, Choice, Completion, PromptError
 from r1ranker.backends.blocks import Blocks, Question
 from r1ranker.backends.encoding import Encoder, IdentifierTrie, Path, batches
-from r1ranker.backends.loading import load, resolve, way_of
+from r1ranker.backends.loading import end_ids, load, resolve, way_of
 from r1ranker.backends.padding import left_pad, positions
-from r1ranker.backends.prefix import PrefixCache, Row, can_reuse, read_rows
-from r1ranker.backends.sampling import Settings, Trace, Written, write
+from r1ranker.backends.prefix import PrefixCache, Row, read_rows
+from r1ranker.backends.probe import keeps_prefixes, takes_padding
+from r1ranker.backends.sampling import Settings, Trace, Written, check_logits, write
 from r1ranker.prompts import Prompt
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +42,11 @@ class Generated:
 
 
 class TransformersBackend:
-    """`TransformersBackend.load("nano")`, a hub name or a directory. `max_tokens` bounds a padded batch."""
+    """`TransformersBackend.load("nano")`, a hub name or a directory. `max_tokens` bounds a padded batch.
+
+    It may be called from any thread: calls take turns, as the network and what is kept of prompts are one. Batches are
+    faster than threads.
+    """
 
     masks_blocks = True
 
@@ -50,10 +60,19 @@ class TransformersBackend:
         self.max_columns = max_tokens or (32768 if on_cpu else 65536)
         # Blocks of several pools in one row: attention to what is masked costs too, and grows with the square.
         self.max_row = 400 if on_cpu else 4096
-        self._stop_ids = self._single_stop_ids(tokenizer)
         self.trained_in: dict[str, str] = {}
         self._known: dict[Prompt, blocks.Known] = {}
-        self._prefixes = PrefixCache(network, self.pad_id, self.max_tokens) if can_reuse(network) else None
+        self._turn = threading.RLock()
+        self._rows_known = network.get_input_embeddings().weight.shape[0]
+        tag = self.encoder.encode_text(STOP)
+        self._tag_is_many = len(tag) > 1
+        ends = end_ids(tokenizer, network.config, getattr(network, "generation_config", None))
+        self._ends = {*ends, *(() if self._tag_is_many else tag)}
+        self.pads = takes_padding(network)
+        self.keeps = self.pads and keeps_prefixes(network)
+        self._prefixes = PrefixCache(network, self.pad_id, self.max_tokens) if self.keeps else None
+        if not self.pads:
+            log.warning("%s says other things beside padding: only prompts of equal length are read together", name)
 
     @classmethod
     def load(cls, model: str, *, device: str = "auto", dtype: str = "auto") -> TransformersBackend:
@@ -81,6 +100,12 @@ class TransformersBackend:
         self, prompts: Sequence[Prompt], *, max_new_tokens: int, temperature: float, traced: bool = False
     ) -> list[Generated]:
         """As `generate`, as token ids; traced: with `Generated.trace`."""
+        with self._my_turn():
+            return self._generate_ids(prompts, max_new_tokens, temperature, traced)
+
+    def _generate_ids(
+        self, prompts: Sequence[Prompt], max_new_tokens: int, temperature: float, traced: bool
+    ) -> list[Generated]:
         encoded = [self.encoder.encode(prompt) for prompt in prompts]
         self._check_lengths(encoded, max_new_tokens)
         settings = self._settings(max_new_tokens, temperature, traced)
@@ -90,15 +115,19 @@ class TransformersBackend:
         ours = self._prefixes and all(len(ids) > 1 for ids in encoded)  # a prompt is read but for its last token
         batch, room = (self._write, self.max_columns) if ours else (self._generate, self.max_tokens)
         results: dict[int, Generated] = {}
-        for group in batches([len(ids) + max_new_tokens for ids in encoded], room):
+        for group in self._groups([len(ids) + max_new_tokens for ids in encoded], room):
             for i, row in zip(group, batch([encoded[i] for i in group], settings), strict=True):
                 results[i] = self._generated(encoded[i], row, len(encoded[i]))
         return [results[i] for i in range(len(prompts))]
 
     def choose(self, prompts: Sequence[Prompt], pools: Sequence[Sequence[int]]) -> list[Choice]:
         """See `Backend.choose`. Where an identifier is several tokens, each branching of their trie is asked."""
-        if prompts and prompts[0].blocks:
-            return self._choose_blocks(prompts, pools)
+        with self._my_turn():
+            return (
+                self._choose_blocks(prompts, pools) if prompts and prompts[0].blocks else self._choose(prompts, pools)
+            )
+
+    def _choose(self, prompts: Sequence[Prompt], pools: Sequence[Sequence[int]]) -> list[Choice]:
         encoded = [self.encoder.encode(prompt) for prompt in prompts]
         tries = [self.encoder.trie(pool) for pool in pools]
         if self._prefixes and prompts and all(prompt.stays for prompt in prompts):
@@ -125,7 +154,8 @@ class TransformersBackend:
     @torch.inference_mode()
     def judged(self, pools: Sequence[Blocks]) -> list[Tensor]:
         """For each pool one number a block (n,), higher is better; of these the policy is the softmax over any left."""
-        return [said for said, _ in blocks.read_all(self.network, pools, self.encoder.yes_no(), self.max_row)]
+        with self._turn:
+            return [said for said, _ in blocks.read_all(self.network, pools, self.encoder.yes_no(), self.max_row)]
 
     def _choose_blocks(self, prompts: Sequence[Prompt], pools: Sequence[Sequence[int]]) -> list[Choice]:
         """A judge's probabilities are of being the best; an identifier's are of what its question asks for."""
@@ -148,9 +178,31 @@ class TransformersBackend:
 
     def forget(self) -> None:
         """Drop what was kept of earlier prompts; needed after the weights have changed."""
-        self._known = {}
-        if self._prefixes:
-            self._prefixes.forget()
+        with self._turn:
+            self._known = {}
+            if self._prefixes:
+                self._prefixes.forget()
+
+    @contextmanager
+    def _my_turn(self) -> Iterator[None]:
+        """One call at a time. After one that broke off, what is kept of prompts may be half of it: nothing stays."""
+        with self._turn:
+            try:
+                yield
+            except BaseException:
+                self.forget()
+                raise
+
+    def _groups(self, lengths: Sequence[int], room: int) -> Iterator[list[int]]:
+        """Batches of rows; without padding where that changes what the network says."""
+        groups = batches(lengths, room)
+        if self.pads:
+            return groups
+        return (
+            [i for i in group if lengths[i] == length]
+            for group in groups
+            for length in sorted({lengths[i] for i in group})
+        )
 
     def _kept_branch_logprobs(
         self, prompts: Sequence[Prompt], encoded: list[list[int]], tries: list[IdentifierTrie]
@@ -178,7 +230,7 @@ class TransformersBackend:
         self._check_lengths(inputs, 1)
         logprobs: list[dict[Path, dict[int, float]]] = [{} for _ in tries]
         read = [0] * len(tries)
-        for group in batches([len(ids) for ids in inputs], self.max_tokens):
+        for group in self._groups([len(ids) for ids in inputs], self.max_tokens):
             logits = self.next_logits([inputs[j] for j in group])
             for row, j in enumerate(group):
                 i, node = nodes[j]
@@ -199,12 +251,13 @@ class TransformersBackend:
 
     @property
     def pad_id(self) -> int:
-        """The padding token; never attended to."""
-        return int(self.encoder.tokenizer.pad_token_id)
+        """The padding token; never attended to. Any will do where the tokenizer's own is none or has no embedding."""
+        pad = self.encoder.tokenizer.pad_token_id
+        return int(pad) if pad is not None and pad < self._rows_known else 0
 
     def _settings(self, max_new_tokens: int, temperature: float, traced: bool) -> Settings:
-        stopped = None if STOP in self._stop_ids else self._tail_stops
-        return Settings(max_new_tokens, temperature, tuple(sorted(self._stop_ids.values())), stopped, traced)
+        stopped = self._tail_stops if self._tag_is_many else None
+        return Settings(max_new_tokens, temperature, tuple(sorted(self._ends)), stopped, traced)
 
     @torch.inference_mode()
     def _write(self, rows: Sequence[list[int]], settings: Settings) -> list[Written]:
@@ -229,8 +282,9 @@ class TransformersBackend:
             attention_mask=mask,
             max_new_tokens=settings.max_new_tokens,
             pad_token_id=self.pad_id,
-            eos_token_id=list(settings.stop_ids),
+            eos_token_id=list(settings.stop_ids) or None,
             repetition_penalty=1.0,
+            logits_processor=[_checked],
             **sampling,
             **stop,
         )
@@ -245,7 +299,7 @@ class TransformersBackend:
 
         A padding token before the end was written by the model and stays, as in the pass that scores it.
         """
-        ends = set(self._stop_ids.values())
+        ends = self._ends
         for i, token in enumerate(token_ids):
             if token in ends:
                 return token_ids[: i + 1]
@@ -254,21 +308,13 @@ class TransformersBackend:
         return token_ids
 
     def _stopped(self, completion_ids: list[int]) -> bool:
-        if completion_ids and completion_ids[-1] in self._stop_ids.values():
+        if completion_ids and completion_ids[-1] in self._ends:
             return True
         return STOP in self.encoder.decode(completion_ids)
 
     def _tail_stops(self, completion_ids: list[int]) -> bool:
         """Whether the closing tag ends in the last token, given that it did not end before."""
         return STOP in self.encoder.decode(completion_ids[-2 * len(STOP) :])
-
-    def _single_stop_ids(self, tokenizer: Any) -> dict[str, int]:
-        """The tokens that end a completion: end-of-sequence, and the closing tag where it is one token."""
-        stops = {"eos": int(tokenizer.eos_token_id)}
-        tag = self.encoder.encode_text(STOP)
-        if len(tag) == 1:
-            stops[STOP] = tag[0]
-        return stops
 
     def _check_lengths(self, rows: list[list[int]], max_new_tokens: int) -> None:
         limit = getattr(self.network.config, "max_position_embeddings", math.inf)
@@ -279,6 +325,18 @@ class TransformersBackend:
                 f"of {self.name}; use a smaller pool, shorter candidate texts or history, fewer new tokens, "
                 "or a model with a longer context"
             )
+        if rows and (highest := max(max(row, default=0) for row in rows)) >= self._rows_known:
+            token = self.encoder.tokenizer.convert_ids_to_tokens(highest)
+            raise PromptError(
+                f"{self.name} has no embedding of {token!r}, number {highest} of the tokenizer: it has "
+                f"{self._rows_known}. Take the tokenizer that the model was trained with"
+            )
+
+
+def _checked(ids_B_L: Tensor, scores_B_V: Tensor) -> Tensor:
+    """Of transformers' own generation, a step at a time."""
+    check_logits(scores_B_V.amax(-1))
+    return scores_B_V
 
 
 def _rows(

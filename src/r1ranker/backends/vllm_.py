@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GenerationConfig
 
 from r1ranker.backends.base import STOP, Choice, Completion, PromptError
 from r1ranker.backends.encoding import Encoder, Path
-from r1ranker.backends.loading import pick_device, pick_dtype, resolve
+from r1ranker.backends.loading import end_ids, pick_device, pick_dtype, resolve
 from r1ranker.backends.transformers_ import identifier_probabilities
 from r1ranker.errors import BackendError
 from r1ranker.prompts import Prompt
@@ -29,8 +30,11 @@ AT_ONCE = 128
 class VLLMBackend:
     """A `vllm.LLM` as a `Backend`."""
 
-    def __init__(self, llm: Any, tokenizer: Any, *, name: str = "model") -> None:
+    def __init__(self, llm: Any, tokenizer: Any, *, name: str = "model", ends: Sequence[int] = ()) -> None:
+        """ends: tokens that end a completion, beside the tokenizer's own."""
         self.llm = llm
+        self.ends = list(ends)
+        self._turn = threading.RLock()
         self.encoder = Encoder(tokenizer)
         self.name = name
 
@@ -54,14 +58,18 @@ class VLLMBackend:
                 f"vLLM cannot load {path!r}: {why}. Check the name or directory; vLLM's log above may say more, and "
                 "the default engine, transformers, loads any causal language model"
             ) from error
-        return cls(llm, tokenizer, name=model)
+        return cls(llm, tokenizer, name=model, ends=end_ids(tokenizer, generation=_generation_config(path)))
 
     def generate(
         self, prompts: Sequence[Prompt], *, max_new_tokens: int = 1024, temperature: float = 0.0
     ) -> list[Completion]:
         """See `Backend.generate`."""
         how = _vllm().SamplingParams(
-            max_tokens=max_new_tokens, temperature=temperature, stop=[STOP], include_stop_str_in_output=True
+            max_tokens=max_new_tokens,
+            temperature=temperature,
+            stop=[STOP],
+            stop_token_ids=self.ends or None,
+            include_stop_str_in_output=True,
         )
         outputs = self._run([self.encoder.encode(prompt) for prompt in prompts], [how] * len(prompts))
         completions = []
@@ -112,7 +120,8 @@ class VLLMBackend:
                 )
         if not rows:
             return []
-        return list(self.llm.generate([{"prompt_token_ids": ids} for ids in rows], how, use_tqdm=False))
+        with self._turn:  # vLLM hands every finished request to whoever waits
+            return list(self.llm.generate([{"prompt_token_ids": ids} for ids in rows], how, use_tqdm=False))
 
 
 def _computed(output: Any) -> int:
@@ -125,6 +134,13 @@ def _normalised(logprobs: dict[int, float]) -> dict[int, float]:
     most = max(logprobs.values())
     total = most + math.log(sum(math.exp(value - most) for value in logprobs.values()))
     return {token: value - total for token, value in logprobs.items()}
+
+
+def _generation_config(path: str) -> GenerationConfig | None:
+    try:
+        return GenerationConfig.from_pretrained(path)
+    except OSError:  # a model need not have one
+        return None
 
 
 def _vllm() -> Any:

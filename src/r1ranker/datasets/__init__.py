@@ -14,6 +14,8 @@ import difflib
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from r1ranker.datasets import (
     amazon_windows,
     jsonl,
@@ -74,12 +76,21 @@ def load(
     if source.needs_path and (where is None or not where.exists()):
         found = "needs a path" if where is None else f"{where} does not exist"
         raise DataError(f"source {name!r}: {found}; {_remedy(source)}")
+    checked = {option: _checked(name, option, value) for option, value in options.items()}
     try:
-        splits = source.load(where, seed=seed, limit=limit, **options)
+        splits = source.load(where, seed=seed, limit=limit, **checked)
     except MissingFileError as error:
         raise DataError(f"source {name!r}: {error}; {_remedy(source)}") from error
     check_disjoint(splits)
     return splits
+
+
+def _checked(name: str, option: str, value: Any) -> Any:
+    """The option's value in the type that the loader declares."""
+    try:
+        return TypeAdapter(_find(name).kinds[option]).validate_python(value)
+    except ValidationError as error:
+        raise ConfigError(f"source {name!r}, option {option}={value!r}: {error.errors()[0]['msg']}") from error
 
 
 def _find(name: str) -> Source:

@@ -1,4 +1,4 @@
-"""What every source shares: its description, splits by group, seeded draws, cut texts, rows of files.
+"""What every source shares: its description, splits by group, seeded draws, cut texts.
 
 In: groups, texts and paths of a source. Out: the parts that a loader makes `Splits` of. Every random draw
 has a generator of its own, seeded by what it is for (`rng_for`), so a problem is the same whatever else is
@@ -7,15 +7,14 @@ loaded and in whatever order.
 
 from __future__ import annotations
 
-import csv
 import inspect
 import random
 import typing
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.problem import Problem, Splits
@@ -45,16 +44,22 @@ class Source:
     needs_path: bool = True
 
     @property
-    def options(self) -> tuple[str, ...]:
-        """Names of the keyword options of `load`, without seed and limit."""
-        names: list[str] = []
+    def kinds(self) -> Mapping[str, Any]:
+        """Types of the keyword options of `load`, without seed and limit."""
+        hints = typing.get_type_hints(self.load)
+        kinds: dict[str, Any] = {}
         for parameter in inspect.signature(self.load).parameters.values():
             if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-                (options,) = typing.get_args(typing.get_type_hints(self.load)[parameter.name])
-                names += options.__annotations__
+                (shared,) = typing.get_args(hints[parameter.name])
+                kinds |= typing.get_type_hints(shared)
             elif parameter.name not in ("path", "seed", "limit"):
-                names.append(parameter.name)
-        return tuple(names)
+                kinds[parameter.name] = hints[parameter.name]
+        return kinds
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Names of the keyword options of `load`, without seed and limit."""
+        return tuple(self.kinds)
 
 
 def rng_for(*parts: object) -> random.Random:
@@ -137,18 +142,13 @@ def cut_pool(texts: Sequence[str], max_chars: int) -> list[str]:
 
 def need(path: Path) -> Path:
     """`path` itself when it is a file, else `MissingFileError`."""
-    if not path.is_file():
+    if not path.expanduser().is_file():
         raise MissingFileError(f"{path}: no such file")
     return path
 
 
-def read_rows(path: Path, separator: str, columns: int, encoding: str = "utf-8-sig") -> Iterator[tuple[int, list[str]]]:
-    """Line number and fields of each line with text; csv quoting only where the separator is a comma."""
-    with need(path).open(encoding=encoding, errors="replace", newline="") as lines:
-        split = (line.rstrip("\r\n").split(separator) for line in lines)
-        rows = csv.reader(lines) if separator == "," else split
-        for number, row in enumerate(rows, start=1):
-            if len(row) >= columns:
-                yield number, row
-            elif any(row):
-                raise DataError(f"{path}:{number}: {len(row)} fields where at least {columns} are expected")
+def one_of(files: Sequence[Path]) -> Path:
+    """The only one of files that could be meant."""
+    if len(files) > 1:
+        raise DataError(f"{files[0].parent}: {', '.join(file.name for file in files)} hold the same; keep one of them")
+    return files[0]

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
+import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,14 @@ from r1ranker.datasets.common import (
     check_disjoint,
     limit_per_task,
     need,
+    one_of,
     split_groups,
 )
 from r1ranker.errors import DataError
 from r1ranker.files import replacing
-from r1ranker.problem import Candidate, Problem, Splits
+from r1ranker.io.documents import parse_json
+from r1ranker.io.text import list_files, read_lines
+from r1ranker.problem import Candidate, Problem, Splits, name_fault
 
 REQUIRED = ("qid", "task", "scenario", "candidates")
 NOTE = "note: "
@@ -40,7 +44,7 @@ NOTE = "note: "
 
 def load(path: Path, *, seed: int = 0, limit: int | None = None) -> Splits:
     """Problems of a directory of train.jsonl, dev.jsonl, test.jsonl, or of one file split by group."""
-    if path.is_dir():
+    if path.expanduser().is_dir():
         files = _split_files(path)
         splits: Splits = {split: read_jsonl(files[split]) if split in files else [] for split in SPLIT_NAMES}
         check_disjoint(splits)
@@ -53,11 +57,11 @@ def load(path: Path, *, seed: int = 0, limit: int | None = None) -> Splits:
 
 def read_jsonl(path: Path) -> list[Problem]:
     """The problems of one file; `DataError` on the first fault, naming file and line."""
-    numbered, messages = _parse(path)
-    faults = [(number, message) for number, message in messages if not message.startswith(NOTE)]
+    numbered, messages = _whole(path)
+    faults = [message for message in messages if not is_note(message)]
     if faults:
         more = f" (and {len(faults) - 1} more; validate_jsonl lists them)" if len(faults) > 1 else ""
-        raise DataError(f"{path}:{faults[0][0]}: {faults[0][1]}{more}")
+        raise DataError(f"{faults[0]}{more}")
     return [problem for _, problem in numbered]
 
 
@@ -82,9 +86,9 @@ def validate_jsonl(path: Path) -> list[str]:
     """Messages "file:LINE: what is wrong; what to do" of a file, or of a directory with the splits' files."""
     messages: list[str] = []
     seen: dict[str, Path] = {}
-    for file in _split_files(path).values() if path.is_dir() else [path]:
-        numbered, found = _parse(file)
-        messages += [f"{file}:{number}: {message}" for number, message in found]
+    for file in _split_files(path).values() if path.expanduser().is_dir() else [path]:
+        numbered, found = _whole(file)
+        messages += found
         for number, problem in numbered:
             first = seen.setdefault(problem.group, file)
             if first != file:
@@ -95,8 +99,29 @@ def validate_jsonl(path: Path) -> list[str]:
     return messages
 
 
+def _whole(path: Path) -> tuple[list[tuple[int, Problem]], list[str]]:
+    """Problems with their lines, and messages; what keeps the file from being read to its end is the last message."""
+    numbered: list[tuple[int, Problem]] = []
+    messages: list[str] = []
+    try:
+        for number, problem, found in _parsed(path):
+            numbered += [(number, problem)] if problem is not None else []
+            messages += [f"{path}:{number}: {message}" for message in found]
+    except MissingFileError:
+        raise
+    except DataError as error:
+        messages.append(str(error))
+    return numbered, messages
+
+
+def is_note(message: str) -> bool:
+    """Whether a message of `validate_jsonl` is about what may be meant, and no fault."""
+    return re.search(rf":\d+: {NOTE}", message) is not None
+
+
 def _split_files(path: Path) -> dict[str, Path]:
-    files = {split: path / f"{split}.jsonl" for split in SPLIT_NAMES if (path / f"{split}.jsonl").is_file()}
+    found = {split: list_files(path, f"{split}.jsonl") for split in SPLIT_NAMES}
+    files = {split: one_of(of_split) for split, of_split in found.items() if of_split}
     if not files:
         raise MissingFileError(f"{path}: has no train.jsonl, dev.jsonl or test.jsonl")
     return files
@@ -123,41 +148,28 @@ def _record(problem: Problem) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key in meant or value not in ("", [], {}, False)}
 
 
-def _parse(path: Path) -> tuple[list[tuple[int, Problem]], list[tuple[int, str]]]:
-    """Problems and messages, each with its line number."""
-    numbered: list[tuple[int, Problem]] = []
-    messages: list[tuple[int, str]] = []
-    for number, problem, found in _parsed(path):
-        if problem is not None:
-            numbered.append((number, problem))
-        messages += [(number, message) for message in found]
-    return numbered, messages
-
-
 def _parsed(path: Path) -> Iterator[tuple[int, Problem | None, list[str]]]:
     """Line number, problem and messages of each line with text."""
-    first_line: dict[tuple[str, str], int] = {}
-    with need(path).open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            text = line.rstrip(b"\n")
-            problem, found = _parse_line(text.removeprefix(b"\xef\xbb\xbf") if number == 1 else text)
-            if problem is not None:
-                before = first_line.setdefault((problem.task, problem.qid), number)
-                if before != number:
-                    found.append(
-                        f"qid {problem.qid!r} of task {problem.task!r} already stands on line {before}; "
-                        "give each problem its own qid"
-                    )
-            yield number, problem, found
+    first_line: dict[str, int] = {}
+    level: dict[str, tuple[int, int]] = {}
+    for number, line in read_lines(need(path)):
+        problem, found = _parse_line(line)
+        if problem is not None:
+            before = first_line.setdefault(problem.qid, number)
+            if before != number:
+                found.append(f"qid {problem.qid!r} already stands on line {before}; give each problem its own qid")
+            relevant_at, where = level.setdefault(problem.task, (problem.relevant_at, number))
+            if relevant_at != problem.relevant_at:
+                found.append(
+                    f"relevant_at is {problem.relevant_at}, but {relevant_at} on line {where}; "
+                    f"measures need one value within a task ({problem.task!r})"
+                )
+        yield number, problem, found
 
 
-def _parse_line(line: bytes) -> tuple[Problem | None, list[str]]:
+def _parse_line(line: str) -> tuple[Problem | None, list[str]]:
     try:
-        record = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        return None, [f"not UTF-8 ({error.reason} at byte {error.start}); save the file as UTF-8"]
+        record = parse_json(line)
     except ValueError as error:
         return None, [f"not JSON ({error}); write one JSON object per line"]
     if not isinstance(record, dict):
@@ -169,6 +181,8 @@ def _parse_line(line: bytes) -> tuple[Problem | None, list[str]]:
         problem = _problem(record)
     except DataError as error:
         return None, [str(error)]
+    if fault := name_fault(problem):
+        return None, [fault]
     return problem, list(_notes(problem))
 
 
@@ -185,7 +199,7 @@ def _is_bool(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _is_candidate(value: Any) -> bool:
@@ -229,6 +243,8 @@ def _faults(record: dict[str, Any]) -> Iterator[str]:
             yield f"field {key!r} has a wrong type or form; write it as {form}"
     if record.get("qid") == "":
         yield "field 'qid' is empty; give each problem its own qid"
+    if record.get("task") == "average":
+        yield "a task cannot be named 'average': the mean over tasks has that name in results; rename it"
 
 
 def _problem(record: dict[str, Any]) -> Problem:

@@ -11,26 +11,42 @@ make the positive systematically the most, or the least, played. Task: `rec-arti
 from __future__ import annotations
 
 from collections import defaultdict
-from itertools import islice
 from pathlib import Path
 from typing import Unpack
 
-from r1ranker.datasets.common import Source, read_rows, rng_for
+from r1ranker.datasets.common import Source, rng_for
 from r1ranker.datasets.recommendation import RecommendationOptions, recommendation_problems
+from r1ranker.datasets.tables import identifier, need_file, records, set_once, split_rows
+from r1ranker.io.text import finite
 from r1ranker.problem import Splits
 
 
 def load(path: Path, *, seed: int = 0, limit: int | None = None, **options: Unpack[RecommendationOptions]) -> Splits:
     """Problems of the listeners of `path`; options as in `recommendation_problems`."""
-    names = {row[0]: row[1].strip() for _, row in islice(read_rows(path / "artists.dat", "\t", 2), 1, None)}
-    plays: dict[str, list[str]] = defaultdict(list)
-    for _, (user, artist, *_) in islice(read_rows(path / "user_artists.dat", "\t", 3), 1, None):
-        plays[user].append(artist)
-    for user, artists in plays.items():
-        artists.sort()
-        rng_for(seed, "order", user).shuffle(artists)
-    titles = {artist: name for artist, name in names.items() if name}
-    return recommendation_problems(plays, titles, task="rec-artist", seed=seed, limit=limit, **options)
+    names, plays = _names(need_file(path, "artists.dat")), _plays(need_file(path, "user_artists.dat"))
+    histories: dict[str, list[str]] = {}
+    for user, counts in plays.items():
+        histories[user] = sorted(counts)
+        rng_for(seed, "order", user).shuffle(histories[user])
+    return recommendation_problems(histories, names, task="rec-artist", seed=seed, limit=limit, **options)
+
+
+def _names(path: Path) -> dict[str, str]:
+    names: dict[str, str] = {}
+    for number, row in records(path, split_rows(path, "\t"), ("id", "name"), ragged=True):
+        where = f"{path}:{number}"
+        set_once(names, identifier(row, "id", where), row["name"].strip(), where)
+    return names
+
+
+def _plays(path: Path) -> dict[str, dict[str, float]]:
+    """Play count by artist of each listener."""
+    plays: dict[str, dict[str, float]] = defaultdict(dict)
+    for number, row in records(path, split_rows(path, "\t"), ("userID", "artistID", "weight")):
+        where = f"{path}:{number}"
+        count = finite(row["weight"], f"{where}: weight")
+        set_once(plays[identifier(row, "userID", where)], identifier(row, "artistID", where), count, where)
+    return plays
 
 
 SOURCE = Source(

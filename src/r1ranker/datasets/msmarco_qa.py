@@ -27,6 +27,8 @@ from r1ranker.datasets.common import (
 )
 from r1ranker.datasets.rankllm import POOL_SIZES
 from r1ranker.errors import ConfigError, DataError
+from r1ranker.io.documents import identifier_of
+from r1ranker.io.text import list_files
 from r1ranker.problem import Candidate, Problem, Splits
 
 log = logging.getLogger(__name__)
@@ -59,7 +61,7 @@ def load(
     unknown = [task for task in tasks if task not in POOL_SIZES]
     if unknown:
         raise ConfigError(f"tasks: {unknown[0]!r} is not one of {', '.join(POOL_SIZES)}")
-    files = {split: sorted(path.glob(pattern)) for split, pattern in FILES.items()}
+    files = {split: list_files(path, pattern) for split, pattern in FILES.items()}
     present = [split for split in SPLIT_NAMES if files[split]]
     if not present:
         raise MissingFileError(f"{path}: has no {', '.join(FILES.values())}")
@@ -74,6 +76,9 @@ def load(
         ]
         for split, members in records.items()
     }
+    asked, made = (sum(map(len, of_splits.values())) for of_splits in (records, splits))
+    if made < asked * len(tasks):
+        log.info("%d queries times %d tasks give %d pools; the others have too few passages", asked, len(tasks), made)
     return limit_per_task(splits, limit, seed)
 
 
@@ -96,22 +101,31 @@ def _disjoint(records: dict[str, list[Record]]) -> dict[str, list[Record]]:
 
 
 def _records(file: Path) -> Iterator[Record]:
-    import pyarrow.parquet as pq  # here: the other sources start faster without it
+    import pyarrow as pa  # here: the other sources start faster without it
+    import pyarrow.parquet as pq
 
     try:
-        parquet = pq.ParquetFile(file)
+        parquet = pq.ParquetFile(file, page_checksum_verification=True)
         batches = parquet.iter_batches(columns=["query_id", "query", "passages"])
         rows = [row for batch in batches for row in batch.to_pylist()]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
         raise DataError(f"{file}: not a readable parquet file: {error}") from error
+    known: dict[str, Record] = {}
     for number, row in enumerate(rows):
         try:
             passages = row["passages"]
             selected = tuple(bool(flag) for flag in passages["is_selected"])
             texts = tuple(" ".join(text.split()) for text in passages["passage_text"])
-            yield Record(str(row["query_id"]), row["query"].strip(), selected, texts)
+            qid = identifier_of(row["query_id"], f"{file}: row {number}: query_id")
+            record = Record(qid, row["query"].strip(), selected, texts)
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{file}: row {number}: needs query, query_id and passages: {error!r}") from error
+        if len(selected) != len(texts):
+            raise DataError(f"{file}: row {number}: {len(texts)} passages, but {len(selected)} flags is_selected")
+        if known.setdefault(qid, record) != record:
+            raise DataError(f"{file}: row {number}: query_id {qid!r} stands twice, with unequal passages")
+        if known[qid] is record:
+            yield record
 
 
 def _problem(record: Record, task: str, seed: int, max_chars: int) -> Problem | None:

@@ -1,22 +1,22 @@
-"""rank_llm requests with TREC qrels: a directory with any number of `*.json` and `qrels*` files.
+"""rank_llm requests with TREC qrels: a directory with any number of `*.json`, `*.jsonl` and `qrels*` files.
 
     [{"query": "how long is life cycle of flea",
       "hits": [{"content": "...", "qid": 264014, "docid": "5611210", "rank": 1, "score": 15.78}, ...]}, ...]
     264014 Q0 5611210 2
 
 The newer form `{"query": {"text", "qid"}, "candidates": [{"docid", "score", "doc": {"contents"}}]}` is read
-too. Only judged queries with a relevant passage count. Tasks: `passage-bm25` is a query's whole first stage
+too. A file holds one request, a list of them, or one a line. Only judged queries with a relevant passage and a hit
+count; of a document that was found twice the best place does. Tasks: `passage-bm25` is a query's whole first stage
 in its own order with all its qrels; `passage-5`, `-7`, `-9` are pools of one relevant passage and others of
 the first stage that are not relevant, cut to `max_chars` in all.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,10 @@ from r1ranker.datasets.common import (
     split_groups,
 )
 from r1ranker.errors import ConfigError, DataError
+from r1ranker.io.documents import identifier_of, parse_json, read_json_lines, text_of
+from r1ranker.io.qrels import Grades
+from r1ranker.io.qrels import read_qrels as read_file
+from r1ranker.io.text import bare, finite, list_files, read_text
 from r1ranker.problem import Candidate, Problem, Splits
 
 log = logging.getLogger(__name__)
@@ -43,8 +47,14 @@ TASKS = (*POOL_SIZES, TOP_K)
 @dataclass(frozen=True, slots=True)
 class Hit:
     docid: str
-    text: str
+    body: str
     score: float
+    title: str = ""
+
+    @property
+    def text(self) -> str:
+        """What the model reads."""
+        return f"{self.title} {self.body}".strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +93,16 @@ def load(
     if unknown:
         raise ConfigError(f"tasks: {unknown[0]!r} is not one of {', '.join(TASKS)}")
     settings = _Settings(seed, relevant_at, top_k, pools_per_query, eval_pools_per_query, max_chars)
+    if relevant_at < 1 or top_k < 1:
+        raise ConfigError("relevant_at and top_k must be at least 1")
     qrels = read_qrels(path)
     requests = read_requests(path)
-    judged = [r for r in requests if max(qrels.get(r.qid, {}).values(), default=0) >= relevant_at]
+    if not requests:
+        raise MissingFileError(f"{path}: has no .json file with requests")
+    log.info("%s: the first stage is that of the requests", path)
+    judged = [r for r in requests if r.hits and max(qrels.get(r.qid, {}).values(), default=0) >= relevant_at]
     if len(judged) < len(requests):
-        log.info("%d of %d queries have no relevant judgement", len(requests) - len(judged), len(requests))
+        log.info("%d of %d queries have no relevant judgement or no hit", len(requests) - len(judged), len(requests))
     if not judged:
         raise DataError(f"{path}: no query is judged >= {relevant_at}; do the qrels belong to the requests?")
     side = split_groups((request.qid for request in judged), seed)
@@ -99,61 +114,111 @@ def load(
     return limit_per_task(splits, limit, seed)
 
 
-def read_qrels(path: Path) -> dict[str, dict[str, int]]:
+def read_qrels(path: Path) -> Grades:
     """Grade by query and document from every `qrels*` file; negative grades (junk, spam) become 0."""
-    files = sorted(file for file in path.glob("qrels*") if file.is_file())
+    files = list_files(path, "qrels*")
     if not files:
         raise MissingFileError(f"{path}: has no qrels* file")
-    qrels: dict[str, dict[str, int]] = defaultdict(dict)
+    qrels: Grades = {}
     for file in files:
-        for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
-            fields = line.split()
-            if not fields:
-                continue
-            try:
-                qid, _, docid, grade = fields
-                qrels[qid][docid] = max(0, int(grade))
-            except ValueError:
-                raise DataError(f"{file}:{number}: expected 'qid 0 docid grade', found {line!r}") from None
-    return dict(qrels)
+        for qid, grades in read_file(file).items():
+            known = qrels.setdefault(qid, {})
+            for docid, grade in grades.items():
+                if known.setdefault(docid, max(0, grade)) != max(0, grade):
+                    raise DataError(f"{file}: another file has another grade of document {docid!r} for query {qid!r}")
+    return qrels
 
 
 def read_requests(path: Path) -> list[Request]:
-    """Requests of every `*.json` file with hits; of several for one query the first file's is kept."""
-    requests: dict[str, Request] = {}
-    for file in sorted(path.glob("*.json")):
-        for request in _requests(file):
-            requests.setdefault(request.qid, request)
-    if not requests:
-        raise MissingFileError(f"{path}: has no .json file with requests")
-    return list(requests.values())
+    """Requests of every JSON file of a folder; files that hold none are passed over."""
+    return by_query({file: requests_of(file) for file in list_files(path, "*.json", "*.jsonl")})
 
 
-def _requests(file: Path) -> Iterator[Request]:
+def by_query(files: Mapping[Path, Sequence[Request]]) -> list[Request]:
+    """The requests of several files. DataError: a query that two of them rank otherwise."""
+    known: dict[str, tuple[Request, Path]] = {}
+    for file, requests in files.items():
+        for request in requests:
+            before, other = known.setdefault(request.qid, (request, file))
+            if before != request:
+                raise DataError(f"{file}: query {request.qid!r} stands in {other.name} too; keep one first stage")
+    return [request for request, _ in known.values()]
+
+
+def requests_of(file: Path) -> list[Request]:
+    """The requests of a JSON file: one, a list of them, or one a line. None where no entry has hits."""
+    entries = list(_entries(file))
+    if not any(map(_is_request, (entry for _, entry in entries))):
+        return []
+    found = [request for where, entry in entries if (request := _request(entry, where)) is not None]
+    known: dict[str, Request] = {}
+    for request in found:
+        if known.setdefault(request.qid, request) != request:
+            raise DataError(f"{file}: query {request.qid!r} stands twice, with unequal hits; keep one of them")
+    return list(known.values())
+
+
+def _entries(file: Path) -> Iterator[tuple[str, Any]]:
+    """Each entry of a file with its place."""
+    if bare(file.name).endswith(".jsonl"):
+        yield from ((f"{file}:{number}", record) for number, record in read_json_lines(file))
+        return
+    text = read_text(file)
+    if not text.strip():
+        raise DataError(f"{file}: is empty; write it again, or remove it")
     try:
-        entries = json.loads(file.read_text(encoding="utf-8"))
+        document = parse_json(text)
     except ValueError as error:
-        raise DataError(f"{file}: not JSON: {error}") from error
-    for number, entry in enumerate(entries if isinstance(entries, list) else []):
-        found = (entry.get("hits") or entry.get("candidates")) if isinstance(entry, dict) else None
-        if not found:
-            continue
-        try:
-            query = entry["query"]
-            text, qid = (query["text"], query["qid"]) if isinstance(query, dict) else (query, found[0]["qid"])
-            hits = {hit.docid: hit for hit in map(_hit, found)}
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{file}: request {number}: lacks or misplaces {error}") from error
-        yield Request(str(qid), str(text), tuple(sorted(hits.values(), key=lambda hit: -hit.score)))
+        if not (isinstance(error, JSONDecodeError) and error.msg == "Extra data"):
+            raise DataError(f"{file}: not JSON: {error}") from error
+        yield from ((f"{file}:{number}", record) for number, record in read_json_lines(file))
+        return
+    entries = document if isinstance(document, list) else [document]
+    yield from ((f"{file}: request {number}", entry) for number, entry in enumerate(entries))
 
 
-def _hit(hit: Mapping[str, Any]) -> Hit:
-    text = hit.get("content")
-    if text is None:
+def _is_request(entry: Any) -> bool:
+    return isinstance(entry, dict) and ("hits" in entry or "candidates" in entry)
+
+
+def _request(entry: Any, where: str) -> Request | None:
+    if not _is_request(entry):
+        raise DataError(f"{where}: lacks or misplaces 'hits'")
+    found = entry.get("hits") or entry.get("candidates") or []
+    try:
+        query = entry["query"]
+        if not found and not isinstance(query, dict):  # the older form names the query in its hits
+            log.warning("%s: has no hit and is left out", where)
+            return None
+        text, qid = (query["text"], query["qid"]) if isinstance(query, dict) else (query, found[0]["qid"])
+        hits = [_hit(hit, f"{where}, hit {place}") for place, hit in enumerate(found, start=1)]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{where}: lacks or misplaces {error}") from error
+    if not text_of(text, f"{where}: the query").strip():
+        raise DataError(f"{where}: the query is empty")
+    best: dict[str, Hit] = {}
+    for hit in sorted(hits, key=lambda hit: -hit.score):
+        best.setdefault(hit.docid, hit)  # of a document that was found twice the best place counts
+    return Request(identifier_of(qid, f"{where}: qid"), text_of(text, where), tuple(best.values()))
+
+
+def _hit(hit: Mapping[str, Any], where: str) -> Hit:
+    title, body = "", hit.get("content")
+    if "content" not in hit:
         doc = hit["doc"]
         key = next((name for name in TEXT_KEYS if name in doc), "contents")
-        text = f"{doc.get('title') or ''} {doc[key]}"
-    return Hit(str(hit["docid"]), " ".join(str(text).split()), float(hit["score"]))
+        title, body = text_of(doc.get("title"), f"{where}: title"), doc[key]
+    return Hit(
+        identifier_of(hit["docid"], f"{where}: docid"),
+        spaced(text_of(body, f"{where}: the text")),
+        finite(hit["score"], f"{where}: score"),
+        spaced(title),
+    )
+
+
+def spaced(text: str) -> str:
+    """Text whose words are divided by single spaces."""
+    return " ".join(text.split())
 
 
 def _problems(

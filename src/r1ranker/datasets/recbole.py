@@ -1,28 +1,37 @@
 """RecBole atomic files: a directory with one `.item` file and one or more `.inter` files, tab-separated.
 
-    user_id:token   item_id:token   timestamp:float          one interaction a line; timestamp optional
-    user_id:token   item_id_list:token_seq   item_id:token   a history and the item that followed it
+    user_id:token   item_id:token   rating:float   timestamp:float     one interaction a line; the last two optional
+    user_id:token   item_id_list:token_seq   item_id:token             a history and the item that followed it
 
 The header names the columns and their types. Without timestamps the order of the file is the order of the
 interactions. Of several sequence lines of a user (or the train, valid and test files of a benchmark) the
-longest one is used, since the others are its beginnings. The task name is the caller's.
+longest one is used, and the others must be its beginnings. The task name is the caller's.
 """
 
 from __future__ import annotations
 
 import html
-from collections import defaultdict
+import re
 from collections.abc import Iterator
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Unpack
 
-from r1ranker.datasets.common import MissingFileError, Source, read_rows
-from r1ranker.datasets.recommendation import RecommendationOptions, recommendation_problems
+from r1ranker.datasets.common import MissingFileError, Source
+from r1ranker.datasets.recommendation import Event, RecommendationOptions, histories_of, recommendation_problems
+from r1ranker.datasets.tables import files_of, identifier, records, set_once, split_rows
 from r1ranker.errors import DataError
+from r1ranker.io.text import bare, finite
 from r1ranker.problem import Splits
 
 TITLE_COLUMNS = ("title", "movie_title", "item_name", "name")
 GENRE_COLUMNS = ("genres", "genre", "class")
+_TYPED = re.compile(r"[^\s,:]+:(token|token_seq|float|float_seq)")
+
+
+Line = tuple[str, dict[str, str]]
+"""Where a line stands, and its fields by column."""
 
 
 def load(
@@ -31,71 +40,100 @@ def load(
     seed: int = 0,
     limit: int | None = None,
     task: str = "rec-game",
+    min_rating: float | None = None,
     **options: Unpack[RecommendationOptions],
 ) -> Splits:
-    """Problems of the users of `path`; `task` names them, other options as in `recommendation_problems`."""
-    items = sorted(path.glob("*.item"))
-    interactions = sorted(path.glob("*.inter"))
+    """Problems of the users of `path`; `task` names them, other options as in `recommendation_problems`.
+
+    min_rating: the lowest rating that counts as an interaction; lower ones are left out of the histories.
+    """
+    items, interactions = _files(path)
+    titles, texts = _items(items)
+    histories = _histories(interactions, min_rating)
+    return recommendation_problems(histories, titles, texts=texts, task=task, seed=seed, limit=limit, **options)
+
+
+def _files(path: Path) -> tuple[Path, list[Path]]:
+    """The file of items, and those of interactions, which are named after it."""
+    items, interactions = files_of(path, "*.item"), files_of(path, "*.inter")
     if len(items) != 1 or not interactions:
         raise MissingFileError(f"{path}: has {len(items)} .item and {len(interactions)} .inter files")
-    titles, texts = _items(items[0])
-    return recommendation_problems(
-        _histories(interactions), titles, texts=texts, task=task, seed=seed, limit=limit, **options
-    )
+    name = bare(items[0].name).removesuffix(".item")
+    for file in interactions:
+        if not file.name.startswith(f"{name}."):
+            raise DataError(f"{file}: is not named after {items[0].name}; keep one data set in a folder")
+    return items[0], interactions
 
 
-def _records(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and the line by column name; a line may lack its last columns when they are empty."""
-    rows = read_rows(path, "\t", 1)
-    _, header = next(rows, (0, []))
-    names = [field.partition(":")[0] for field in header]
-    if not all(":" in field for field in header) or not header:
-        raise DataError(f"{path}:1: the header must name typed columns, such as user_id:token")
-    for number, row in rows:
-        yield number, dict(zip(names, row, strict=False))
+def _lines(path: Path) -> Iterator[Line]:
+    """Where each line stands, and its fields; a line may lack its last columns when they are empty."""
+    needed = ("user_id", "item_id") if bare(path.name).endswith(".inter") else ("item_id",)
+    rows = records(path, split_rows(path, "\t"), needed, ragged=True, column=partial(_column, path))
+    return ((f"{path}:{number}", row) for number, row in rows)
+
+
+def _column(path: Path, field: str) -> str:
+    if not _TYPED.fullmatch(field.strip()):
+        raise DataError(
+            f"{path}:1: the header must name typed columns, such as user_id:token, with tabs between them; "
+            f"{field[:80]!r} is none"
+        )
+    return field.strip().partition(":")[0]
 
 
 def _items(path: Path) -> tuple[dict[str, str], dict[str, str]]:
     titles: dict[str, str] = {}
     texts: dict[str, str] = {}
-    for number, record in _records(path):
-        column = next((name for name in TITLE_COLUMNS if name in record), None)
-        if "item_id" not in record or column is None:
-            raise DataError(f"{path}:{number}: needs item_id and a title ({', '.join(TITLE_COLUMNS)})")
-        title = " ".join(html.unescape(record[column]).split())
-        if not title:
-            continue
-        item = record["item_id"]
-        genres = next((record[name] for name in GENRE_COLUMNS if record.get(name)), "")
+    for where, row in _lines(path):
+        column = next((name for name in TITLE_COLUMNS if name in row), None)
+        if column is None:
+            raise DataError(f"{path}:1: the header names no title ({', '.join(TITLE_COLUMNS)})")
+        item, title = identifier(row, "item_id", where), " ".join(html.unescape(row[column]).split())
+        genres = next((row[name] for name in GENRE_COLUMNS if row.get(name)), "")
+        text = f"{title} | {', '.join(genres.replace(',', ' ').split())}" if genres else title
+        set_once(texts, item, text, where)
         titles[item] = title
-        texts[item] = f"{title} | {', '.join(genres.replace(',', ' ').split())}" if genres else title
     return titles, texts
 
 
-def _histories(paths: list[Path]) -> dict[str, list[str]]:
-    sequences: dict[str, list[str]] = {}
-    events: dict[str, list[tuple[float, str]]] = defaultdict(list)
-    for path in paths:
-        for number, record in _records(path):
-            user, item = record.get("user_id"), record.get("item_id")
-            if user is None or item is None:
-                raise DataError(f"{path}:{number}: needs user_id and item_id")
-            if "item_id_list" in record:
-                sequence = [*record["item_id_list"].split(), item]
-                sequences[user] = max(sequences.get(user, []), sequence, key=len)
-            else:
-                events[user].append((_timestamp(path, number, record), item))
-    for user, timed in events.items():
-        # A stable sort by time alone keeps the order of the file among ties.
-        sequences.setdefault(user, [item for _, item in sorted(timed, key=lambda event: event[0])])
-    return sequences
+def _histories(paths: list[Path], min_rating: float | None) -> dict[str, list[str]]:
+    lines = (_rated(line, min_rating) for path in paths for line in _lines(path))
+    first = list(islice(lines, 1))
+    together = chain(first, lines)
+    if first and "item_id_list" in first[0][1]:
+        return _longest(together)
+    return histories_of(_events(together), min_rating)
 
 
-def _timestamp(path: Path, number: int, record: dict[str, str]) -> float:
-    try:
-        return float(record.get("timestamp") or 0)
-    except ValueError:
-        raise DataError(f"{path}:{number}: timestamp {record['timestamp']!r} is not a number") from None
+def _rated(line: Line, min_rating: float | None) -> Line:
+    where, row = line
+    if min_rating is not None and "rating" not in row:
+        raise DataError(f"{where}: min_rating needs a column rating:float, which the header does not name")
+    return line
+
+
+def _longest(lines: Iterator[Line]) -> dict[str, list[str]]:
+    """The longest history of each user, which begins with all the others."""
+    longest: dict[str, list[str]] = {}
+    for where, row in lines:
+        user, item = identifier(row, "user_id", where), identifier(row, "item_id", where)
+        if "item_id_list" not in row:
+            raise DataError(f"{where}: a single interaction beside histories; keep one of the two in the folder")
+        shorter, longer = sorted((longest.get(user, []), [*row["item_id_list"].split(), item]), key=len)
+        if longer[: len(shorter)] != shorter:
+            raise DataError(f"{where}: two histories of user {user!r} differ, and neither begins the other")
+        longest[user] = longer
+    return longest
+
+
+def _events(lines: Iterator[Line]) -> Iterator[Event]:
+    for place, (where, row) in enumerate(lines):
+        if "item_id_list" in row:
+            raise DataError(f"{where}: a history beside single interactions; keep one of the two in the folder")
+        # Without times, an interaction's time is its place in the files.
+        time = finite(row["timestamp"], f"{where}: timestamp") if "timestamp" in row else float(place)
+        rating = finite(row["rating"], f"{where}: rating") if "rating" in row else None
+        yield Event(where, identifier(row, "user_id", where), identifier(row, "item_id", where), time, rating)
 
 
 SOURCE = Source(

@@ -1,6 +1,7 @@
 """From users' histories to recommendation problems: split by user, choose targets, draw negatives.
 
-In: item ids per user, oldest first, and titles by item. Out: `Splits`; next in the data flow is `prompts`.
+In: item ids per user, oldest first (`histories_of` makes them of rated events), and titles by item. Out: `Splits`;
+next in the data flow is `prompts`.
 
     recommendation_problems({"12": ["50", "181", ...]}, {"50": "Star Wars (1977)", ...}, task="rec-movie")
 """
@@ -8,12 +9,14 @@ In: item ids per user, oldest first, and titles by item. Out: `Splits`; next in 
 from __future__ import annotations
 
 import logging
+import math
 import random
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Literal, TypedDict
+from operator import itemgetter
+from typing import Literal, NamedTuple, TypedDict
 
 from r1ranker.datasets.common import SPLIT_NAMES, rng_for, split_groups, take
 from r1ranker.errors import ConfigError, DataError
@@ -32,6 +35,47 @@ class RecommendationOptions(TypedDict, total=False):
     negatives: Negatives
     windows_per_user: int
     min_items: int
+
+
+class Event(NamedTuple):
+    """A user met an item. where: file and line. rating: None where the source has none."""
+
+    where: str
+    user: str
+    item: str
+    time: float
+    rating: float | None = None
+
+
+def histories_of(
+    events: Iterable[Event], min_rating: float | None = None, *, tie_by_item: bool = False
+) -> dict[str, list[str]]:
+    """Each user's items by time; at one time in the order of the events, or by item, numbers by their value.
+
+    An item may come again at another time. At the same time it may stand twice only with the same rating.
+    min_rating: events rated lower are left out.
+    """
+    if min_rating is not None and not math.isfinite(min_rating):
+        raise ConfigError(f"min_rating {min_rating} is not a finite number")
+    rated: dict[str, dict[tuple[float, str], float | None]] = defaultdict(dict)
+    for where, user, item, time, rating in events:
+        known = rated[user].setdefault((time, item), rating)
+        if known != rating:
+            raise DataError(
+                f"{where}: user {user!r} rates item {item!r} {rating} here and {known} before, at the same time; "
+                "keep one of them"
+            )
+    histories: dict[str, list[str]] = {}
+    for user, pairs in rated.items():
+        kept = [pair for pair, rating in pairs.items() if rating is None or min_rating is None or rating >= min_rating]
+        histories[user] = [item for _, item in sorted(kept, key=_by_item if tie_by_item else itemgetter(0))]
+    return histories
+
+
+def _by_item(event: tuple[float, str]) -> tuple[float, int, str]:
+    """Time, then item: among numbers, padded with zeros or not, the shorter is the smaller."""
+    time, item = event
+    return time, len(item.lstrip("0")), item
 
 
 class NegativeSampler:
@@ -103,9 +147,14 @@ class _Windows:
 
 def _clean(histories: Mapping[str, Sequence[str]], titles: Mapping[str, str], min_items: int) -> dict[str, list[str]]:
     """Each user's distinct titled items, first occurrence kept; users with fewer than `min_items` dropped."""
-    untitled = {item for items in histories.values() for item in items if item not in titles}
+    met = {item for items in histories.values() for item in items}
+    untitled = met - titles.keys()
+    if untitled and len(untitled) == len(met):
+        raise DataError(
+            f"none of the {len(met)} items, such as {min(met)!r}, has a title; do the files belong together?"
+        )
     if untitled:
-        log.warning("%d items have no title and are dropped", len(untitled))
+        log.warning("%d items have no title and are dropped, of %d", len(untitled), len(met))
     titled = {user: [i for i in dict.fromkeys(items) if i in titles] for user, items in histories.items()}
     return {user: items for user, items in titled.items() if len(items) >= min_items}
 
@@ -142,6 +191,7 @@ def recommendation_problems(
         raise ConfigError("history and windows_per_user must be >= 1, pool_size and min_items >= 2")
     if negatives not in ("uniform", "popularity"):
         raise ConfigError(f"negatives {negatives!r} is not one of uniform, popularity")
+    titles = {item: title for item, title in titles.items() if title.strip()}
     kept = _clean(histories, titles, min_items)
     side = split_groups(kept, seed)
     popularity = Counter(item for user, items in kept.items() if side[user] == "train" for item in items)

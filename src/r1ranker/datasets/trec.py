@@ -11,49 +11,59 @@ A folder holds one of
 - TREC's: `collection.tsv` and `queries.tsv` (identifier, text), `qrels*` (four columns);
 - rank_llm requests with `qrels*` (see `rankllm`), which hold their first stage.
 
-The first stage is a TREC run file in the folder, `run*` or `*.trec`. Without one, and where ir_datasets has none,
-it is BM25 over the whole corpus. Each qrels file is a task, named by its name; `qrels/train.tsv` and `dev.tsv`
-give those splits, everything else is test. All judgements of a query are its gains, whether retrieved or not, so
+The first stage is a TREC run file in the folder: `run*`, `*.run`, `*.trec`, or any file whose first line is one of a
+run; what this package ranked is passed over. Without one, and where ir_datasets has none, it is BM25 over the whole
+corpus. Files may be compressed; where their names do not say what they are, the options run, qrels, topics and corpus
+do, and a file that could be anything is refused. Each qrels file is a task, named by its name; `qrels/train.tsv` and
+`dev.tsv` give those splits, everything else is test. All judgements of a query are its gains, retrieved or not, so
 nDCG is that of trec_eval. A judged query for which the first stage found nothing has an empty pool and counts 0, as
 with `trec_eval -c`; training has no use for it. Left out are judged queries without a relevant document (their number
-is logged), documents that a benchmark excludes for a query (grade -100, BRIGHT), and a document that is
-the query itself (ArguAna, Quora).
+is logged), documents that a benchmark excludes for a query (grade -100, BRIGHT), and a document that is the query
+itself, by its identifier and its text (ArguAna, Quora).
 """
 
 from __future__ import annotations
 
-import gzip
-import json
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
+from r1ranker.datasets.collection import Collection, Document, collection, read_documents
 from r1ranker.datasets.common import SPLIT_NAMES, MissingFileError, Source, cut, limit_per_task
-from r1ranker.datasets.rankllm import TEXT_KEYS, Hit, Request, read_requests
+from r1ranker.datasets.rankllm import Hit, Request, by_query, spaced
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.evaluation.runs import read_run
+from r1ranker.io.qrels import Grades, read_qrels
+from r1ranker.io.text import bare
 from r1ranker.problem import Candidate, Problem, Splits
 
 log = logging.getLogger(__name__)
 
-ID_KEYS = ("_id", "id", "docid", "pid", "qid")
 EXCLUDED = -100
 """The grade by which ir_datasets marks a document that must not be ranked for a query."""
 K1, B = 0.9, 0.4
-"""Of BM25, as in Anserini's baselines; stop words are English, words are not stemmed."""
+"""Of BM25, as in Anserini's baselines; stop words are English, words by their stems."""
 
-Grades = Mapping[str, Mapping[str, int]]
-"""Grade by query and document."""
 Scored = Mapping[str, Mapping[str, float]]
 """A first stage: score by query and document."""
-Texts = Callable[[set[str]], Mapping[str, str]]
-"""Texts of the documents named, or of all where none is."""
+Texts = Callable[[set[str]], Mapping[str, Document]]
+"""The documents named, or of all where none is."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """Files of the folder that the user names, by role."""
+
+    run: str | None
+    qrels: Sequence[str]
+    topics: str | None
+    corpus: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,23 +84,33 @@ def load(
     top_k: int = 100,
     relevant_at: int = 1,
     max_chars: int | None = None,
+    run: str | None = None,
+    qrels: str | Sequence[str] = (),
+    topics: str | None = None,
+    corpus: str | None = None,
 ) -> Splits:
     """One problem for each judged query: the best `top_k` of its first stage, texts cut to `max_chars` each.
 
     path: a folder; or with `datasets`, names of ir_datasets, a run file over all of them, or nothing.
     relevant_at: the lowest grade that binary measures count; TREC-DL's own is 2.
+    run, qrels, topics, corpus: files of the folder, where their names do not say what they are.
     """
-    if top_k < 1 or (max_chars is not None and max_chars < 1):
-        raise ConfigError("top_k and max_chars must be at least 1")
-    names = [datasets] if isinstance(datasets, str) else list(datasets)
-    parts = [_by_name(name, path, top_k) for name in names] or _from_folder(path, top_k)
+    if min(top_k, relevant_at, max_chars or 1) < 1:
+        raise ConfigError("top_k and max_chars must be at least 1, and so must relevant_at")
+    names = _list(datasets)
+    named = _Named(run, _list(qrels), topics, corpus)
+    if names and named != _Named(None, [], None, None):
+        raise ConfigError("run, qrels, topics and corpus name files of a folder: with datasets give a run as the path")
+    parts = [_by_name(name, path, top_k) for name in names] or _from_folder(path, top_k, named)
     splits: Splits = {split: [] for split in SPLIT_NAMES}
     for judged, requests in parts:
         relevant = [r for r in requests if max(judged.grades[r.qid].values()) > 0]
         ready = [r for r in relevant if r.hits or judged.split != "train"]
         if len(ready) < len(judged.grades):
             lost = len(judged.grades) - len(ready)
-            log.warning("%s: %d judged queries have no relevant document or no text", judged.task, lost)
+            log.warning(
+                "%s: %d judged queries have no relevant document or no text, or no hit to train on", judged.task, lost
+            )
         if empty := sum(not r.hits for r in ready):
             log.warning("%s: the first stage found nothing for %d queries, which count 0", judged.task, empty)
         splits[judged.split] += [_problem(r, judged, top_k, relevant_at, max_chars) for r in ready]
@@ -99,6 +119,10 @@ def load(
             f"{path or names}: no query has a first stage and a relevant judgement; do they belong together?"
         )
     return limit_per_task(splits, limit, seed)
+
+
+def _list(names: str | Sequence[str]) -> list[str]:
+    return [names] if isinstance(names, str) else list(names)
 
 
 def _problem(request: Request, judged: Judged, top_k: int, relevant_at: int, max_chars: int | None) -> Problem:
@@ -118,97 +142,58 @@ def _problem(request: Request, judged: Judged, top_k: int, relevant_at: int, max
     )
 
 
-def _from_folder(path: Path | None, top_k: int) -> list[tuple[Judged, list[Request]]]:
+def _from_folder(path: Path | None, top_k: int, named: _Named) -> list[tuple[Judged, list[Request]]]:
     if path is None or not path.is_dir():
         raise MissingFileError(f"{path or 'no path'}: give a folder, or names of ir_datasets by the option datasets")
-    qrels = [_judged(file, path) for file in _qrels_files(path)]
-    corpus = _one(path, "corpus.*", "collection.*")
-    requests = read_requests(path) if corpus is None else _from_corpus(path, corpus, qrels, top_k)
+    files = collection(path, run=named.run, qrels=named.qrels, topics=named.topics, corpus=named.corpus)
+    qrels = [_judged(file, path) for file in files.qrels]
+    requests = _from_requests(files.requests, qrels) if files.requests else _from_corpus(path, files, qrels, top_k)
     return [(one, [request for request in requests if request.qid in one.grades]) for one in qrels]
 
 
-def _from_corpus(path: Path, corpus: Path, qrels: Sequence[Judged], top_k: int) -> list[Request]:
-    file, run = _one(path, "queries*", "topics*"), _one(path, "run*", "*.trec")
-    if file is None:
+def _from_requests(files: Mapping[Path, Sequence[Request]], qrels: Sequence[Judged]) -> list[Request]:
+    grades, requests = _all_grades(qrels), by_query(files)
+    judged = [r for r in requests if r.qid in grades]
+    _tell_unjudged({r.qid for r in requests}, grades)
+    return [replace(r, hits=tuple(hit for hit in r.hits if _may_stand(hit, r, grades[r.qid]))) for r in judged]
+
+
+def _from_corpus(path: Path, files: Collection, qrels: Sequence[Judged], top_k: int) -> list[Request]:
+    corpus = files.corpus
+    if files.topics is None or corpus is None:
         raise MissingFileError(f"{path}: has no queries.jsonl or queries.tsv")
+
+    def texts(ids: set[str]) -> Mapping[str, Document]:
+        return read_documents(corpus, ids or None)
+
+    grades = _all_grades(qrels)
+    queries = {qid: query.text for qid, query in read_documents(files.topics, set(grades)).items()}
+    first = _run(files.run) if files.run else None
+    _tell_unjudged(set(first or ()), grades)
+    return _collected(grades, queries, first, texts, top_k)
+
+
+def _tell_unjudged(queries: set[str], grades: Grades) -> None:
+    if unjudged := queries - grades.keys():
+        log.info("%d of %d queries with a first stage are not judged", len(unjudged), len(queries))
+
+
+def _all_grades(qrels: Sequence[Judged]) -> Grades:
     grades: dict[str, dict[str, int]] = defaultdict(dict)
     for one in qrels:
         for qid, of_query in one.grades.items():
             grades[qid] |= of_query
-
-    def texts(ids: set[str]) -> Mapping[str, str]:
-        return {docid: text for docid, text in _texts(corpus) if not ids or docid in ids}
-
-    return _collected(grades, dict(_texts(file)), _run(run) if run else None, texts, top_k)
-
-
-def _one(path: Path, *patterns: str) -> Path | None:
-    """The file that matches; DataError when several do."""
-    found = sorted({file for pattern in patterns for file in path.glob(pattern) if file.is_file()})
-    if len(found) > 1:
-        raise DataError(f"{path}: {', '.join(file.name for file in found)} match {patterns[0]!r}; keep one of them")
-    return found[0] if found else None
-
-
-def _qrels_files(path: Path) -> list[Path]:
-    files = sorted(file for file in (*path.glob("qrels*"), *path.glob("qrels/*.tsv")) if file.is_file())
-    if not files:
-        raise MissingFileError(f"{path}: has neither qrels/*.tsv nor a qrels* file")
-    return files
+    return grades
 
 
 def _judged(file: Path, folder: Path) -> Judged:
     """The judgements of a file, and the task and split that its name says."""
-    if file.parent != folder:
-        return Judged(folder.name, file.stem if file.stem in SPLIT_NAMES else "test", _grades(file))
-    task = file.name.removeprefix("qrels").removesuffix(".txt").removesuffix(".tsv").strip(".-_")
-    return Judged(task or folder.name, "test", _grades(file))
-
-
-def _grades(file: Path) -> Grades:
-    """Grades of a file with four columns (TREC), or three and a header (BEIR)."""
-    grades: dict[str, dict[str, int]] = defaultdict(dict)
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
-        fields = line.split("\t") if line.count("\t") == 2 else line.split()
-        if not line.strip() or (number == 1 and len(fields) == 3 and not fields[2].strip().isdigit()):
-            continue
-        try:
-            qid, *_, docid, grade = fields
-            grades[qid][docid] = int(grade)
-        except ValueError:
-            raise DataError(f"{file}:{number}: expected 'qid 0 docid grade', found {line!r}") from None
-    return dict(grades)
-
-
-def _texts(file: Path) -> Iterator[tuple[str, str]]:
-    """Identifier and text of each line of a .jsonl or .tsv file, which may be compressed (.gz)."""
-    with _opened(file) as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                yield _record(json.loads(line)) if ".jsonl" in file.suffixes else _pair(line)
-            except (ValueError, KeyError, TypeError, StopIteration) as error:
-                raise DataError(f"{file}:{number}: expected an identifier and a text, found {line[:80]!r}") from error
-
-
-def _opened(file: Path) -> IO[str]:
-    if file.suffix == ".gz":
-        return gzip.open(file, "rt", encoding="utf-8")
-    return file.open(encoding="utf-8")
-
-
-def _pair(line: str) -> tuple[str, str]:
-    identifier, text = line.rstrip("\r\n").split("\t", 1)
-    return identifier, _spaced(text)
-
-
-def _record(record: Mapping[str, Any]) -> tuple[str, str]:
-    identifier = next(record[key] for key in ID_KEYS if key in record)
-    text = next(record[key] for key in TEXT_KEYS if key in record)
-    return str(identifier), _spaced(f"{record.get('title') or ''} {text}")
-
-
-def _spaced(text: str) -> str:
-    return " ".join(text.split())
+    name, grades = bare(file.name), read_qrels(file)
+    if file.parent.name == "qrels":
+        stem = Path(name).stem
+        return Judged(folder.name, stem if stem in SPLIT_NAMES else "test", grades)
+    task = name.removesuffix(".txt").removesuffix(".tsv").replace("qrels", "", 1).strip(".-_")
+    return Judged(task or folder.name, "test", grades)
 
 
 def _run(file: Path) -> Scored:
@@ -220,35 +205,45 @@ def _collected(
 ) -> list[Request]:
     """Requests of the judged queries. One document more than `top_k` is read, since one may be the query itself."""
     asked = {qid: queries[qid] for qid in grades if queries.get(qid)}
-    known: Mapping[str, str] = {}
+    known: Mapping[str, Document] = {}
     if first is None:
         known = texts(set())
-        first = bm25(asked, known)
-    top = {qid: _best(first.get(qid, {}), grades[qid], top_k + 1) for qid in asked}
+        first = bm25(asked, _read(known), stem=True)
+    top = {qid: _best(first.get(qid, {}), top_k + 1 + _excluded(grades[qid])) for qid in asked}
     wanted = {docid for best in top.values() for docid, _ in best}
     if wanted and not known:
         known = texts(wanted)
     absent = sorted(wanted - known.keys())
     if absent:
         raise DataError(f"the corpus lacks document {absent[0]!r} of the first stage; do they belong together?")
-    return [
-        Request(qid, query, tuple(Hit(d, known[d], s) for d, s in top[qid] if d != qid or query not in known[d]))
+    found = [
+        Request(qid, query, tuple(Hit(d, known[d].body, score, known[d].title) for d, score in top[qid]))
         for qid, query in asked.items()
     ]
+    return [replace(r, hits=tuple(hit for hit in r.hits if _may_stand(hit, r, grades[r.qid]))) for r in found]
 
 
-def _best(scores: Mapping[str, float], grades: Mapping[str, int], count: int) -> list[tuple[str, float]]:
-    """The best documents of a query, those left out that are excluded for it; equal scores in the order given."""
-    allowed = [(docid, score) for docid, score in scores.items() if grades.get(docid) != EXCLUDED]
-    return sorted(allowed, key=lambda pair: -pair[1])[:count]
+def _may_stand(hit: Hit, request: Request, grades: Mapping[str, int]) -> bool:
+    """Whether a document is neither excluded for the query nor the query itself, under its identifier."""
+    itself = hit.docid == request.qid and request.query.casefold() in (hit.body.casefold(), hit.text.casefold())
+    return not itself and grades.get(hit.docid) != EXCLUDED
 
 
-def bm25(queries: Mapping[str, str], texts: Mapping[str, str], keep: int = 1000) -> Scored:
+def _excluded(grades: Mapping[str, int]) -> int:
+    return sum(grade == EXCLUDED for grade in grades.values())
+
+
+def _best(scores: Mapping[str, float], count: int) -> list[tuple[str, float]]:
+    """The best documents of a query; equal scores in the order given."""
+    return sorted(scores.items(), key=lambda pair: -pair[1])[:count]
+
+
+def bm25(queries: Mapping[str, str], texts: Mapping[str, str], keep: int = 1000, *, stem: bool = False) -> Scored:
     """A first stage by bm25s over all `texts`: the best `keep` that share a word with the query."""
     from r1ranker.baselines.bm25 import scorer
 
     docids = list(texts)
-    found = scorer(list(texts.values()), k1=K1, b=B)(list(queries.values()))
+    found = scorer(list(texts.values()), stem=stem, k1=K1, b=B)(list(queries.values()))
     scored: dict[str, dict[str, float]] = {}
     for qid, scores in zip(queries, found, strict=True):
         order = np.argsort(-scores, kind="stable")[:keep]
@@ -264,15 +259,21 @@ def _by_name(name: str, run: Path | None, top_k: int) -> tuple[Judged, list[Requ
         grades[qrel.query_id][qrel.doc_id] = qrel.relevance
     task, split = _task_and_split(name)
     judged = Judged(task, split, dict(grades))
-    queries = {query.query_id: _spaced(_default_text(query)) for query in dataset.queries_iter()}
+    queries = {query.query_id: spaced(_default_text(query)) for query in dataset.queries_iter()}
 
-    def texts(ids: set[str]) -> Mapping[str, str]:
+    def texts(ids: set[str]) -> Mapping[str, Document]:
         docs = dataset.docs_store().get_many_iter(sorted(ids)) if ids else dataset.docs_iter()
-        return {doc.doc_id: _spaced(_default_text(doc)) for doc in docs}
+        return {doc.doc_id: _document(doc) for doc in docs}
 
     asked = {qid: queries[qid] for qid in grades if qid in queries}
     first = _run(run) if run is not None else _own_first_stage(dataset, asked, texts)
+    told = run or ("BM25 over the whole corpus" if first is None else "the benchmark's own")
+    log.info("%s: the first stage is %s", name, told)
     return judged, _collected(grades, asked, first, texts, top_k)
+
+
+def _read(documents: Mapping[str, Document]) -> dict[str, str]:
+    return {docid: document.text for docid, document in documents.items()}
 
 
 def _own_first_stage(dataset: Any, queries: Mapping[str, str], texts: Texts) -> Scored | None:
@@ -286,7 +287,7 @@ def _own_first_stage(dataset: Any, queries: Mapping[str, str], texts: Texts) -> 
     if any(len(set(scores.values())) > 1 for scores in given.values()):
         return given
     pool = texts({docid for scores in given.values() for docid in scores})
-    ordered = bm25(queries, pool, keep=len(pool))
+    ordered = bm25(queries, _read(pool), keep=len(pool), stem=True)
     return {qid: {d: s for d, s in ordered[qid].items() if d in scores} for qid, scores in given.items()}
 
 
@@ -306,6 +307,12 @@ def _task_and_split(name: str) -> tuple[str, str]:
     *parents, last = name.split("/")
     known = bool(parents) and last in SPLIT_NAMES
     return "-".join(parents if known else [*parents, last]), last if known else "test"
+
+
+def _document(record: Any) -> Document:
+    """A document of ir_datasets; its title stands apart where the rest is what would be indexed."""
+    text, title = spaced(_default_text(record)), spaced(getattr(record, "title", None) or "")
+    return Document(title, text.removeprefix(title).strip()) if text.startswith(title) else Document("", text)
 
 
 def _default_text(record: Any) -> str:

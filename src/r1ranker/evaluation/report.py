@@ -53,6 +53,8 @@ PRIOR = (
 PALETTE = 8
 """Colours of the template; systems beyond these get generated hues."""
 GOLDEN_ANGLE = 137.508
+KEPT = "kept_step"
+"""In a log (`training.logs`): the step whose model is the best so far."""
 CURVES = {
     "reward": "mean reward of a step",
     "dev_mrr": "MRR on dev problems, mean of tasks",
@@ -241,15 +243,23 @@ def curve_charts(
     curves: Mapping[str, Sequence[Mapping[str, Any]]], kinds: Mapping[str, str]
 ) -> tuple[list[Chart], list[Chart]]:
     """Charts of the values named in `CURVES`, and of all others, each with a line for every run."""
-    found = dict.fromkeys(key for log in curves.values() for line in log for key in line if key != "step")
+    found = dict.fromkeys(key for log in curves.values() for line in log for key in line if key not in ("step", KEPT))
+    about = CURVES | {"dev_mrr": f"{CURVES['dev_mrr']}{_kept(curves)}"}
     first: list[Chart] = []
     others: list[Chart] = []
     for key in sorted(found, key=lambda key: (list(CURVES).index(key) if key in CURVES else len(CURVES), key)):
         series = {run: thinned(_points(log, key)) for run, log in curves.items()}
         svg = line_chart({run: points for run, points in series.items() if points}, kinds, "step")
         if svg:
-            (first if key in CURVES else others).append(Chart(key, CURVES.get(key, ""), svg))
+            (first if key in CURVES else others).append(Chart(key, about.get(key, ""), svg))
     return first, others
+
+
+def _kept(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Which step's model each run has kept, where its log says so."""
+    last = {run: [line[KEPT] for line in log if KEPT in line][-1:] for run, log in curves.items()}
+    said = [f"{run} {f'step {at[0]:.0f}' if at[0] else 'the start'}" for run, at in last.items() if at]
+    return f"; kept: {', '.join(said)}" if said else ""
 
 
 def _points(log: Sequence[Mapping[str, Any]], key: str) -> Points:

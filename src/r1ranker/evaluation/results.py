@@ -20,12 +20,14 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from r1ranker.errors import DataError
 from r1ranker.evaluation.measures import QueryValues, by_task, evaluate_by_task
 from r1ranker.evaluation.significance import bootstrap_means, holm, paired_randomisation, percentile_interval
 from r1ranker.files import replacing, write_whole
+from r1ranker.io.documents import read_json
+from r1ranker.io.text import read_csv as read_table
 from r1ranker.problem import Problem, Ranking
 
 AVERAGE = "average"
@@ -191,17 +193,19 @@ def write_results(path: Path, rows: Sequence[Row], meta: Mapping[str, object] | 
 def read_results(path: Path) -> list[Row]:
     """The rows of a `results.json`."""
     try:
-        return [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
-    except (TypeError, json.JSONDecodeError) as error:
+        return [Row(**row) for row in read_json(path)]
+    except TypeError as error:
         raise DataError(f"{path}: not a list of results rows ({error}); write it with `write_results`") from error
 
 
 def read_csv(path: Path) -> list[Row]:
     """The rows of a `results.csv`."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return TypeAdapter(list[Row]).validate_python(list(csv.DictReader(file)))
-    except ValidationError as error:
+        (_, header), *rows = read_table(path)
+        if not rows or sorted(header) != sorted(field.name for field in fields(Row)):
+            raise ValueError("a header that names the columns, and at least one row, are needed")
+        return TypeAdapter(list[Row]).validate_python([dict(zip(header, row, strict=True)) for _, row in rows])
+    except ValueError as error:
         raise DataError(f"{path}: not a table of results rows ({error}); write it with `write_csv`") from error
 
 

@@ -14,9 +14,12 @@ import numpy as np
 
 from r1ranker.errors import DataError
 from r1ranker.files import write_whole
+from r1ranker.io.text import fields, finite, read_lines
 from r1ranker.problem import Problem, Ranking, name_fault
 
 LARGEST = float(np.finfo(np.float32).max)
+OWN = "r1ranker-"
+"""Begins the tag of every run that is written, so that none is taken for a first stage by mistake."""
 
 
 def write_run(rankings: Sequence[Ranking], path: Path, tag: str) -> None:
@@ -38,16 +41,11 @@ def read_run(path: Path) -> list[Ranking]:
     the least amount that lets them strictly decrease. DataError names the line that cannot be used.
     """
     scored: dict[str, dict[str, float]] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the run file {path}: {error}") from error
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            qid, docid, score = _parsed(line, f"{path}, line {number}")
-            if docid in scored.setdefault(qid, {}):
-                raise DataError(f"{path}, line {number}: docid {docid!r} occurs a second time for query {qid!r}")
-            scored[qid][docid] = score
+    for number, line in read_lines(path):
+        qid, docid, score = _parsed(line, f"{path}, line {number}")
+        if docid in scored.setdefault(qid, {}):
+            raise DataError(f"{path}, line {number}: docid {docid!r} occurs a second time for query {qid!r}")
+        scored[qid][docid] = score
     return [_ranking(qid, scores) for qid, scores in scored.items()]
 
 
@@ -55,6 +53,28 @@ def check_names(problems: Iterable[Problem]) -> None:
     """Raise DataError for a qid or docid that a run file cannot hold; before anything is ranked."""
     if fault := next(filter(None, map(name_fault, problems)), ""):
         raise DataError(fault)
+
+
+def looks_like_run(path: Path) -> bool:
+    """Whether the file's first line is one of a run: six fields, the fourth a rank and the fifth a score."""
+    row = _first(path)
+    try:
+        return len(row) == 6 and row[3].isdecimal() and math.isfinite(finite(row[4], ""))
+    except DataError:
+        return False
+
+
+def is_own(path: Path) -> bool:
+    """Whether this package wrote the run: its tag says so."""
+    row = _first(path)
+    return len(row) == 6 and row[5].startswith(OWN)
+
+
+def _first(path: Path) -> list[str]:
+    try:
+        return fields(next(read_lines(path))[1], (6,))
+    except DataError:  # what cannot be read is told when it is needed
+        return []
 
 
 def run_lines(ranking: Ranking, tag: str) -> Iterator[str]:
@@ -65,7 +85,7 @@ def run_lines(ranking: Ranking, tag: str) -> Iterator[str]:
         if not (_usable(score) and np.float32(score) < np.float32(before)):
             rule = "must be a finite 32-bit number below the one before it"
             raise DataError(f"query {qid!r}: score {score!r} at rank {place} {rule}, {before!r}")
-        yield f"{qid} Q0 {_word(docid, 'docid')} {place} {float(score)!r} {_word(tag, 'tag')}"
+        yield f"{qid} Q0 {_word(docid, 'docid')} {place} {float(score)!r} {OWN}{_word(tag, 'tag')}"
         before = score
 
 
@@ -81,16 +101,18 @@ def _word(name: str, what: str) -> str:
 
 
 def _parsed(line: str, where: str) -> tuple[str, str, float]:
-    fields = line.split()
-    if len(fields) != 6:
-        raise DataError(f"{where}: expected 6 fields (qid Q0 docid rank score tag), found {len(fields)}")
+    row = fields(line, (6,))
+    if len(row) != 6:
+        raise DataError(f"{where}: expected 6 fields (qid Q0 docid rank score tag), found {len(row)}")
+    if not (row[0] and row[2]):
+        raise DataError(f"{where}: the qid or the docid is empty")
     try:
-        score = float(fields[4])
-    except ValueError:
+        score = finite(row[4], where)
+    except DataError:
         score = math.nan
     if not _usable(score):
-        raise DataError(f"{where}: score {fields[4]!r} is not a finite 32-bit number")
-    return fields[0], fields[2], score
+        raise DataError(f"{where}: score {row[4]!r} is not a finite 32-bit number")
+    return row[0], row[2], score
 
 
 def _ranking(qid: str, scores: dict[str, float]) -> Ranking:

@@ -9,7 +9,6 @@ Next in the data flow: `results` and `report`.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -35,6 +34,7 @@ from r1ranker.evaluation.results import (
     write_results,
 )
 from r1ranker.evaluation.runs import check_names, write_run
+from r1ranker.io.documents import read_json
 from r1ranker.problem import Problem, Ranking
 from r1ranker.prompts import Design
 from r1ranker.provenance import provenance
@@ -300,12 +300,12 @@ def read_per_query(out: Path) -> dict[str, TaskValues]:
     path = out / "per_query.json"
     if not path.is_file():
         raise ConfigError(f"{out} holds no per_query.json; give the --out folder of a finished `r1ranker evaluate`")
-    values: dict[str, TaskValues] = json.loads(path.read_text(encoding="utf-8"))
+    values: dict[str, TaskValues] = read_json(path)
     return values
 
 
 def read_baseline(out: Path) -> str:
     """The system that a finished evaluation tested the others against."""
     path = out / "comparisons.json"
-    tests = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    tests = read_json(path) if path.is_file() else []
     return str(tests[0]["baseline"]) if tests else "prior"

@@ -41,17 +41,17 @@ class Variant:
 VARIANTS = (
     Variant("design", "direct", ("design=dranker",)),
     Variant("design", "iterative", ("design=iranker",)),
-    Variant("thinking", "on", ("think=true",)),
+    Variant("thinking", "on", ("think=true", "ppo.answer=sampled")),
     Variant("thinking", "off", ("think=false",)),
     # Each layout with training states of its own: sampled pools, or whole episodes of up to 19 decisions each.
     Variant("layout", "relist", ("layout=relist", "ppo.episode_share=0.0")),
     Variant("layout", "append", ("layout=append", "ppo.episode_share=1.0", "ppo.minibatch=4")),
     Variant("rewards", "paper", ("ppo.reward=paper",)),
     Variant("rewards", "graded", ("ppo.reward=graded",)),
-    Variant("credit", "sampled", ("ppo.answer=sampled",)),
-    Variant("credit", "expected", ("ppo.answer=expected",)),
-    Variant("lists", "sampled", ("design=dranker", "ppo.answer=sampled")),
-    Variant("lists", "expected", ("design=dranker", "ppo.answer=expected")),
+    Variant("credit", "sampled", ("think=false", "ppo.answer=sampled")),
+    Variant("credit", "expected", ("think=false", "ppo.answer=expected")),
+    Variant("lists", "sampled", ("think=false", "design=dranker", "ppo.answer=sampled")),
+    Variant("lists", "expected", ("think=false", "design=dranker", "ppo.answer=expected")),
     # Estimators, and with GAE where the critic's values come from, differ in how they credit what was sampled.
     Variant("critic", "head", ("ppo.critic=head", "ppo.answer=sampled")),
     Variant("critic", "separate", ("ppo.critic=separate", "ppo.answer=sampled")),

@@ -165,7 +165,7 @@ def _values(study: Study, model: str, tasks: Sequence[Task], folder: Path) -> Ta
     if failed:
         remedy = "look whether their data can be had from here, then run the same again: what is done stays"
         raise BackendError(f"{model} could not be asked some tasks; {remedy}\n" + "\n".join(failed))
-    return {task.name: {MEASURE: json.loads(file.read_text())} for task, file in files.items()}
+    return {task.name: {MEASURE: json.loads(file.read_text(encoding="utf-8"))} for task, file in files.items()}
 
 
 def asker(model: str, config: RunConfig) -> Any:

@@ -160,7 +160,7 @@ def outcomes(study: Study, problems: Sequence[Problem]) -> Outcomes:
     for data in study.config.data:
         if data.source == "llmrouter" and data.path is not None:
             qids = [problem.qid for problem in problems]
-            known = llmrouter.outcomes(data.path, qids)
+            known = llmrouter.outcomes(data.path, qids, data.options.get("task", llmrouter.TASK))
             found |= {qid: {llm: Outcome(*pair) for llm, pair in pairs.items()} for qid, pairs in known.items()}
         if data.source == "mini":
             found |= _mini_outcomes(data, problems)
@@ -214,7 +214,7 @@ def _curve(points: Sequence[routing.Point], low: float, high: float) -> list[str
 
 
 def _weights(task: str) -> Weights:
-    objective = llmrouter.OBJECTIVES[task.removeprefix("route-")]
+    objective = llmrouter.OBJECTIVES[task.rpartition("-")[2]]
     return Weights(objective.quality, objective.cost)
 
 

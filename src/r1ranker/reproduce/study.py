@@ -158,7 +158,7 @@ class Study:
                 "more": {key: str(value) for key, value in more.items() if key not in ("curves", "workers")},
             }
         )
-        if (out / STAMP).is_file() and (out / STAMP).read_text() == stamp:
+        if (out / STAMP).is_file() and (out / STAMP).read_text(encoding="utf-8") == stamp:
             return read_results(out / "results.json")
         (out / STAMP).unlink(missing_ok=True)
         specs = {name: dataclasses.asdict(system.spec) for name, system in models.items()}

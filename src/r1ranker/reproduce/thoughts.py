@@ -37,7 +37,7 @@ TEACH_THOUGHTS = (
 STEPS = {"small": 10}
 """Of that supervised start, by scale; elsewhere `ENOUGH`: with a third of it most answers are still broken."""
 ENOUGH = 300
-GENTLY = ("think=true", "ppo.actor_lr=0.00005", "ppo.kl=0.01")
+GENTLY = ("think=true", "ppo.answer=sampled", "ppo.actor_lr=0.00005", "ppo.kl=0.01")
 """The rate at which a small model learns to answer ruins its thoughts within two steps."""
 
 

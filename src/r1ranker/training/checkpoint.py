@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig
 
+from r1ranker.backends.loading import check_finite, resolve
 from r1ranker.backends.models import WAY
 from r1ranker.errors import ConfigError
 from r1ranker.files import recover, remove, replacing
+from r1ranker.io.fingerprint import differing, fingerprint_model, fingerprint_problems
 from r1ranker.io.locks import held
+from r1ranker.problem import Splits
 from r1ranker.training.learner import Learner, load_optimizer, optimizer_state
 from r1ranker.training.logs import LOG_NAME
 from r1ranker.training.memory import plain_state
@@ -22,6 +26,11 @@ from r1ranker.training.sharding import gathered, parted
 
 if TYPE_CHECKING:
     from r1ranker.training.config import RunConfig
+
+MAY_CHANGE = {"out", "ppo.steps", "ppo.token_budget", "ppo.keep", "ppo.actor_lr", "ppo.critic_lr"}
+"""Settings that a resumed run may have other than before."""
+
+log = logging.getLogger(__name__)
 
 
 def save_model(
@@ -36,9 +45,10 @@ def save_model(
     """An ordinary transformers model directory, replaced as a whole; adapters are added into the weights.
 
     way: how it is asked (`RunConfig.way`), for `loading.way_of`. All processes of a crew call this, and the leading one
-    `writes`.
+    `writes`. Raises NotFiniteError rather than write what is no model.
     """
     state = plain_state(network, dtype)
+    check_finite(state, "the trained weights")
     if not writes:
         return
     with replacing(directory) as fresh:
@@ -82,10 +92,13 @@ def discard(out: Path, keep: int = 0) -> None:
 def save_checkpoint(out: Path, learner: Learner, config: RunConfig) -> None:
     """All that changes in training; `ppo.keep` are kept. Randomness is drawn from (seed, step) and needs no state.
 
-    All processes call this, and the leading one writes.
+    All processes call this, and the leading one writes. Raises NotFiniteError, and writes nothing, where weights are no
+    numbers: nothing could go on from there.
     """
     optimizer, policy = optimizer_state(learner), gathered(learner.policy.state_dict())
     critic = gathered(learner.critic.state_dict()) if learner.critic else {}
+    check_finite(policy, "the weights of the policy")
+    check_finite(critic, "the weights of the critic")
     if not learner.crew.leads:
         return
     state = {
@@ -95,7 +108,9 @@ def save_checkpoint(out: Path, learner: Learner, config: RunConfig) -> None:
         "step": learner.step,
         "tokens": learner.tokens,
         "best": learner.best,
-        "config": _identity(config),
+        "kept": learner.kept,
+        "config": json.dumps(_settings(config.model_dump(mode="json")), sort_keys=True),
+        "origin": learner.origin,
     }
     with replacing(out / f"checkpoint-{learner.step:08d}.pt") as fresh:
         torch.save(state, fresh)
@@ -103,21 +118,64 @@ def save_checkpoint(out: Path, learner: Learner, config: RunConfig) -> None:
 
 
 def restore(out: Path, learner: Learner, config: RunConfig) -> None:
-    """Bring a fresh learner to where the newest checkpoint in `out` stands; only the run's length may have changed."""
-    if not (found := checkpoints(out)):
-        raise ConfigError(f"nothing to resume: there is no checkpoint in {out}; start without --resume")
-    path = found[-1]
-    state = torch.load(path, map_location=learner.policy.device, weights_only=True)
-    if state["config"] != _identity(config):
-        raise ConfigError(f"{path} is of a run with other settings ({out / 'config.yaml'}); start without --resume")
+    """Bring a fresh learner to where the newest checkpoint in `out` stands. Raises ConfigError, with what differs.
+
+    The data, the model that training began from and the settings have to be the same; but for the run's length and the
+    learning rates, which one lowers where a run went wrong. A checkpoint that cannot be read is named, and the one
+    before it taken.
+    """
+    path, state = _newest(out, learner.policy.device)
+    if found := differing(_settings(json.loads(state["config"])), _settings(config.model_dump(mode="json"))):
+        raise ConfigError(
+            f"{path} is of a run with other settings ({', '.join(found)}; see {out / 'config.yaml'}); "
+            "give those, or start without --resume"
+        )
+    if changed := differing(state.get("origin", learner.origin), learner.origin):
+        raise ConfigError(
+            f"{path} is of a run on something else: {', '.join(changed)} changed since it began. Put back what was "
+            "there, or start a run of its own without --resume and with another out"
+        )
     for module, kept in ((learner.policy, state["policy"]), (learner.critic, state["critic"])):
         if module is not None:
             module.load_state_dict(parted(kept, module.state_dict()))
+    rates = [group["base_lr"] for group in learner.optimizer.param_groups]
     load_optimizer(learner, state["optimizer"])
+    for group, rate in zip(learner.optimizer.param_groups, rates, strict=True):
+        group["base_lr"] = rate
     learner.step, learner.tokens, learner.best = state["step"], state["tokens"], state["best"]
+    learner.kept = state.get("kept", learner.step)
 
 
-def _identity(config: RunConfig) -> str:
-    """The settings that a resumed run must share with the run it goes on from."""
-    settings = config.model_dump(mode="json", exclude={"out": True, "ppo": {"steps", "token_budget", "keep"}})
-    return json.dumps(settings, sort_keys=True)
+def origin_of(config: RunConfig, splits: Splits) -> dict[str, str]:
+    """What a run is of, beside its settings: digests of the problems it reads and of the model it begins from."""
+    data = {f"{split} problems": fingerprint_problems({split: splits.get(split, ())}) for split in ("train", "dev")}
+    model = fingerprint_model(resolve(config.model))
+    return data | {f"{part} of {config.model}": digest for part, digest in model.items()}
+
+
+def _newest(out: Path, device: torch.device) -> tuple[Path, dict[str, Any]]:
+    """The newest checkpoint that can be read."""
+    found = checkpoints(out)
+    if not found:
+        raise ConfigError(f"nothing to resume: there is no checkpoint in {out}; start without --resume")
+    for path in reversed(found):
+        try:
+            return path, torch.load(path, map_location=device, weights_only=True)
+        except Exception as error:  # a file cut short fails in zipfile, in pickle or in torch
+            why = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
+            log.warning("the checkpoint %s is damaged (%s) and left out", path, why)
+    named = ", ".join(path.name for path in found)
+    raise ConfigError(f"no checkpoint in {out} can be read ({named}): delete them and start without --resume")
+
+
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a resumed run must share with the run it goes on from, by their keys."""
+    return {key: value for key, value in _flat(config) if key not in MAY_CHANGE}
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

@@ -17,16 +17,25 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from r1ranker.errors import ConfigError
+from r1ranker.errors import ConfigError, DataError
+from r1ranker.io.documents import parse_yaml
+from r1ranker.io.text import read_text
 from r1ranker.problem import SCENARIOS, Problem, Scenario
 from r1ranker.prompts import Design, Layout, Readout, Wanted
 
+_LIST = "must be a list: [a, b], or a line that begins with - for each entry"
+_KEYS = "must hold keys and values: {key: value}, or a line key: value for each"
+FORMS = dict.fromkeys(("tuple_type", "list_type"), _LIST)
+FORMS |= dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), _KEYS)
+"""What pydantic calls by Python's names, in those of YAML."""
+BESIDE_BYTES = 6
+"""Of a vocabulary from nothing: padding, the end, and four tags."""
+
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -49,7 +58,7 @@ class DataConfig(_Strict):
     source: str = "mini"
     path: Path | None = None
     seed: int = 0
-    limit: int | None = None
+    limit: int | None = Field(None, ge=1)
     show: tuple[str, ...] = Field((), description="rankers whose places the model reads: prior, bm25, item-knn, ...")
     options: dict[str, Any] = Field(default_factory=dict)
 
@@ -57,22 +66,30 @@ class DataConfig(_Strict):
 class ScratchConfig(_Strict):
     """Shape of a model made from nothing (see `scratch`)."""
 
-    vocab: int = 4096
-    hidden: int = 128
-    layers: int = 4
-    heads: int = 4
-    context: int = 2048
-    identifiers: int = 20
+    vocab: int = Field(4096, ge=300, description="at least 256 bytes, tags and identifiers")
+    hidden: int = Field(128, ge=2)
+    layers: int = Field(4, ge=1)
+    heads: int = Field(4, ge=1)
+    context: int = Field(2048, ge=16)
+    identifiers: int = Field(20, ge=0)
+
+    @model_validator(mode="after")
+    def _heads_share_what_is_hidden(self) -> ScratchConfig:
+        if self.hidden % (2 * self.heads):
+            raise ValueError(f"hidden={self.hidden} must be a multiple of twice heads={self.heads}")
+        if self.vocab < 256 + BESIDE_BYTES + self.identifiers:
+            raise ValueError(f"vocab={self.vocab} leaves no room beside bytes, tags and {self.identifiers} identifiers")
+        return self
 
 
 class WarmstartConfig(_Strict):
     """Supervised start: `steps` batches of `batch` demonstrations."""
 
     scratch: ScratchConfig | None = None
-    steps: int = 200
-    batch: int = 64
-    lr: float = 1e-5
-    warmup: int = 20
+    steps: int = Field(200, ge=1)
+    batch: int = Field(64, ge=1)
+    lr: float = Field(1e-5, gt=0)
+    warmup: int = Field(20, ge=0)
     think_share: float = Field(0.5, ge=0, le=1)
     ranking_share: float = Field(0.5, ge=0, le=1)
     append_share: float = Field(0.25, ge=0, le=1)
@@ -85,17 +102,17 @@ class WarmstartConfig(_Strict):
     pointing: float = Field(
         0.0, ge=0, description="beside that, of judging by the last layer's attention from where the answer is given"
     )
-    log_every: int = 10
+    log_every: int = Field(10, ge=1)
 
 
 class PPOConfig(_Strict):
     """The paper's settings are the defaults (section Training of its appendix), for a 3 B model."""
 
     steps: int = Field(1500, ge=1)
-    token_budget: int | None = Field(None, description="stop when this many tokens have been trained on")
+    token_budget: int | None = Field(None, ge=1, description="stop when this many tokens have been trained on")
     batch: int = Field(64, ge=1, description="trajectories per step")
     minibatch: int = Field(32, ge=1)
-    epochs: int = 1
+    epochs: int = Field(1, ge=1)
     episode_share: float = Field(0.25, ge=0, le=1, description="share of the policy's own episodes (iranker)")
     largest_pool: int | None = Field(None, ge=2)
     curriculum: float = Field(
@@ -120,20 +137,20 @@ class PPOConfig(_Strict):
     )
     group: int = Field(1, ge=1, description="trajectories from each start")
     centre: bool = Field(False, description="take off each removal's reward what a random one earns (iranker)")
-    actor_lr: float = 1e-6
-    critic_lr: float = 2e-6
+    actor_lr: float = Field(1e-6, gt=0)
+    critic_lr: float = Field(2e-6, gt=0)
     critic: Literal["separate", "head"] = "separate"
     schedule: Literal["cosine", "constant"] = "constant"
-    warmup: int = 0
-    gamma: float = 1.0
-    lam: float = 1.0
-    clip: float = 0.2
-    value_clip: float = 0.5
-    kl: float = 0.001
-    entropy: float = 0.001
-    max_grad_norm: float = 1.0
-    max_prompt_tokens: int = 1400
-    max_new_tokens: int = 1024
+    warmup: int = Field(0, ge=0)
+    gamma: float = Field(1.0, ge=0, le=1)
+    lam: float = Field(1.0, ge=0, le=1)
+    clip: float = Field(0.2, gt=0, lt=1)
+    value_clip: float = Field(0.5, gt=0)
+    kl: float = Field(0.001, ge=0)
+    entropy: float = Field(0.001, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    max_prompt_tokens: int = Field(1400, ge=1)
+    max_new_tokens: int = Field(1024, ge=1)
     lora: int | None = Field(
         None, ge=1, description="train adapters of this rank on all linear layers, and keep the model as it is"
     )
@@ -142,10 +159,10 @@ class PPOConfig(_Strict):
         False,
         description="processes hold weights, gradients and moments in parts: for a model too large for one",
     )
-    micro_tokens: int = Field(16384, description="padded tokens in one forward and backward pass")
-    validate_every: int = 50
-    validate_problems: int = Field(20, description="dev problems per task")
-    checkpoint_every: int = 50
+    micro_tokens: int = Field(16384, ge=1, description="padded tokens in one forward and backward pass")
+    validate_every: int = Field(50, ge=1)
+    validate_problems: int = Field(20, ge=0, description="dev problems per task; 0: the newest model is kept")
+    checkpoint_every: int = Field(50, ge=1)
     keep: int = Field(1, ge=1, description="checkpoints that are kept, the newest; delete one to resume from before it")
 
     def learns_from(self, problem: Problem) -> bool:
@@ -158,6 +175,12 @@ class PPOConfig(_Strict):
             raise ValueError(
                 f"estimator={self.estimator} compares trajectories that began alike: set group to 2 or more"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _groups_fit_a_batch(self) -> PPOConfig:
+        if self.group > self.batch:
+            raise ValueError(f"group={self.group} trajectories from a start do not fit a batch of {self.batch}")
         return self
 
     @model_validator(mode="after")
@@ -216,16 +239,24 @@ class RunConfig(_Strict):
         """How the model is asked, which is saved with it: who ranks with it asks it the same way."""
         return {"layout": self.layout, "readout": self.readout, "ask": self.ask}
 
+    def check_training(self) -> None:
+        """Raises ConfigError for settings that training would read and do nothing with."""
+        if self.think and self.ppo.answer == "expected":
+            raise ConfigError(
+                "ppo.answer=expected credits identifiers that are chosen without a thought, and think=true: "
+                "set ppo.answer=sampled, or think=false"
+            )
+
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     """The run of a YAML file with `key.sub=value` overrides (values are YAML). Raises ConfigError."""
     raw: dict[str, Any] = {}
     if path is not None:
         try:
-            raw = yaml.safe_load(path.read_text()) or {}
-        except OSError as error:
-            raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
-        except yaml.YAMLError as error:
+            raw = parse_yaml(read_text(path)) or {}
+        except DataError as error:
+            raise ConfigError(str(error).replace("cannot read", "cannot read the config", 1)) from error
+        except ValueError as error:
             raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} must hold keys and values, not a {type(raw).__name__}")
@@ -253,8 +284,8 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         node = _child(node, part, [] if following.isdigit() else {}, key)
     _child(node, last, None, key)
     try:
-        node[int(last) if isinstance(node, list) else last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+        node[int(last) if isinstance(node, list) else last] = parse_yaml(value)
+    except ValueError as error:
         raise ConfigError(f"{override!r}: {value!r} is not a YAML value: {error}") from error
 
 
@@ -275,7 +306,7 @@ def _explain(error: Any) -> str:
     path = [str(part) for part in error["loc"]]
     key = ".".join(path)
     if error["type"] != "extra_forbidden":
-        return f"{key}: {error['msg']}"
+        return f"{key}: {FORMS.get(error['type'], error['msg'])}"
     known = sorted(_known_keys(RunConfig))
     by_last = {k.rsplit(".", 1)[-1]: k for k in known}
     near = difflib.get_close_matches(key, known, n=1) or [

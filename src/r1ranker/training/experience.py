@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from r1ranker.backends.encoding import batches
-from r1ranker.backends.prefix import can_reuse
 from r1ranker.training.advantages import gae, group_relative, whiten
 from r1ranker.training.batch import (
     Batch,
@@ -145,7 +144,7 @@ def micro_batches(
         for group in batches([sample.tokens for sample in samples], ppo.micro_tokens):
             yield group, pack_pools([samples[i] for i in group], yes_no, row, learner.policy.device)
         return
-    shared = can_reuse(learner.policy) and not ppo.recompute and not learner.sharded
+    shared = learner.backend.keeps and not ppo.recompute and not learner.sharded
     if shared and (learner.critic is None or learner.critic.trunk is None):
         groups = shared_batches(samples, ppo.micro_tokens)
     else:  # some network reads every prompt for each sample

@@ -48,10 +48,10 @@ def dataset(
     kept = [p for p in problems if p.trainable]
     if not kept:
         raise DataError("no training problem has two candidates and a relevant one; there is nothing to reward")
-    rng = random.Random(f"trl:{seed}")
+    rng, encoder = random.Random(f"trl:{seed}"), Encoder(tokenizer)
     rows = [
         {
-            "prompt": _as_text(prompt, tokenizer),
+            "prompt": _as_text(prompt, encoder),
             "problem": PROBLEM.dump_json(problem).decode(),
             "pool": list(pool),
             "design": design,
@@ -104,13 +104,14 @@ def _states(
         yield pool, build_prompt(problem, pool, design, layout=layout, think=think, past=past)
 
 
-def _as_text(prompt: Prompt, tokenizer: Any) -> str:
+def _as_text(prompt: Prompt, encoder: Encoder) -> str:
     """The text of which TRL's call of the tokenizer makes the token ids that `Encoder.encode` makes of the prompt.
 
     That call puts its own special tokens before a text, so the text must not begin with them too.
     """
+    tokenizer = encoder.tokenizer
     added = tokenizer.decode(tokenizer("")["input_ids"])
-    return Encoder(tokenizer).head(prompt.text).removeprefix(added) + prompt.transcript + prompt.prefill
+    return encoder.head(prompt.text).removeprefix(added) + prompt.transcript + prompt.prefill
 
 
 def _whole(completion: Any, think: bool) -> str:

@@ -11,6 +11,7 @@ import torch
 
 from r1ranker.backends.loading import cast, load, pick_dtype
 from r1ranker.backends.transformers_ import TransformersBackend
+from r1ranker.errors import BackendError
 from r1ranker.training.batch import Batch, PoolBatch, Scores, score
 from r1ranker.training.config import PPOConfig, RunConfig
 from r1ranker.training.critic import Critic
@@ -26,6 +27,7 @@ class Learner:
     reference: a frozen network, or None: the policy without its adapters.
     dtype: of the passes and of what is saved. Weights are trained in float32 whatever it is: at small learning rates
         most updates are less than the last bit of a bfloat16.
+    best, kept: the best score on dev, and the step whose model has it. origin: see `checkpoint.origin_of`.
     """
 
     backend: TransformersBackend
@@ -36,8 +38,10 @@ class Learner:
     step: int = 0
     tokens: int = 0
     best: float = -1.0
+    kept: int = 0
     crew: Crew = field(default_factory=Crew)
     sharded: bool = False
+    origin: dict[str, str] = field(default_factory=dict)
 
     @property
     def policy(self) -> Any:
@@ -67,6 +71,9 @@ def new_learner(config: RunConfig) -> Learner:
     dtype = pick_dtype(config.dtype, network.device, network)
     if config.layout == "blocks" and network.device.type == "cpu":
         network.set_attn_implementation("eager")  # torch's own on a CPU takes longer to go back, with a mask
+    backend = TransformersBackend(network, tokenizer, name=config.model)  # while the network is whole: it is tried
+    if not backend.pads:
+        raise BackendError(f"{config.model} says other things beside padding, so it cannot be trained in batches here")
     torch.manual_seed(config.seed)
     critic = Critic(network, config.ppo.critic) if needs_critic(config) else None
     reference = None
@@ -82,7 +89,6 @@ def new_learner(config: RunConfig) -> Learner:
     if critic is not None:
         groups.append({"params": list(critic.parameters()), "base_lr": config.ppo.critic_lr})
     optimizer = new_optimizer(groups, crew, sharded)
-    backend = TransformersBackend(network, tokenizer, name=config.model)
     return Learner(backend, reference, critic, optimizer, dtype, crew=crew, sharded=sharded)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -12,6 +13,8 @@ from torch.utils.tensorboard import SummaryWriter
 from r1ranker.files import write_whole
 
 LOG_NAME = "log.jsonl"
+KEPT = "kept_step"
+"""Of a validation: the step whose model is the best so far, and lies in `<out>/model`."""
 
 
 class RunLog:
@@ -34,7 +37,7 @@ class RunLog:
         """Log named values under a step."""
         if not self._writes:
             return
-        with self._path.open("a") as lines:
+        with self._path.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
@@ -50,5 +53,41 @@ class RunLog:
 def read_log(out: Path) -> list[dict[str, float]]:
     """The logged lines of a run directory, without one that was cut when the run was killed; empty without a log."""
     path = out / LOG_NAME
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    # What stands behind the last line end was being written when the run was killed.
+    whole = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+    return [json.loads(line) for line in whole]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Which model a run has kept, of which step. Scores are dev MRR; None without dev problems."""
+
+    step: int
+    score: float | None
+    start: float | None
+    last_step: int
+    last: float | None
+
+    @property
+    def improved(self) -> bool:
+        """Whether training found a better model on dev than the one it began from."""
+        return self.score is None or self.step > 0
+
+    def __str__(self) -> str:
+        begins = f"step {self.last_step}, kept step {self.step}"
+        if self.score is None:
+            return f"{begins}, the newest: there are no dev problems"
+        start = f", {self.start:.3f} at the start" if self.start is not None and self.step else ""
+        last = f", {self.last:.3f} at the end" if self.last is not None and self.step != self.last_step else ""
+        return f"{begins}: dev MRR {self.score:.3f}{start}{last}"
+
+
+def kept_of(out: Path) -> Kept | None:
+    """What a run has kept, by its log; None where nothing was validated."""
+    rows = {int(row["step"]): row for row in read_log(out)}
+    validated = [step for step, row in rows.items() if KEPT in row]
+    if not validated:
+        return None
+    step, last = int(rows[validated[-1]][KEPT]), validated[-1]
+    scores = {at: rows[at].get("dev_mrr") for at in validated}
+    return Kept(step, scores.get(step), scores.get(0), last, scores[last])

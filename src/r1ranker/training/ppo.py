@@ -7,29 +7,32 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import zip_longest
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from r1ranker.errors import DataError
+from r1ranker.errors import DataError, NotFiniteError
 from r1ranker.evaluation.measures import first_by_task
 from r1ranker.problem import Problem, Splits
 from r1ranker.progress import track
+from r1ranker.prompts import build_prompt
 from r1ranker.provenance import write_provenance
 from r1ranker.training.advantages import explained_variance
 from r1ranker.training.batch import Batch, PoolBatch, Sample, Scores, pack, score
-from r1ranker.training.checkpoint import begun, discard, restore, save_checkpoint, save_model
+from r1ranker.training.checkpoint import begun, checkpoints, discard, origin_of, restore, save_checkpoint, save_model
 from r1ranker.training.config import PPOConfig, RunConfig
 from r1ranker.training.experience import Experience, micro_batches, with_advantages
 from r1ranker.training.learner import Learner, finished, new_learner, progress
-from r1ranker.training.logs import RunLog
+from r1ranker.training.logs import KEPT, RunLog
 from r1ranker.training.losses import (
     expected_policy_loss,
     kl_k3,
@@ -45,8 +48,16 @@ from r1ranker.training.sharding import clip_gradients
 from r1ranker.training.validation import dev_mrr
 from r1ranker.training.warmstart import cosine
 
+logger = logging.getLogger(__name__)
+
 PARTS = 1000
 """Of a run, as its progress bar counts."""
+TOO_LONG = 10
+"""Steps in a row with mostly broken answers, after which that is said."""
+BROKEN = (
+    "step %d: %.0f%% of the answers are broken, and more than half were for %d steps: no reward can tell good from "
+    "bad. Raise ppo.max_new_tokens (now %d) where they are cut, or warm-start the model on the form of an answer"
+)
 LOSSES = ("policy_loss", "value_loss", "kl", "entropy", "clip_share", "expected_reward")
 
 
@@ -62,12 +73,14 @@ def train(config: RunConfig, splits: Splits, *, resume: bool = False, overwrite:
 
 
 def _train(config: RunConfig, splits: Splits, resume: bool) -> Path:
+    config.check_training()
     problems = [p for p in splits["train"] if config.ppo.learns_from(p)]
     if not problems:
         asked = ", ".join(config.ppo.scenarios)
         raise DataError(f"no training problem ({asked}) has two candidates, one relevant: there is nothing to reward")
     learner = new_learner(config)
     check_prompts(learner.backend.encoder, problems, config)
+    learner.origin = origin_of(config, splits)
     if resume:
         restore(config.out, learner, config)
     elif learner.crew.leads:
@@ -79,22 +92,51 @@ def _train(config: RunConfig, splits: Splits, resume: bool) -> Path:
         RunLog(config.out, learner.step + 1 if resume else 0, writes=learner.crew.leads) as log,
         track(PARTS, f"ppo {config.design}" if learner.crew.leads else "") as advance,
     ):
-        shown = advance_to(advance, learner, config.ppo, 0)
+        shown, broken = advance_to(advance, learner, config.ppo, 0), 0
         if learner.step == 0:
             _validate(learner, config, dev, log, {})
         while not finished(learner, config.ppo):
-            stats = ppo_step(learner, problems, config)
-            learner.step += 1
-            last = finished(learner, config.ppo)
-            if learner.step % config.ppo.validate_every == 0 or last:
-                _validate(learner, config, dev, log, stats)
-            else:
-                log.write(learner.step, stats)
-            if learner.step % config.ppo.checkpoint_every == 0 or last:
-                save_checkpoint(config.out, learner, config)
+            with _stopping(learner, config):
+                stats = ppo_step(learner, problems, config)
+                learner.step += 1
+                last = finished(learner, config.ppo)
+                if learner.step % config.ppo.validate_every == 0 or last:
+                    _validate(learner, config, dev, log, stats)
+                else:
+                    log.write(learner.step, stats)
+                if learner.step % config.ppo.checkpoint_every == 0 or last:
+                    _check_answers(learner, problems[0], config)
+                    save_checkpoint(config.out, learner, config)
+            broken = broken + 1 if stats["broken"] > 0.5 else 0
+            if broken == TOO_LONG and learner.crew.leads:
+                logger.warning(BROKEN, learner.step, 100 * stats["broken"], TOO_LONG, config.ppo.max_new_tokens)
             shown = advance_to(advance, learner, config.ppo, shown)
     learner.crew.wait()
     return config.out / "model"
+
+
+@contextmanager
+def _stopping(learner: Learner, config: RunConfig) -> Iterator[None]:
+    """What is said where a step meets a number that is none. Files stay as they were before it."""
+    step, found = learner.step + 1, checkpoints(config.out)
+    try:
+        yield
+    except NotFiniteError as error:
+        ppo, model = config.ppo, config.out / "model"
+        going_on = f"go on from {found[-1].name} with --resume, or " if found else ""
+        raise NotFiniteError(
+            f"training stopped at step {step}: {error}. {model} stays that of step {learner.kept}. Lower ppo.actor_lr "
+            f"(now {ppo.actor_lr:g}), ppo.critic_lr (now {ppo.critic_lr:g}) or ppo.max_grad_norm (now "
+            f"{ppo.max_grad_norm:g}) and {going_on}start anew with another out"
+        ) from error
+
+
+def _check_answers(learner: Learner, problem: Problem, config: RunConfig) -> None:
+    """Raises NotFiniteError where the policy says nothing any more: no run could go on from its checkpoint."""
+    prompt = build_prompt(problem, problem.identifiers, config.design, think=False)
+    with learner.alone(), learner.passes():
+        learner.backend.choose([prompt], [problem.identifiers])
+    learner.backend.forget()
 
 
 def advance_to(advance: Callable[[int], object], learner: Learner, ppo: PPOConfig, shown: int) -> int:
@@ -171,6 +213,8 @@ def _update(
             own = [lanes[lane][i] for lane, i in chosen if lane in lanes]
             totals.update(_minibatch(learner, own, ppo))
     summed = dict(zip(("tokens", *LOSSES), crew.total(*(totals[name] for name in ("tokens", *LOSSES))), strict=True))
+    if bad := [name for name in LOSSES if not math.isfinite(summed[name])]:
+        raise NotFiniteError(f"{bad[0]} is not finite")
     return {name: summed[name] / summed["tokens"] for name in LOSSES} | {"lr_factor": factor}
 
 
@@ -200,7 +244,9 @@ def _minibatch(learner: Learner, experience: list[Experience], ppo: PPOConfig) -
     parameters = [p for group in learner.optimizer.param_groups for p in group["params"]]
     (all_tokens,) = learner.crew.total(tokens)
     learner.crew.add_gradients(parameters, 1 / all_tokens)
-    clip_gradients(parameters, ppo.max_grad_norm)
+    norm = clip_gradients(parameters, ppo.max_grad_norm)
+    if not math.isfinite(norm):  # the same on every process, and before anything is updated by it
+        raise NotFiniteError(f"the gradient is not finite ({', '.join(f'{k} {v:.3g}' for k, v in totals.items())})")
     learner.optimizer.step()
     learner.optimizer.zero_grad(set_to_none=True)
     return totals
@@ -314,11 +360,11 @@ def _validate(
     """Log the dev MRR; keep the model when it is the best so far (without dev problems, the newest)."""
     with learner.alone(), learner.passes():
         scores = dev_mrr(learner.backend, dev, config, learner.crew)
-    log.write(learner.step, stats | scores)
     mean = scores.get("dev_mrr", float(learner.step))
     if mean > learner.best:
-        learner.best = mean
+        learner.best, learner.kept = mean, learner.step
         tokenizer, writes = learner.backend.encoder.tokenizer, learner.crew.leads
         save_model(config.out / "model", learner.policy, tokenizer, learner.dtype, way=config.way, writes=writes)
         if config.ppo.lora and writes:
             save_adapter(learner.policy, config.out / "adapter", config.way)
+    log.write(learner.step, stats | scores | {KEPT: learner.kept})

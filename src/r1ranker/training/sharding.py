@@ -68,11 +68,15 @@ def part_of_tensor(value: Any, like: Any) -> Any:
     return value
 
 
-def clip_gradients(parameters: Sequence[nn.Parameter], most: float) -> None:
-    """Scale all gradients down to the norm `most`, of those in parts and those that each process holds whole."""
+def clip_gradients(parameters: Sequence[nn.Parameter], most: float) -> float:
+    """Scale all gradients down to the norm `most`, of those in parts and those that each process holds whole.
+
+    The norm that they had.
+    """
     learning = [p for p in parameters if p.grad is not None]
     kinds = [[p for p in learning if isinstance(p, DTensor) is in_parts] for in_parts in (True, False)]
     norms = [nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None]) for kind in kinds if kind]
     total = torch.stack([norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]).norm()
     for kind in kinds:
         nn.utils.clip_grads_with_norm_(kind, most, total)
+    return float(total)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from r1ranker.backends.encoding import Encoder, batches
 from r1ranker.backends.loading import load, pick_device, pick_dtype, set_threads
 from r1ranker.backends.padding import positions
-from r1ranker.errors import DataError
+from r1ranker.errors import DataError, NotFiniteError
 from r1ranker.problem import Problem
 from r1ranker.progress import track
 from r1ranker.prompts import build_prompt
@@ -68,16 +69,32 @@ def _warmstart(config: RunConfig, problems: Sequence[Problem]) -> Path:
             factor = cosine(step, settings.steps, settings.warmup)
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = group["base_lr"] * factor
-            loss, tokens = _update(network, judge, examples, optimizers, tokenizer.pad_token_id, config, crew)
+            with _stopping(step, config):
+                loss, tokens = _update(network, judge, examples, optimizers, tokenizer.pad_token_id, config, crew)
             if step % settings.log_every == 0 or step == settings.steps - 1:
                 seconds = time.perf_counter() - began
                 log.write(step, {"loss": loss, "tokens_per_s": tokens / seconds, "lr": settings.lr * factor})
             if crew.leads and ((step + 1) % SAVE_EVERY == 0 or step == settings.steps - 1):
                 dtype = pick_dtype(config.dtype, network.device, network)
-                save_model(config.out / "model", network, tokenizer, dtype)
+                with _stopping(step, config):
+                    save_model(config.out / "model", network, tokenizer, dtype)
             advance(1)
     crew.wait()
     return config.out / "model"
+
+
+@contextmanager
+def _stopping(step: int, config: RunConfig) -> Iterator[None]:
+    """What is said where a step meets a number that is none."""
+    try:
+        yield
+    except NotFiniteError as error:
+        saved = step // SAVE_EVERY * SAVE_EVERY
+        kept = f"{config.out / 'model'} stays that of step {saved}" if saved else "nothing was saved yet"
+        raise NotFiniteError(
+            f"the warm start stopped at step {step}: {error}; {kept}. Lower warmstart.lr (now {config.warmstart.lr:g}) "
+            "or raise warmstart.warmup, and start anew"
+        ) from error
 
 
 def cosine(step: int, steps: int, warmup: int, floor: float = 0.05) -> float:
@@ -142,7 +159,9 @@ def _update(
         total += float(answer.detach()) / targets
     parameters = [*network.parameters(), *judge.parameters()]
     crew.add_gradients(parameters, 1.0)
-    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, 1.0))
+    if not math.isfinite(norm):
+        raise NotFiniteError(f"the gradient is not finite (loss {total:.3g})")
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

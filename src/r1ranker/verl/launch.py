@@ -73,7 +73,7 @@ def prepare(config: RunConfig, overrides: Sequence[str] = ()) -> Any:
     write_provenance(out, config.model_dump(mode="json"))
     write_rows(train, Path(file["data"]["train_files"]), TRAIN, config)
     write_rows(dev, Path(file["data"]["val_files"]), DEV, config)
-    (out / f"{CONFIG_NAME}.yaml").write_text(yaml.safe_dump(file, sort_keys=False))
+    (out / f"{CONFIG_NAME}.yaml").write_text(yaml.safe_dump(file, sort_keys=False), encoding="utf-8")
     return composed(out, overrides)
 
 
