@@ -130,7 +130,9 @@ def test_data_convert_says_what_serves_as_first_stage_and_writes_no_empty_file(t
     (given / "corpus.tsv").write_text("d1\towls live\nd2\ttractors\n")
     (given / "queries.tsv").write_text("1\towls\n2\tmice\n")
     (given / "qrels.txt").write_text("1 0 d1 1\n2 0 d1 1\n")
-    text = succeed("data", "convert", out, "-s", "data.0.source=trec", "-s", f"data.0.path={given}")
+    convert = ("data", "convert", out, "-s", "data.0.source=trec", "-s", f"data.0.path={given}")
+    assert "train.jsonl exists" in fail(*convert) and (out / "train.jsonl").read_text() == "of another conversion"
+    text = succeed(*convert, "--overwrite")
     assert "note: " in text and "the first stage is BM25" in text
     assert "warning: given: the first stage found nothing for 1 queries, which count 0" in text
     assert sorted(file.name for file in out.iterdir()) == ["test.jsonl"]
