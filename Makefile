@@ -4,7 +4,7 @@ INSTALLED := .venv/installed
 
 .PHONY: quickstart test lint nano clean
 
-quickstart: $(INSTALLED)  ## train and compare everything on the embedded model and data; ARGS="--seed 1"
+quickstart: $(INSTALLED)  ## train and compare everything on the embedded model and data; ARGS="--seed 1 --overwrite"
 	$(BIN)/r1ranker quickstart $(ARGS)
 
 test: $(INSTALLED)
@@ -16,7 +16,7 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 nano: $(INSTALLED)  ## rebuild the embedded model
-	$(BIN)/r1ranker warmstart src/r1ranker/configs/nano.yaml
+	$(BIN)/r1ranker warmstart src/r1ranker/configs/nano.yaml --overwrite
 	rm -rf src/r1ranker/nano
 	cp -r runs/nano/model src/r1ranker/nano
 

@@ -68,7 +68,7 @@ def overhead(queries: int, pythons: list[str]) -> list[dict[str, Any]]:
             backend = OpenAIBackend("m", [url], concurrency=concurrency)
             ways: dict[str, Ranker] = {
                 "DRanker": DRanker(backend, think=False),
-                "DRanker, thinking": DRanker(backend),
+                "DRanker, thinking": DRanker(backend, think=True),
                 "IRanker": IRanker(backend, think=False),
             }
             for name, ranker in ways.items():

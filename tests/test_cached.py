@@ -134,6 +134,22 @@ def test_a_model_trained_anew_in_the_same_directory_is_another_model(tmp_path: P
         assert watched.asked
 
 
+def test_another_chat_template_or_tokenizer_is_another_model(tmp_path: Path) -> None:
+    directory = tmp_path / "model"
+    directory.mkdir()
+    (directory / "model.safetensors").write_bytes(b"weights")
+    for name in ("chat_template.jinja", "tokenizer.json"):
+        for content in ("one", "two", "two"):
+            (directory / name).write_text(content)
+            watched = Watched(ScriptedBackend(), str(directory))
+            model(cached(watched, tmp_path / "cache")).generate([Prompt(name)])
+        assert not watched.asked, "nothing has changed since the last time"
+    moved = directory.rename(tmp_path / "moved")
+    watched = Watched(ScriptedBackend(), str(moved))
+    model(cached(watched, tmp_path / "cache")).generate([Prompt("tokenizer.json")])
+    assert not watched.asked
+
+
 def test_sampled_completions_are_not_kept(tmp_path: Path) -> None:
     watched = Watched(ScriptedBackend())
     backend = model(cached(watched, tmp_path))
@@ -152,7 +168,7 @@ def test_a_real_model_ranks_the_same_from_disk(
     plain, first, again = rankers[0].rank_many(problems), *(rankers[1].rank_many(problems) for _ in range(2))
     assert said(plain) == said(first) == said(again)
     asked = len(watched.asked)
-    DRanker(rankers[1].backend, max_new_tokens=6).rank_many(problems)
+    DRanker(rankers[1].backend, max_new_tokens=6, think=True).rank_many(problems)
     assert len(watched.asked) == asked + 1
     assert all(r.usage.prompt_tokens == r.usage.generated_tokens == 0 for r in again)
 

@@ -130,7 +130,9 @@ def test_data_convert_says_what_serves_as_first_stage_and_writes_no_empty_file(t
     (given / "corpus.tsv").write_text("d1\towls live\nd2\ttractors\n")
     (given / "queries.tsv").write_text("1\towls\n2\tmice\n")
     (given / "qrels.txt").write_text("1 0 d1 1\n2 0 d1 1\n")
-    text = succeed("data", "convert", out, "-s", "data.0.source=trec", "-s", f"data.0.path={given}")
+    convert = ("data", "convert", out, "-s", "data.0.source=trec", "-s", f"data.0.path={given}")
+    assert "train.jsonl exists" in fail(*convert) and (out / "train.jsonl").read_text() == "of another conversion"
+    text = succeed(*convert, "--overwrite")
     assert "note: " in text and "the first stage is BM25" in text
     assert "warning: given: the first stage found nothing for 1 queries, which count 0" in text
     assert sorted(file.name for file in out.iterdir()) == ["test.jsonl"]
@@ -196,6 +198,7 @@ def test_train_goes_on_from_its_checkpoint_and_its_model_ranks(own: Path, own_co
     assert "step 2" in text and "dev MRR" in text
     result = parsed(tmp_path / "train.json")
     assert result["last"]["step"] == 2
+    assert "holds a run already" in fail("train", own_config) and Path(result["model"]).is_dir()
     succeed("train", own_config, "-s", "ppo.steps=3", "--resume", "--json", tmp_path / "train.json")
     assert parsed(tmp_path / "train.json")["last"]["step"] == 3
     assert load_config(tmp_path / "trained" / "config.yaml").ppo.steps == 3
@@ -217,6 +220,7 @@ def test_warmstart_makes_a_model_from_nothing(own_config: Path, own: Path, tmp_p
         *("-s", "warmstart.batch=2", "--json", tmp_path / "made.json"),
     )
     model = parsed(tmp_path / "made.json")["model"]
+    assert "give --overwrite" in fail("warmstart", own_config)
     succeed("rank", own / "test.jsonl", "--model", model, "--out", tmp_path / "run.trec")
 
 

@@ -52,5 +52,5 @@ def test_rank_takes_the_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
 def test_a_server_whose_model_has_no_chat_template_gives_the_remedy(make_problem: MakeProblem) -> None:
     said = "default chat template is no longer allowed, so you must provide a chat template"  # vLLM 0.32's words
     with FaultServer(refuse=400, message=said) as server:
-        ranking = DRanker(OpenAIBackend("m", [server.base_url])).rank(make_problem(2))
+        ranking = DRanker(OpenAIBackend("m", [server.base_url]), think=True).rank(make_problem(2))
     assert "start the server with the --chat-template that docs/ranking.md shows" in ranking.error

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,12 +22,13 @@ import pytest
 from typer.testing import CliRunner
 
 from r1ranker import cli
-from r1ranker.backends.base import Ask, AsyncBackend, Backend, CallError, Choice, Completion, Session
+from r1ranker.backends.base import Ask, AsyncBackend, Backend, CallError, Choice, Completion, PromptError, Session
 from r1ranker.backends.scripted import ScriptedBackend
 from r1ranker.datasets.jsonl import iter_jsonl, write_jsonl
 from r1ranker.drive import AHEAD
 from r1ranker.errors import BackendError, ConfigError, DataError
 from r1ranker.evaluation.runs import read_run
+from r1ranker.io.locks import held
 from r1ranker.jobs import JobResult, failed_of, journal_of, rank_file
 from r1ranker.problem import Candidate, Problem
 from r1ranker.rankers import IRanker
@@ -140,8 +142,11 @@ def test_an_interrupted_job_leaves_the_beginning_of_the_run(
     rank(given, tmp_path / "whole.trec")
 
     class Dying(ScriptedBackend):
+        dead = False
+
         def choose(self, prompts: Any, pools: Any) -> list[Choice]:
-            if any("what is q7\n" in prompt.text for prompt in prompts):
+            self.dead |= any("what is q7\n" in prompt.text for prompt in prompts)
+            if self.dead:
                 raise BackendError("out of memory")
             return super().choose(prompts, pools)
 
@@ -173,6 +178,145 @@ def test_a_killed_process_goes_on_to_the_same_bytes(tmp_path: Path, make_problem
     done = subprocess.run([*command, str(out), "--resume"], capture_output=True, text=True, check=True, env=environment)
     assert out.read_bytes() == whole.read_bytes()
     assert "kept 0" not in done.stdout
+
+
+class Choosy(ScriptedBackend):
+    """Cannot read q7, alone or with others, and no more than two prompts at a time."""
+
+    def choose(self, prompts: Any, pools: Any) -> list[Choice]:
+        if any("what is q7\n" in prompt.text for prompt in prompts):
+            raise PromptError("a prompt of 9000 tokens exceeds the context")
+        if len(prompts) > 2:
+            raise BackendError("out of memory")
+        return super().choose(prompts, pools)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_a_query_that_cannot_be_read_fails_alone(
+    batch_size: int, given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(ScriptedBackend(), monkeypatch)
+    rank(given, tmp_path / "whole.trec")
+    use(Choosy(), monkeypatch)
+    out, spec = tmp_path / "run.trec", RankerSpec(model="scripted", batch_size=batch_size)
+    assert rank(given, out, spec).failed == 1
+    assert lines(failed_of(out)) == [{"qid": "q7", "error": "a prompt of 9000 tokens exceeds the context"}]
+    whole = [line for line in (tmp_path / "whole.trec").read_text().splitlines() if not line.startswith("q7 ")]
+    assert out.read_text().splitlines() == whole
+    assert rank(given, out, spec, resume=True).failed == 1
+
+
+def test_a_text_too_long_for_a_real_model_fails_alone(
+    tiny: Backend, tmp_path: Path, make_problem: MakeProblem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(tiny, monkeypatch)
+    problems = [make_problem(3, qid=f"q{i}") for i in range(5)]
+    long = (Candidate("d1", "good " * 4000), *problems[3].candidates[1:])
+    problems[3] = make_problem(3, qid="q3", candidates=long)
+    write_jsonl(problems, tmp_path / "p.jsonl")
+    assert rank(tmp_path / "p.jsonl", tmp_path / "run.trec").failed == 1
+    (failed,) = lines(failed_of(tmp_path / "run.trec"))
+    assert failed["qid"] == "q3" and "exceeds the context" in failed["error"]
+    cut = rank(tmp_path / "p.jsonl", tmp_path / "cut.trec", RankerSpec(model="scripted", truncate=400))
+    assert (cut.failed, cut.usage.cut) == (0, 1)
+
+
+@pytest.mark.parametrize("network", [False, True])
+def test_half_a_character_fails_its_query_alone(network: bool, make_problem: MakeProblem) -> None:
+    broken = make_problem(2, qid="q1", candidates=(Candidate("d1", "an owl \ud83d"), Candidate("d2", "fox")))
+    backend = Endpoint() if network else ScriptedBackend()
+    rankings = IRanker(backend).rank_many([make_problem(2, qid="q0"), broken, make_problem(2, qid="q2")])
+    assert [bool(ranking.docids) for ranking in rankings] == [True, False, True]
+    assert "holds half a character ('\\ud83d' behind" in rankings[1].error
+
+
+def test_rankings_come_soon_whatever_the_batch(make_problem: MakeProblem) -> None:
+    sizes = []
+
+    class Watched(ScriptedBackend):
+        def choose(self, prompts: Any, pools: Any) -> list[Choice]:
+            sizes.append(len(prompts))
+            return super().choose(prompts, pools)
+
+    ranker = IRanker(Watched(), batch_size=64)
+    assert len(ranker.rank_many([make_problem(2, qid=f"q{i}") for i in range(100)])) == 100
+    assert sizes == [4, 8, 16, 32, 40]
+
+
+def test_a_job_is_written_by_one_process_at_a_time(given: Path, endpoint: Endpoint, tmp_path: Path) -> None:
+    out = tmp_path / "run.trec"
+    for path in (out, trace_of(out)):
+        with held(path), pytest.raises(ConfigError, match=f"another job is writing .*{path.name}"):
+            rank(given, out, resume=True, trace=True)
+    assert endpoint.calls == 0
+    rank(given, out, trace=True)
+    assert not list(tmp_path.glob("*.lock"))
+
+
+def test_a_model_that_changed_is_refused_by_part(
+    given: Path, endpoint: Endpoint, tmp_path: Path, tiny_dir: Path
+) -> None:
+    model, out = Path(shutil.copytree(tiny_dir, tmp_path / "model")), tmp_path / "run.trec"
+    spec = RankerSpec(model=str(model))
+    rank(given, out, spec)
+    (model / "chat_template.jinja").write_text("{{ messages }}")
+    with pytest.raises(ConfigError, match="a model of which this has changed: chat template"):
+        rank(given, out, spec, resume=True)
+
+
+def test_a_trace_of_something_else_is_never_touched(given: Path, endpoint: Endpoint, tmp_path: Path) -> None:
+    out, other = tmp_path / "run.trec", tmp_path / "other.jsonl"
+    other.write_text("mine\n")
+    with pytest.raises(ConfigError, match=r"other\.jsonl exists and is not of this job"):
+        rank_file(given, SPEC, out, resume=False, trace=other)
+    rank(given, out, trace=True)
+    with pytest.raises(ConfigError, match=r"begun with the trace run\.trace"):
+        rank_file(given, SPEC, out, resume=True, trace=other)
+    with pytest.raises(ConfigError, match="the trace and the run file are the same file"):
+        rank_file(given, SPEC, tmp_path / "x", resume=False, trace=tmp_path / "x")
+    assert other.read_text() == "mine\n"
+
+
+def test_a_job_that_asks_nothing_is_refused_and_one_that_asks_little_says_so(
+    given: Path, endpoint: Endpoint, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"top_k=8 asks nothing: no problem of .* has more than 8 candidates"):
+        rank(given, tmp_path / "none.trec", RankerSpec(top_k=8))
+    small = sum(len(problem.candidates) <= 4 for problem in iter_jsonl(given))
+    assert rank(given, tmp_path / "few.trec", RankerSpec(top_k=4)).unasked == small > 0
+    assert rank(given, tmp_path / "all.trec").unasked == 0
+
+
+def test_depth_ranks_the_head_and_keeps_the_tail(given: Path, endpoint: Endpoint, tmp_path: Path) -> None:
+    rank(given, tmp_path / "run.trec", RankerSpec(depth=3))
+    for ranking, problem in zip(read_run(tmp_path / "run.trec"), iter_jsonl(given), strict=True):
+        docids = [candidate.docid for candidate in problem.candidates]
+        assert sorted(ranking.docids[:3]) == docids[:3] and list(ranking.docids[3:]) == docids[3:]
+
+
+def test_a_job_stopped_by_hand_says_how_to_go_on(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stopped(ScriptedBackend):
+        def choose(self, prompts: Any, pools: Any) -> list[Choice]:
+            if any("what is q9\n" in prompt.text for prompt in prompts):
+                raise KeyboardInterrupt
+            return super().choose(prompts, pools)
+
+    use(Stopped(), monkeypatch)
+    arguments = ["rank", str(given), "--out", str(tmp_path / "run.trec"), "--batch-size", "2"]
+    done = CliRunner().invoke(cli.app, arguments, env={"COLUMNS": "200"})
+    assert done.exit_code == 130 and "--resume" in done.output
+    use(ScriptedBackend(), monkeypatch)
+    assert CliRunner().invoke(cli.app, [*arguments, "--resume"]).exit_code == 0
+    assert len(read_run(tmp_path / "run.trec")) == 12
+
+
+def test_a_tenth_of_broken_answers_is_a_warning(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, said, warned in (("bad", "no idea", True), ("good", "<think></think><answer>[1]</answer>", False)):
+        use(ScriptedBackend(lambda prompt, said=said: said), monkeypatch)  # type: ignore[misc]
+        arguments = ["rank", str(given), "--out", str(tmp_path / f"{name}.trec"), "--think", "--top-k", "7"]
+        done = CliRunner().invoke(cli.app, arguments, env={"COLUMNS": "200"})
+        assert done.exit_code == 0, done.output
+        assert ("answers were broken, and the order" in done.output) == warned
 
 
 def test_failed_queries_are_named_counted_and_tried_again_when_their_file_is_removed(

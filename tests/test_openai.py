@@ -197,13 +197,13 @@ def test_an_answer_is_closed_only_when_it_was_opened_and_not_cut() -> None:
 
 def test_a_completion_cut_by_the_token_limit_is_truncated(make_problem: MakeProblem) -> None:
     with FaultServer() as server:
-        ranking = DRanker(asked(server), max_new_tokens=5).rank(make_problem(4))
+        ranking = DRanker(asked(server), max_new_tokens=5, think=True).rank(make_problem(4))
     assert [step.answer.kind for step in ranking.steps] == ["truncated"]
 
 
 def test_removals_are_stated_where_a_transcript_cannot_be_continued(make_problem: MakeProblem) -> None:
     with FaultServer(lacks=frozenset({"continue"})) as server:
-        IRanker(asked(server), layout="append").rank(make_problem(4))
+        IRanker(asked(server), layout="append", think=True).rank(make_problem(4))
         body = server.bodies[-1]
     assert len(body["messages"]) == 1
     assert body["messages"][0]["content"].endswith("Removed earlier, no longer candidates: [1], [2].")
@@ -212,7 +212,7 @@ def test_removals_are_stated_where_a_transcript_cannot_be_continued(make_problem
 @pytest.mark.parametrize("kind", ["429", "500", "hang", "cut", "empty", "garbage", "none", "drip"])
 def test_a_call_that_failed_is_made_again(kind: str, make_problem: MakeProblem) -> None:
     with FaultServer(rate=1, kinds=(kind,), first=1) as server:
-        ranking = DRanker(asked(server, timeout=0.3)).rank(make_problem(4))
+        ranking = DRanker(asked(server, timeout=0.3), think=True).rank(make_problem(4))
         assert worst_first(ranking)
         assert ranking.usage.retries == 1
         assert (server.stats[kind], server.stats["ok"], server.stats["requests"]) == (1, 1, 2)
@@ -256,7 +256,7 @@ def test_calls_before_the_one_that_failed_are_counted_too(make_problem: MakeProb
 
 def test_retry_after_is_waited_for(make_problem: MakeProblem) -> None:
     with FaultServer(rate=1, kinds=("429",), first=1, retry_after="1") as server:
-        ranking = DRanker(asked(server)).rank(make_problem(2))
+        ranking = DRanker(asked(server), think=True).rank(make_problem(2))
     assert worst_first(ranking)
     assert ranking.usage.seconds >= 1
 
@@ -264,14 +264,14 @@ def test_retry_after_is_waited_for(make_problem: MakeProblem) -> None:
 def test_a_wait_beyond_the_deadline_fails_at_once(make_problem: MakeProblem) -> None:
     with FaultServer(rate=1, kinds=("429",), retry_after="3600") as server:
         began = time.perf_counter()
-        ranking = DRanker(asked(server, deadline=30)).rank(make_problem(2))
+        ranking = DRanker(asked(server, deadline=30), think=True).rank(make_problem(2))
     assert time.perf_counter() - began < 5
     assert "deadline of 30 s" in ranking.error and "slow down" in ranking.error
 
 
 def test_the_deadline_ends_a_call_with_its_retries(make_problem: MakeProblem) -> None:
     with FaultServer(rate=1, kinds=("hang",)) as server:
-        ranking = DRanker(asked(server, timeout=0.2, deadline=0.5, retries=99)).rank(make_problem(2))
+        ranking = DRanker(asked(server, timeout=0.2, deadline=0.5, retries=99), think=True).rank(make_problem(2))
         assert ranking.usage.calls + ranking.usage.retries == server.stats["requests"]
     assert "no answer within 0.2 s; gave up at the deadline of 0.5 s" in ranking.error
 
@@ -279,7 +279,7 @@ def test_the_deadline_ends_a_call_with_its_retries(make_problem: MakeProblem) ->
 @pytest.mark.parametrize(("status", "remedy"), [(400, "not made again"), (401, "R1RANKER_API_KEY"), (404, "base URL")])
 def test_a_refused_request_is_not_made_again(status: int, remedy: str, make_problem: MakeProblem) -> None:
     with FaultServer(refuse=status, message="because of this") as server:
-        ranking = DRanker(asked(server)).rank(make_problem(2))
+        ranking = DRanker(asked(server), think=True).rank(make_problem(2))
         assert server.stats["requests"] == 1
     assert ranking.docids == ()
     assert f"answered {status}" in ranking.error and "because of this" in ranking.error and remedy in ranking.error
@@ -287,14 +287,14 @@ def test_a_refused_request_is_not_made_again(status: int, remedy: str, make_prob
 
 def test_a_call_that_fails_for_good_says_where_what_and_how_often(make_problem: MakeProblem) -> None:
     with FaultServer(rate=1, kinds=("500",)) as server:
-        ranking = DRanker(asked(server, retries=2)).rank(make_problem(2))
+        ranking = DRanker(asked(server, retries=2), think=True).rank(make_problem(2))
         assert server.stats["requests"] == 3
     assert ranking.error == f"{server.base_url} answered 500: Internal Server Error; gave up after 3 attempts"
 
 
 def test_an_endpoint_that_is_not_there_is_named(make_problem: MakeProblem) -> None:
     url = f"http://127.0.0.1:{free_port()}/v1"
-    ranking = DRanker(OpenAIBackend("m", [url], retries=1)).rank(make_problem(2))
+    ranking = DRanker(OpenAIBackend("m", [url], retries=1), think=True).rank(make_problem(2))
     assert f"cannot connect to {url}" in ranking.error
 
 
@@ -326,7 +326,9 @@ def test_with_many_faults_every_query_is_ranked_or_failed(think: bool, make_prob
 def test_base_urls_share_the_load(make_problem: MakeProblem) -> None:
     problems = [make_problem(3, qid=f"q{i}") for i in range(40)]
     with FaultServer(delay=0.005) as one, FaultServer(delay=0.005) as two:
-        rankings = DRanker(OpenAIBackend("m", [one.base_url, two.base_url], concurrency=4)).rank_many(problems)
+        rankings = DRanker(OpenAIBackend("m", [one.base_url, two.base_url], concurrency=4), think=True).rank_many(
+            problems
+        )
         assert all(map(worst_first, rankings))
         assert one.stats["requests"] + two.stats["requests"] == 40
         assert min(one.stats["requests"], two.stats["requests"]) >= 15
@@ -337,7 +339,7 @@ def test_a_base_url_that_is_gone_is_left_alone(make_problem: MakeProblem) -> Non
     problems = [make_problem(3, qid=f"q{i}") for i in range(20)]
     with FaultServer() as server:
         gone = f"http://127.0.0.1:{free_port()}/v1"
-        rankings = DRanker(OpenAIBackend("m", [gone, server.base_url], concurrency=2)).rank_many(problems)
+        rankings = DRanker(OpenAIBackend("m", [gone, server.base_url], concurrency=2), think=True).rank_many(problems)
     assert all(map(worst_first, rankings))
     assert sum(r.usage.retries for r in rankings) <= 2
 
@@ -361,9 +363,9 @@ def test_the_key_comes_from_the_environment_and_is_never_shown(
     monkeypatch.setenv("R1RANKER_API_KEY", "secret")
     with FaultServer(key="secret") as server:
         backend = asked(server)
-        assert worst_first(DRanker(backend).rank(make_problem(2)))
+        assert worst_first(DRanker(backend, think=True).rank(make_problem(2)))
         assert "secret" not in repr(backend)
-        refused = DRanker(asked(server, api_key="wrong")).rank(make_problem(2)).error
+        refused = DRanker(asked(server, api_key="wrong"), think=True).rank(make_problem(2)).error
         assert "401" in refused and "wrong" not in refused
 
 
@@ -386,7 +388,13 @@ def test_cost_and_tokens_are_counted_without_what_was_cached(tmp_path: Path, mak
     problem = make_problem(2)
     words = len(build_prompt(problem, (1, 2), "dranker").text.split())
     with FaultServer(cached=1000) as server:
-        usage = DRanker(asked(server, prices=read_prices(path))).rank(problem).usage
+        usage = DRanker(asked(server, prices=read_prices(path)), think=True).rank(problem).usage
     assert usage.prompt_tokens == words
     assert usage.generated_tokens > 0
     assert usage.cost == pytest.approx((words + 1000 * 0.5 + 4 * usage.generated_tokens) / 1e6)
+
+
+def test_a_server_that_counts_no_tokens_is_believed() -> None:
+    spent, backend = openai_._Spent(), OpenAIBackend("m", ["http://localhost:1/v1"])
+    spent.add({"prompt_tokens": None, "completion_tokens": None, "prompt_tokens_details": None}, backend)
+    assert spent == openai_._Spent()

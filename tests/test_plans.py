@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import re
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -129,7 +130,7 @@ def test_append_with_drop_writes_down_each_removal(make_problem: MakeProblem) ->
 
 
 @pytest.mark.parametrize(
-    ("budget", "steps"), [(Budget(calls=3), 3), (Budget(tokens=1), 1), (Budget(seconds=0.0), 0), (Budget(), 11)]
+    ("budget", "steps"), [(Budget(calls=3), 3), (Budget(tokens=1), 1), (Budget(seconds=1e-9), 1), (Budget(), 11)]
 )
 def test_a_budget_ends_the_steps_and_the_rest_is_ordered_by_what_is_known(
     budget: Budget, steps: int, make_problem: MakeProblem
@@ -200,6 +201,18 @@ def test_a_spec_builds_what_it_names() -> None:
         ({"drop": 2, "think": True}, "needs think=False"),
         ({"drop": 0}, "at least 1"),
         ({"tournament": 1}, "at least 2"),
+        ({"window": 1}, "asks nothing; give 2 or more"),
+        ({"depth": 1}, "asks nothing; give 2 or more"),
+        ({"truncate": -1}, "at least 1 token"),
+        ({"window": 5, "top_k": 5}, "window=5 with top_k=5 asks nothing"),
+        ({"tournament": 4, "top_k": 9}, "tournament=4 with top_k=9 asks nothing"),
+        ({"head": 1}, "head=1 with top_k=1 asks nothing"),
+        ({"depth": 10, "top_k": 10}, "depth=10 with top_k=10 asks nothing"),
+        ({"max_calls": 0}, "a budget of 0 calls asks nothing"),
+        ({"max_tokens": -5}, "a budget of -5 tokens asks nothing"),
+        ({"max_seconds": 0.0}, "a budget of 0.0 seconds asks nothing"),
+        ({"layout": "apend"}, "layout 'apend' is not one of relist"),
+        ({"design": "ranker"}, "design 'ranker' is not one of dranker, iranker"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(knobs: dict[str, object], message: str) -> None:
@@ -219,3 +232,22 @@ def test_a_hybrid_of_two_models_is_refused_and_not_asked_of_one() -> None:
     other = ScriptedBackend(weigh=lambda prompt, identifier: 1.0)
     with pytest.raises(ConfigError, match="same backend"):
         Hybrid(eliminating(), DRanker(other, think=False), 5)
+
+
+def test_texts_are_cut_evenly_to_the_longest_that_fits(make_problem: MakeProblem) -> None:
+    texts = ("short", "word " * 40, "x" * 300, "word " * 9)
+    problem = make_problem(4, candidates=tuple(Candidate(f"d{k}", text) for k, text in enumerate(texts)), gains={})
+    seen: list[str] = []
+
+    def weigh(prompt: Prompt, k: int) -> float:
+        seen.append(prompt.text)
+        return 1.0
+
+    spec = RankerSpec(truncate=160, top_k=3)
+    ranking = spec.around(ScriptedBackend(weigh=weigh)).rank(problem)
+    assert ranking.usage.cut == 1 and sorted(ranking.docids) == ["d0", "d1", "d2", "d3"]
+    assert "short" in seen[0] and ("word " * 9).strip() in seen[0]
+    assert 150 <= len(seen[0].encode()) // 3 <= 160
+    longest = [len(text) for text in re.findall(r"word(?: word)+|x+", seen[0])]
+    assert max(longest) - sorted(longest)[-2] <= len("word "), "both long texts end at one length"
+    assert RankerSpec(truncate=500, top_k=3).around(ScriptedBackend()).rank(problem).usage.cut == 0

@@ -84,7 +84,7 @@ def test_append_shows_each_step_what_was_said_before(make_problem: MakeProblem) 
         seen.append(prompt)
         return largest_first(prompt)
 
-    ranking = IRanker(ScriptedBackend(write), layout="append").rank(make_problem(4))
+    ranking = IRanker(ScriptedBackend(write), layout="append", think=True).rank(make_problem(4))
     said = [f"{step.completion}\n" for step in ranking.steps]
     assert [prompt.transcript for prompt in seen] == ["", said[0], said[0] + said[1]]
     assert len({prompt.text for prompt in seen}) == 1
@@ -100,7 +100,7 @@ def test_usage_adds_up_over_steps(make_problem: MakeProblem) -> None:
             tokens.extend((c.prompt_tokens, c.generated_tokens) for c in completions)
             return completions
 
-    ranking = IRanker(Counting(scripted)).rank(make_problem(5))
+    ranking = IRanker(Counting(scripted), think=True).rank(make_problem(5))
     assert len(tokens) == ranking.usage.calls == 4
     assert ranking.usage.prompt_tokens == sum(prompt for prompt, _ in tokens)
     assert ranking.usage.generated_tokens == sum(generated for _, generated in tokens)
@@ -131,7 +131,7 @@ def test_finished_problems_leave_the_batch(think: bool, make_problem: MakeProble
 def test_waiting_problems_take_the_places_of_finished_ones(make_problem: MakeProblem) -> None:
     watched = Watched(ScriptedBackend(largest_first))
     problems = [make_problem(n, qid=f"q{i}") for i, n in enumerate((2, 4, 2, 2, 2))]
-    rankings = IRanker(watched, batch_size=2).rank_many(problems)
+    rankings = IRanker(watched, batch_size=2, think=True).rank_many(problems)
     assert watched.sizes == [2, 2, 2, 1]
     assert [r.qid for r in rankings] == [p.qid for p in problems]
 
@@ -148,13 +148,13 @@ def test_top_k_stops_early_and_orders_survivors_by_removal_probability(make_prob
 
 def test_top_k_with_thoughts_leaves_survivors_in_pool_order(make_problem: MakeProblem) -> None:
     backend = ScriptedBackend(lambda prompt: f"<think></think><answer>[{listed(prompt)[1]}]</answer>")
-    ranking = IRanker(backend, top_k=3).rank(make_problem(5))
+    ranking = IRanker(backend, top_k=3, think=True).rank(make_problem(5))
     assert ranking.docids == ("d1", "d4", "d5", "d3", "d2")
 
 
 def test_top_k_of_the_whole_pool_asks_nothing(make_problem: MakeProblem) -> None:
     watched = Watched(ScriptedBackend())
-    ranking = IRanker(watched, top_k=9).rank(make_problem(4))
+    ranking = IRanker(watched, top_k=9, think=True).rank(make_problem(4))
     assert ranking.docids == ("d1", "d2", "d3", "d4")
     assert (watched.sizes, ranking.steps) == ([], ())
 
@@ -168,7 +168,7 @@ def test_a_batch_of_problems_with_nothing_to_ask_does_not_end_the_job(make_probl
 def test_a_broken_removal_is_counted_and_takes_the_last_listed(make_problem: MakeProblem) -> None:
     said = {4: "<think>", 3: "<think></think><answer>[9]</answer>", 2: "<think></think><answer>[1] [2]</answer>"}
     backend = ScriptedBackend(lambda prompt: said[len(left(prompt))])
-    ranking = IRanker(backend).rank(make_problem(4))
+    ranking = IRanker(backend, think=True).rank(make_problem(4))
     assert ranking.docids == ("d1", "d2", "d3", "d4")
     assert [step.answer.kind for step in ranking.steps] == ["missing", "unknown_id", "malformed"]
     assert ranking.broken == 3
@@ -176,14 +176,14 @@ def test_a_broken_removal_is_counted_and_takes_the_last_listed(make_problem: Mak
 
 def test_a_removal_cut_by_the_limit_is_truncated(make_problem: MakeProblem) -> None:
     backend = ScriptedBackend(lambda prompt: "<think> one two three </think> <answer>[1]</answer>")
-    ranking = IRanker(backend, max_new_tokens=3).rank(make_problem(2))
+    ranking = IRanker(backend, max_new_tokens=3, think=True).rank(make_problem(2))
     assert [step.answer.kind for step in ranking.steps] == ["truncated"]
     assert ranking.docids == ("d1", "d2")
 
 
 def test_an_identifier_already_removed_is_unknown(make_problem: MakeProblem) -> None:
     backend = ScriptedBackend(lambda prompt: "<think></think><answer>[1]</answer>")
-    ranking = IRanker(backend, layout="append").rank(make_problem(3))
+    ranking = IRanker(backend, layout="append", think=True).rank(make_problem(3))
     assert [step.answer.kind for step in ranking.steps] == ["valid", "unknown_id"]
     assert ranking.docids == ("d2", "d3", "d1")
 
@@ -191,7 +191,7 @@ def test_an_identifier_already_removed_is_unknown(make_problem: MakeProblem) -> 
 def test_dranker_takes_the_order_as_written_in_one_call(make_problem: MakeProblem) -> None:
     watched = Watched(ScriptedBackend(lambda prompt: "<think>hm</think><answer>[3] > [1] > [2]</answer>"))
     problem = make_problem(3)
-    ranking = DRanker(watched).rank(problem)
+    ranking = DRanker(watched, think=True).rank(problem)
     assert ranking.docids == ("d3", "d1", "d2")
     check_whole(ranking, problem)
     assert (ranking.usage.calls, ranking.broken, watched.sizes) == (1, 0, [1])
@@ -228,14 +228,14 @@ def test_dranker_completes_a_broken_ranking_in_pool_order(
     answer: str, order: tuple[int, ...], kind: str, make_problem: MakeProblem
 ) -> None:
     backend = ScriptedBackend(lambda prompt: f"<think></think><answer>{answer}</answer>")
-    ranking = DRanker(backend).rank(make_problem(4))
+    ranking = DRanker(backend, think=True).rank(make_problem(4))
     assert ranking.docids == tuple(f"d{k}" for k in order)
     assert (ranking.steps[0].answer.kind, ranking.broken) == (kind, 1)
 
 
 def test_dranker_batches_by_batch_size(make_problem: MakeProblem) -> None:
     watched = Watched(ScriptedBackend(lambda prompt: "<think></think><answer>[1] > [2]</answer>"))
-    DRanker(watched, batch_size=2).rank_many([make_problem(2, qid=f"q{i}") for i in range(5)])
+    DRanker(watched, batch_size=2, think=True).rank_many([make_problem(2, qid=f"q{i}") for i in range(5)])
     assert watched.sizes == [2, 2, 1]
 
 
@@ -259,7 +259,12 @@ class Broken:
 
 
 @pytest.mark.parametrize(
-    "ranker", [lambda b: IRanker(b), lambda b: IRanker(b, think=False), lambda b: DRanker(b, batch_size=1)]
+    "ranker",
+    [
+        lambda b: IRanker(b, think=True),
+        lambda b: IRanker(b, think=False),
+        lambda b: DRanker(b, batch_size=1, think=True),
+    ],
 )
 def test_a_failed_call_raises_and_never_returns_the_input_order(
     ranker: Callable[[Backend], Ranker], make_problem: MakeProblem
@@ -274,7 +279,7 @@ def test_a_backend_that_loses_an_answer_raises(make_problem: MakeProblem) -> Non
             return super().generate(prompts, **settings)[:-1]
 
     problems = [make_problem(3), make_problem(3, qid="q2")]
-    for ranker in (IRanker(Losing(ScriptedBackend())), DRanker(Losing(ScriptedBackend()))):
+    for ranker in (IRanker(Losing(ScriptedBackend()), think=True), DRanker(Losing(ScriptedBackend()), think=True)):
         with pytest.raises(ValueError, match="shorter"):
             ranker.rank_many(problems)
 
@@ -282,9 +287,9 @@ def test_a_backend_that_loses_an_answer_raises(make_problem: MakeProblem) -> Non
 RANKERS: dict[str, Callable[[Backend], Ranker]] = {
     "iranker chosen": lambda b: IRanker(b, think=False),
     "iranker chosen, append": lambda b: IRanker(b, think=False, layout="append"),
-    "iranker thinking": lambda b: IRanker(b, max_new_tokens=6),
+    "iranker thinking": lambda b: IRanker(b, max_new_tokens=6, think=True),
     "iranker top 2": lambda b: IRanker(b, think=False, top_k=2),
-    "dranker": lambda b: DRanker(b, max_new_tokens=12),
+    "dranker": lambda b: DRanker(b, max_new_tokens=12, think=True),
     "dranker without a thought": lambda b: DRanker(b, think=False, max_new_tokens=12),
 }
 
@@ -316,8 +321,8 @@ def test_a_pool_of_one_candidate_is_ranked(name: str, make_problem: MakeProblem)
 
 
 def test_no_problems_give_no_rankings() -> None:
-    assert IRanker(ScriptedBackend()).rank_many([]) == []
-    assert DRanker(ScriptedBackend()).rank_many([]) == []
+    assert IRanker(ScriptedBackend(), think=True).rank_many([]) == []
+    assert DRanker(ScriptedBackend(), think=True).rank_many([]) == []
 
 
 def test_a_real_model_removes_what_its_probabilities_say(tiny: TransformersBackend, make_problem: MakeProblem) -> None:
@@ -338,10 +343,10 @@ def test_any_completion_gives_a_permutation(make_problem: MakeProblem, completio
     problem = make_problem(4)
     backend = ScriptedBackend(lambda prompt: completion)
     for ranker in (
-        DRanker(backend),
+        DRanker(backend, think=True),
         DRanker(backend, think=False),
-        IRanker(backend),
-        IRanker(backend, layout="append"),
+        IRanker(backend, think=True),
+        IRanker(backend, layout="append", think=True),
     ):
         check_whole(ranker.rank(problem), problem)
 

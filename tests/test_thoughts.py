@@ -115,7 +115,7 @@ def test_every_step_is_recorded_with_its_reward_while_a_relevant_candidate_is_le
     )
     backend = ScriptedBackend(lambda prompt: next(said))
     problem = make_problem(5)
-    ranking = IRanker(backend, top_k=2).rank(problem)
+    ranking = IRanker(backend, top_k=2, think=True).rank(problem)
     kept = list(recorded([problem], [ranking]))
     assert [(t.thought, t.removed, t.kind) for t in kept] == [
         ("four is bad", "d4", "valid"),
@@ -127,7 +127,7 @@ def test_every_step_is_recorded_with_its_reward_while_a_relevant_candidate_is_le
     assert kept[2].reward == 0.0
     assert {(t.query, t.task) for t in kept} == {("what is q1", "toy")}
     said = iter(["<think>a</think><answer>[1]</answer>", "<think>b</think><answer>[2]</answer>"] * 2)
-    ranking = IRanker(backend, top_k=3).rank(problem)
+    ranking = IRanker(backend, top_k=3, think=True).rank(problem)
     assert [t.thought for t in recorded([problem], [ranking])] == ["a"], "the second step had no relevant candidate"
 
 

@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from r1ranker.cli_common import Against, Config, Json, Settings, complain, console, errors, write_json
+from r1ranker.cli_common import (
+    Against,
+    App,
+    Config,
+    Json,
+    Overwrite,
+    Settings,
+    complain,
+    console,
+    errors,
+    write_json,
+)
 from r1ranker.cli_model import model_app
 from r1ranker.cli_rank import rank
 from r1ranker.errors import ConfigError
 from r1ranker.problem import Problem, Splits
 from r1ranker.reproduce.command import reproduce
 
-app = typer.Typer(
+if TYPE_CHECKING:
+    from r1ranker.evaluation.systems import ModelSystem
+    from r1ranker.training.config import RunConfig
+
+EVALUATION = ("results.json", "results.csv", "per_query.json", "comparisons.json", "provenance.json", "report.html")
+"""What an evaluation writes, beside its runs."""
+
+app = App(
     help="Train a language model to rank anything by reinforcement learning, and rank with it.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -26,7 +46,7 @@ NO_BETTER = (
     "no step was better on dev than the start: what was kept is {model}, as it came. Train longer, change "
     "ppo.actor_lr, or give more dev problems (ppo.validate_problems) if their score is mostly noise"
 )
-data_app = typer.Typer(help="Look at, check and convert problems.", no_args_is_help=True)
+data_app = App(help="Look at, check and convert problems.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(model_app, name="model")
 
@@ -38,6 +58,7 @@ def quickstart(
     tokens: Annotated[
         int | None, typer.Option(help="Training tokens of each design; default: what fits minutes.")
     ] = None,
+    overwrite: Overwrite = False,
     json_: Json = None,
 ) -> None:
     """Train DRanker and IRanker from the embedded model, compare all systems on the nine embedded tasks.
@@ -45,10 +66,12 @@ def quickstart(
     Example: `r1ranker quickstart --seed 1 --out runs/seed1`
     """
     from r1ranker.evaluation.table import results_table
+    from r1ranker.io.locks import check_outputs
     from r1ranker.quickstart import run_quickstart
 
     with errors():
-        result = run_quickstart(out, seed=seed, tokens=tokens)
+        check_outputs({"--json": json_}, {})
+        result = run_quickstart(out, seed=seed, tokens=tokens, overwrite=overwrite)
     console.print(results_table(result.rows, result.comparisons, intervals=console.width >= 150))
     console.print(f"IRanker over the same model without RL: {result.gain:+.1%} average relative MRR")
     console.print(f"results {out / 'results.json'}   page {out / 'report.html'}   seconds {result.seconds:.0f}")
@@ -57,19 +80,22 @@ def quickstart(
 
 
 @app.command()
-def warmstart(config: Config = None, settings: Settings = None, json_: Json = None) -> None:
+def warmstart(
+    config: Config = None, settings: Settings = None, overwrite: Overwrite = False, json_: Json = None
+) -> None:
     """Supervised start: teach a model the format and a weak first opinion.
 
     Example: `r1ranker warmstart configs/nano.yaml -s out=runs/nano`
     """
     from r1ranker.data import load_splits
-    from r1ranker.training.config import load_config
+    from r1ranker.io.locks import check_folder
     from r1ranker.training.parallel import join_crew
     from r1ranker.training.warmstart import warmstart as run
 
     with errors():
-        loaded = load_config(config, settings or [])
-        directory = run(loaded, load_splits(loaded.data)["train"])
+        loaded = _config(config, settings, json_)
+        check_folder(loaded.out, "out")
+        directory = run(loaded, load_splits(loaded.data)["train"], overwrite=overwrite)
     if join_crew().leads:
         console.print(f"model {directory}")
         write_json(json_, {"model": directory})
@@ -86,6 +112,7 @@ def train(
     verl: Annotated[
         list[str] | None, typer.Option(help="KEY=VALUE of verl's own config, in hydra's grammar; repeatable.")
     ] = None,
+    overwrite: Overwrite = False,
     json_: Json = None,
 ) -> None:
     """Train a ranker by PPO; keeps the model that is best on dev.
@@ -95,23 +122,26 @@ def train(
     Eight GPUs: `torchrun --nproc-per-node 8 -m r1ranker train configs/paper.yaml`
     """
     from r1ranker.data import load_splits
-    from r1ranker.training.config import load_config
+    from r1ranker.io.locks import check_folder
     from r1ranker.training.logs import kept_of, read_log
     from r1ranker.training.parallel import join_crew
     from r1ranker.training.ppo import train as run
 
-    with errors():
-        loaded = load_config(config, settings or [])
+    with errors("`train --resume` with the same settings goes on from the last checkpoint"):
+        loaded = _config(config, settings, json_)
+        check_folder(loaded.out, "out")
+        if resume and overwrite:
+            raise ConfigError("--resume goes on with the run that --overwrite deletes: give one of them")
         if verl and engine != "verl":
             raise ConfigError("--verl sets verl's own config: give --engine verl with it")
         if engine == "verl":
             from r1ranker.verl.launch import launch
 
-            directory = launch(loaded, verl or [], resume=resume)
+            directory = launch(loaded, verl or [], resume=resume, overwrite=overwrite)
             console.print(f"model {directory}")
             write_json(json_, {"model": directory})
             return
-        directory = run(loaded, load_splits(loaded.data), resume=resume)
+        directory = run(loaded, load_splits(loaded.data), resume=resume, overwrite=overwrite)
     if not join_crew().leads:
         return
     last, kept = read_log(loaded.out)[-1], kept_of(loaded.out)
@@ -140,6 +170,7 @@ def evaluate(
         "runs/eval"
     ),
     workers: Annotated[int, typer.Option(min=1, help="Systems ranked side by side.")] = 1,
+    overwrite: Overwrite = False,
     json_: Json = None,
 ) -> None:
     """Compare systems on the data of a config: measures, intervals, tests, costs, an HTML page.
@@ -147,18 +178,31 @@ def evaluate(
     Example: `r1ranker evaluate configs/mini.yaml --system base=iranker:nano --system iranker=iranker:runs/x/model`
     """
     from r1ranker.data import load_splits
-    from r1ranker.evaluation.runs import read_run
-    from r1ranker.evaluation.systems import evaluate_systems, parse_system
+    from r1ranker.evaluation.runs import check_names, read_run
+    from r1ranker.evaluation.systems import check_systems, evaluate_systems, parse_system
     from r1ranker.evaluation.table import results_table
-    from r1ranker.training.config import load_config
+    from r1ranker.files import write_whole
+    from r1ranker.io.locks import check_folder, held
+    from r1ranker.jobs import failed_of
 
-    with errors():
-        loaded = load_config(config, settings or [])
-        problems = _split(load_splits(loaded.data), split)
+    again = "the same command begins anew; `rank --resume` can go on, and --run NAME=FILE takes what it wrote"
+    with errors(again), ExitStack() as stack:
+        loaded = _config(config, settings, json_, written={f"{name} of --out": out / name for name in EVALUATION})
+        given = [_named(text) for text in run or []]
         models = [parse_system(text, loaded) for text in system or []]
-        runs = {name: read_run(Path(path)) for name, path in (_named(text) for text in run or [])}
+        systems: list[str | ModelSystem] = [*filter(None, baselines.split(",")), *models]
+        check_systems(systems, [name for name, _ in given], against)
+        check_folder(out, "--out")
+        if (out / "report.html").exists() and not overwrite:
+            raise ConfigError(f"{out} holds an evaluation; name another --out, or give --overwrite to replace it")
+        stack.enter_context(held(out / "results.json"))
+        runs = {name: read_run(Path(path).expanduser()) for name, path in given}
+        for one in models:
+            one.spec.check()
+        problems = _split(load_splits(loaded.data), split)
+        check_names(problems)
         result = evaluate_systems(
-            [*filter(None, baselines.split(",")), *models],
+            systems,
             problems,
             out=out,
             split=split,
@@ -169,6 +213,12 @@ def evaluate(
         )
     for note in result.notes:
         complain("note", note)
+    for name, rankings in result.rankings.items():
+        failed = [ranking for ranking in rankings if ranking.error]
+        if failed:
+            lines = [json.dumps({"qid": r.qid, "error": r.error}, ensure_ascii=False) for r in failed]
+            write_whole(why := failed_of(out / "runs" / f"{name}.trec"), "\n".join(lines) + "\n")
+            complain("failed", f"{name}: {len(failed)} queries, which count 0; {why} says why")
     console.print(results_table(result.rows, result.comparisons, intervals=console.width >= 150))
     console.print(f"results {out / 'results.json'}   page {out / 'report.html'}")
     write_json(json_, [dataclasses.asdict(row) for row in result.rows])
@@ -193,9 +243,15 @@ def compare(
     from r1ranker.evaluation.results import comparison
     from r1ranker.evaluation.systems import read_baseline, read_per_query
     from r1ranker.evaluation.table import comparison_table
+    from r1ranker.io.locks import check_outputs
 
     with errors():
-        tests = comparison(against or read_baseline(out), read_per_query(out), measures=[measure])
+        check_outputs({"--json": json_}, {name: out / name for name in EVALUATION})
+        values = read_per_query(out)
+        known = sorted({name for tasks in values.values() for of_task in tasks.values() for name in of_task})
+        if measure not in known:
+            raise ConfigError(f"{out} has no measure {measure!r}; there are {', '.join(known)}")
+        tests = comparison(against or read_baseline(out), values, measures=[measure])
     console.print(comparison_table(tests))
     write_json(json_, [dataclasses.asdict(test) for test in tests])
 
@@ -249,8 +305,10 @@ def data_validate(
     Example: `r1ranker data validate problems.jsonl`
     """
     from r1ranker.datasets.jsonl import is_note, validate_jsonl
+    from r1ranker.io.locks import check_outputs
 
     with errors():
+        check_outputs({"--json": json_}, {"the problems": path})
         messages = validate_jsonl(path)
     for message in messages:
         console.print(message, highlight=False, soft_wrap=True, markup=False)
@@ -266,22 +324,31 @@ def data_convert(
     out: Annotated[Path, typer.Argument(help="Folder for train.jsonl, dev.jsonl and test.jsonl.")],
     config: Annotated[Path | None, typer.Option(help="YAML whose `data` to convert.")] = None,
     settings: Settings = None,
+    overwrite: Overwrite = False,
     json_: Json = None,
 ) -> None:
     """Write the problems of any source as JSON Lines.
 
     Example: `r1ranker data convert ml -s data.0.source=movielens -s data.0.path=ml-1m`
     """
+    from r1ranker.data import load_splits
+    from r1ranker.datasets import SPLIT_NAMES
     from r1ranker.datasets.jsonl import write_jsonl
+    from r1ranker.io.locks import check_folder
 
     with errors():
-        splits = _load(config, settings)
-        out.mkdir(parents=True, exist_ok=True)
+        files = {split: out / f"{split}.jsonl" for split in SPLIT_NAMES}
+        loaded = _config(config, settings, json_, written={f"{split}.jsonl": file for split, file in files.items()})
+        check_folder(out, "OUT")
+        taken = [file for file in files.values() if file.exists()]
+        if taken and not overwrite:
+            raise ConfigError(f"{taken[0]} exists; name another folder, or give --overwrite to replace it")
+        splits = load_splits(loaded.data)
         for split, problems in splits.items():
             if problems:
-                write_jsonl(problems, out / f"{split}.jsonl")
+                write_jsonl(problems, files[split])
             else:  # an empty file is a fault, and one from before would be another conversion's
-                (out / f"{split}.jsonl").unlink(missing_ok=True)
+                files[split].unlink(missing_ok=True)
     counts = {split: len(problems) for split, problems in splits.items()}
     console.print(f"wrote {out}: {counts}")
     write_json(json_, counts)
@@ -299,10 +366,10 @@ def data_stats(
     """
     from rich.table import Column, Table
 
-    from r1ranker.data import stats
+    from r1ranker.data import load_splits, stats
 
     with errors():
-        rows = stats(_load(config, settings))
+        rows = stats(load_splits(_config(config, settings, json_).data))
     table = Table(*(Column(name, overflow="fold") for name in rows[0]))  # a cut name names no task
     table.columns[0].overflow = "fold"  # long names of tasks are told apart by their ends
     for row in rows:
@@ -311,11 +378,19 @@ def data_stats(
     write_json(json_, rows)
 
 
-def _load(config: Path | None, settings: Sequence[str] | None) -> Splits:
-    from r1ranker.data import load_splits
+def _config(
+    config: Path | None, settings: Sequence[str] | None, json_: Path | None, written: Mapping[str, Path] | None = None
+) -> RunConfig:
+    """The run that a command is asked for. ConfigError where it is not said, or where an output would hit an input."""
+    from r1ranker.io.locks import check_outputs
     from r1ranker.training.config import load_config
 
-    return load_splits(load_config(config, settings or []).data)
+    if config is None and not settings:
+        raise ConfigError("which run? Give its YAML, such as configs/mini.yaml, or set keys: -s data.0.source=mini")
+    loaded = load_config(config, settings or [])
+    read = {"the config": config} | {f"data.{n}.path": one.path for n, one in enumerate(loaded.data)}
+    check_outputs({**(written or {}), "--json": json_}, read)
+    return loaded
 
 
 def _split(splits: Splits, split: str) -> list[Problem]:

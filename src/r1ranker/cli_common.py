@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from r1ranker.errors import R1RankerError
+from r1ranker.files import write_whole
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+MANY = 0.1
+"""Share of broken answers from which on a warning says so."""
 
 console = Console()
 stderr = Console(stderr=True)
@@ -26,9 +32,30 @@ Settings = Annotated[
 Against = Annotated[str, typer.Option(help="System the others are tested against.")]
 
 
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run wrote there.")]
+
+
+class App(typer.Typer):
+    """A Typer whose commands get every path with `~` expanded, also where no shell has done so (`--out=~/x`)."""
+
+    def command(self, *args: Any, **settings: Any) -> Callable[[Function], Function]:
+        """As Typer's."""
+        register = super().command(*args, **settings)
+
+        def kept(function: Function) -> Function:
+            @wraps(function)
+            def run(**values: Any) -> Any:
+                return function(**{k: v.expanduser() if isinstance(v, Path) else v for k, v in values.items()})
+
+            register(run)
+            return function
+
+        return kept
+
+
 @contextmanager
-def errors() -> Iterator[None]:
-    """Errors meant for users become one message and exit code 1; what the package tells on its way is a line."""
+def errors(again: str = "the same command begins anew") -> Iterator[None]:
+    """Errors meant for users become one message and exit code 1; `again`: how to go on after Ctrl-C or a full disk."""
     told = logging.getLogger("r1ranker")
     if not told.handlers:
         told.addHandler(_Told())
@@ -38,6 +65,13 @@ def errors() -> Iterator[None]:
     except R1RankerError as error:
         complain("error", str(error))
         raise typer.Exit(1) from error
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        complain("error", f"{where}{error.strerror or error}; once that is mended, {again}")
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt as error:
+        complain("stopped", again)
+        raise typer.Exit(130) from error
 
 
 class _Told(logging.Handler):
@@ -52,7 +86,17 @@ def complain(what: str, message: str) -> None:
     stderr.print(f"[bold red]{what}:[/] {escape(message)}", highlight=False, soft_wrap=True)
 
 
+def warn_of_answers(who: str, broken: int, calls: int) -> None:
+    """A warning where so many answers were broken that the order says little about the model."""
+    if broken > MANY * calls:
+        complain(
+            "warning",
+            f"{who}: {broken} of {calls} answers were broken, and the order they left to a rule is hardly the model's; "
+            "--trace or the page show them; without --think, or with more --max-new-tokens, there may be fewer",
+        )
+
+
 def write_json(path: Path | None, result: Any) -> None:
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=2, default=str) + "\n", encoding="utf-8")
+        with errors():
+            write_whole(path, json.dumps(result, indent=2, default=str) + "\n")

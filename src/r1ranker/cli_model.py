@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from r1ranker.cli_common import Json, console, errors, stderr, write_json
+from r1ranker.cli_common import App, Json, console, errors, stderr, write_json
 
-model_app = typer.Typer(help="Get the models that have names here, and see which are on this machine.")
+model_app = App(help="Get the models that have names here, and see which are on this machine.")
 
 
 @model_app.command("get")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from r1ranker.cli_common import Json, complain, console, errors, write_json
+from r1ranker.cli_common import Json, complain, console, errors, warn_of_answers, write_json
 from r1ranker.prompts import Design, Layout, Readout, Wanted
 from r1ranker.spec import Engine
 
@@ -39,6 +40,10 @@ def rank(
         Wanted | None, typer.Option(help="Remove the worst, or select the best; default: as the model was trained.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 1024,
+    truncate: Annotated[
+        int | None,
+        typer.Option(min=1, help="Cut candidates' texts evenly where a prompt has more tokens than this."),
+    ] = None,
     thoughts: Annotated[
         str | None, typer.Option(help="File of recorded thoughts; those on like queries stand before each prompt.")
     ] = None,
@@ -55,15 +60,21 @@ def rank(
     drop: Annotated[
         int, typer.Option(min=1, help="Remove this many in one step (iranker, no thought).", rich_help_panel=CHEAPER)
     ] = 1,
+    depth: Annotated[
+        int | None,
+        typer.Option(
+            min=2, help="Rank the first this many; the others keep their order behind them.", rich_help_panel=CHEAPER
+        ),
+    ] = None,
     head: Annotated[
         int | None,
         typer.Option(min=1, help="Rank directly, then the best this many again iteratively.", rich_help_panel=CHEAPER),
     ] = None,
     max_calls: Annotated[
-        int | None, typer.Option(min=0, help="Calls a query may cost (iranker).", rich_help_panel=CHEAPER)
+        int | None, typer.Option(min=1, help="Calls a query may cost (iranker).", rich_help_panel=CHEAPER)
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(min=0, help="Tokens a query may cost (iranker).", rich_help_panel=CHEAPER)
+        int | None, typer.Option(min=1, help="Tokens a query may cost (iranker).", rich_help_panel=CHEAPER)
     ] = None,
     max_seconds: Annotated[
         float | None, typer.Option(min=0, help="Seconds a query may take (iranker).", rich_help_panel=CHEAPER)
@@ -72,7 +83,7 @@ def rank(
         Path | None, typer.Option(help="Folder that keeps every reply, to ask nothing twice.", rich_help_panel=CHEAPER)
     ] = None,
     window: Annotated[
-        int | None, typer.Option(min=1, help="Slide a window of this size from end to head.", rich_help_panel=LONG)
+        int | None, typer.Option(min=2, help="Slide a window of this size from end to head.", rich_help_panel=LONG)
     ] = None,
     stride: Annotated[
         int | None, typer.Option(min=1, help="Slide it by this many; default: half of it.", rich_help_panel=LONG)
@@ -111,15 +122,18 @@ def rank(
 
     Long lists: `r1ranker rank problems.jsonl --window 20 --stride 10`
 
+    The first twenty of a first stage: `r1ranker rank problems.jsonl --depth 20`
+
     The best ten, cheaper: `r1ranker rank problems.jsonl --layout append --top-k 10 --max-calls 15`
 
     Endpoints: `r1ranker rank problems.jsonl --model org/model --base-url http://a:8000/v1 --base-url http://b:8000/v1`
     """
     from r1ranker.fusing import parse_fusion
-    from r1ranker.jobs import failed_of, rank_file
+    from r1ranker.io.locks import check_outputs
+    from r1ranker.jobs import failed_of, journal_of, rank_file
     from r1ranker.spec import RankerSpec
 
-    with errors():
+    with errors(f"go on by the same command with --resume: what is finished stands in {out}"):
         spec = RankerSpec(
             design=design,
             model=model,
@@ -129,6 +143,7 @@ def rank(
             ask=ask,
             top_k=top_k,
             drop=drop,
+            depth=depth,
             max_calls=max_calls,
             max_tokens=max_tokens,
             max_seconds=max_seconds,
@@ -139,6 +154,7 @@ def rank(
             thoughts=thoughts,
             recall=recall,
             shuffles=shuffles,
+            truncate=truncate,
             fuse=None if fuse is None else parse_fusion(fuse),
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
@@ -150,6 +166,9 @@ def rank(
             prices=prices,
             cache=cache,
         )
+        written = {"--out": out, "--trace": trace, "the journal": journal_of(out), "the failures": failed_of(out)}
+        read = {"the problems": problems, "--prices": prices, "--thoughts": Path(thoughts) if thoughts else None}
+        check_outputs(written | {"--json": json_}, read)
         result = rank_file(problems, spec, out, resume=resume, trace=trace, ray=ray)
     usage = result.usage
     console.print(
@@ -159,7 +178,20 @@ def rank(
         soft_wrap=True,
     )
     write_json(json_, {"spec": dataclasses.asdict(spec)} | dataclasses.asdict(result))
+    warn_of_answers(design, result.broken, usage.calls)
+    if usage.cut:
+        complain("note", f"texts were cut in {usage.cut} lists to fit {truncate} tokens")
+    if result.unasked:
+        rule = f"they have no more than {top_k} candidates" if top_k > 1 else "their settings left nothing to ask"
+        complain("warning", f"nothing was asked about {result.unasked} queries, which stand as they came: {rule}")
     if result.failed:
         where = f"{failed_of(out)} says why; remove it and go on by --resume to try them again"
         complain("failed", f"{result.failed} queries; {where}")
+        complain("error", f"the first: {_first(failed_of(out))}")
         raise typer.Exit(1)
+
+
+def _first(failures: Path) -> str:
+    with failures.open(encoding="utf-8") as lines:
+        first = json.loads(next(lines))
+    return f"{first['qid']}: {first['error']}"

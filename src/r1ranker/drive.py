@@ -3,6 +3,8 @@
 A backend that answers in batches gets the asks of many queries in one call; a query that is finished
 leaves the batch and the next one takes its place. One that answers over a network gets each query's asks
 as they come, many queries at a time. Problems are drawn only as there is room for them.
+
+A query whose prompt cannot be read, or which alone makes a batch fail, fails alone: its ranking is empty and says why.
 """
 
 from __future__ import annotations
@@ -13,11 +15,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import islice
 
 from pydantic import TypeAdapter
 
-from r1ranker.backends.base import Ask, AsyncBackend, Backend, CallError, Choice, Completion, Session
+from r1ranker.backends.base import Ask, AsyncBackend, Backend, CallError, Choice, Completion, PromptError, Session
 from r1ranker.errors import BackendError
 from r1ranker.plans import Plan, Planner, Reply
 from r1ranker.problem import Problem, Ranking, Usage
@@ -29,12 +32,18 @@ RANKING = TypeAdapter(Ranking)
 AHEAD = 4
 """Queries that may be under way or finished but not yet taken, as a multiple of the concurrency: calls go on while a
 ranking is written, but replies never pile up where the calls are faster than who takes them."""
+FIRST = 4
+"""Queries in the first batch; queries of one batch end together, so the first rankings come soon."""
+QUICK_SECONDS = 10.0
+"""Batches grow while one is finished within this time,"""
+GAIN = 0.9
+"""or while twice as many queries take less than this share of the time for each."""
 
 
 def drive(
     problems: Iterable[Problem], planner: Planner, backend: Backend | AsyncBackend, batch: int
 ) -> Iterator[Finished]:
-    """Rankings in the order they are finished. Raises BackendError when a batch cannot be answered."""
+    """Rankings in the order they are finished; one that failed alone is empty. BackendError: nothing can be asked."""
 
     def plan(problem: Problem) -> Plan:
         return planner(problem) if problem.candidates else _nothing_to_rank(problem)
@@ -51,25 +60,112 @@ def _nothing_to_rank(problem: Problem) -> Plan:
 
 
 def _in_batches(problems: Iterable[Problem], planner: Planner, backend: Backend, batch: int) -> Iterator[Finished]:
-    waiting = enumerate(problems)
-    active: list[tuple[int, Plan, Ask]] = []
-    while (drawn := list(islice(waiting, batch - len(active)))) or active:
-        for index, problem in drawn:
-            plan = planner(problem)
-            try:
-                active.append((index, plan, next(plan)))
-            except StopIteration as done:  # nothing to ask
-                yield index, done.value
-        if not active:
-            continue
-        replies = _answers(backend, [ask for _, _, ask in active])
-        going: list[tuple[int, Plan, Ask]] = []
-        for (index, plan, _), reply in zip(active, replies, strict=True):
-            try:
-                going.append((index, plan, plan.send(reply)))
-            except StopIteration as done:
-                yield index, done.value
-        active = going
+    waiting, room = enumerate(problems), _Room(batch)
+    active: list[_Active] = []
+    while (drawn := list(islice(waiting, room.size - len(active)))) or active:
+        new = [_Active(index, problem.qid, planner(problem)) for index, problem in drawn]
+        begun = [(one, one.begin()) for one in new]
+        active += [one for one, ranking in begun if ranking is None]
+        replies = _outcomes(backend, [one.ask for one in active if one.ask])
+        went_on = [(one, one.go_on(reply)) for one, reply in zip(active, replies, strict=True)]
+        active = [one for one, ranking in went_on if ranking is None]
+        for one, ranking in (*begun, *went_on):
+            if ranking is not None:
+                room.count()
+                yield one.index, ranking
+
+
+@dataclass(slots=True)
+class _Active:
+    """A query under way: what it asks now and what it has cost."""
+
+    index: int
+    qid: str
+    plan: Plan
+    ask: Ask | None = None
+    spent: Usage = field(default_factory=Usage)
+
+    def begin(self) -> Ranking | None:
+        """Its ranking where there is nothing to ask."""
+        return self._take(lambda: next(self.plan))
+
+    def go_on(self, outcome: Reply | BackendError) -> Ranking | None:
+        """Its ranking where this was the last reply, or the error that ends it."""
+        if isinstance(outcome, BackendError):
+            return self._failed(outcome)
+        self.spent += outcome.usage
+        return self._take(lambda: self.plan.send(outcome))
+
+    def _take(self, advance: Callable[[], Ask]) -> Ranking | None:
+        try:
+            self.ask = advance()
+            check_text(self.ask)
+        except StopIteration as done:
+            ranking: Ranking = done.value
+            return ranking
+        except PromptError as error:
+            return self._failed(error)
+        return None
+
+    def _failed(self, error: BackendError) -> Ranking:
+        self.plan.close()
+        return Ranking(self.qid, (), (), usage=self.spent, error=str(error))
+
+
+@dataclass(slots=True)
+class _Room:
+    """How many queries are under way at a time, at most `most`."""
+
+    most: int
+    size: int = 0
+    began: float = field(default_factory=time.perf_counter)
+    done: int = 0
+    each: float = float("inf")
+    """Seconds a query when half as many were under way."""
+
+    def __post_init__(self) -> None:
+        self.size = min(FIRST, self.most)
+
+    def count(self) -> None:
+        """A query is finished."""
+        self.done += 1
+        if self.size < self.most and self.done >= self.size:
+            seconds = time.perf_counter() - self.began
+            each = seconds / self.done
+            if seconds < QUICK_SECONDS or each < GAIN * self.each:
+                self.size = min(self.most, 2 * self.size)
+            self.began, self.done, self.each = time.perf_counter(), 0, each
+
+
+def check_text(ask: Ask) -> None:
+    """PromptError where a text cannot be written as UTF-8, so that no model can read it."""
+    try:
+        "".join((ask.prompt.text, ask.prompt.transcript, *ask.prompt.blocks)).encode()
+    except UnicodeEncodeError as error:
+        near = error.object[max(0, error.start - 20) : error.start]
+        what = f"holds half a character ({error.object[error.start]!a} behind {near!r})"
+        raise PromptError(f"a text {what}, as of an emoji that was cut; take it out") from error
+
+
+def _outcomes(backend: Backend, asks: Sequence[Ask]) -> list[Reply | BackendError]:
+    """Replies, and the errors of those asks that alone cannot be answered. BackendError where none can, unless the
+    prompts themselves are the reason."""
+    outcomes = _halved(backend, asks) if asks else []
+    errors = [outcome for outcome in outcomes if isinstance(outcome, BackendError)]
+    if errors and len(errors) == len(outcomes) and not any(isinstance(error, PromptError) for error in errors):
+        raise errors[0]
+    return outcomes
+
+
+def _halved(backend: Backend, asks: Sequence[Ask]) -> list[Reply | BackendError]:
+    """One batch, or its halves where it fails: so what is wrong with one query is found in few calls."""
+    try:
+        return list(_answers(backend, asks))
+    except BackendError as error:
+        if len(asks) == 1:
+            return [error]
+    half = len(asks) // 2
+    return _halved(backend, asks[:half]) + _halved(backend, asks[half:])
 
 
 def _answers(backend: Backend, asks: Sequence[Ask]) -> list[Reply]:
@@ -148,6 +244,7 @@ async def _ranked(problem: Problem, plan: Plan, session: Session) -> Ranking:
     try:
         ask = next(plan)
         while True:
+            check_text(ask)
             began = time.perf_counter()
             reply = Reply(await session.answer(ask), time.perf_counter() - began)
             spent += reply.usage

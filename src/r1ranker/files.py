@@ -2,26 +2,62 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Where to write what is then renamed to `path`; after an error `path` stays as it was."""
+    """Where to write the file or folder that is then renamed to `path`; after an error `path` stays as it was.
+
+    Whatever cannot be written is an OSError that names the path: a full disk has another name in each library.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f"{path.name}.new")
-    yield fresh
+    fresh, old = path.with_name(f"{path.name}.new"), path.with_name(f"{path.name}.old")
+    recover(path)
+    remove(fresh)
+    try:
+        yield fresh
+    except (RuntimeError, SafetensorError) as error:
+        remove(fresh)
+        raise OSError(errno.EIO, str(error).splitlines()[0], str(path)) from error
+    except BaseException:
+        remove(fresh)
+        raise
+    if path.is_dir():  # a folder is not renamed onto another one; `recover` ends what is interrupted here
+        path.rename(old)
     fresh.rename(path)
+    remove(old)
+
+
+def recover(path: Path) -> None:
+    """End a replacement of a folder that was interrupted between its two renames, and forget what it left."""
+    fresh, old = path.with_name(f"{path.name}.new"), path.with_name(f"{path.name}.old")
+    if old.exists():
+        if not path.exists():
+            (fresh if fresh.exists() else old).rename(path)
+        remove(old)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all that is in it, where it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, text: str) -> None:
     """Write a text file."""
     with replacing(path) as fresh:
-        fresh.write_text(text, encoding="utf-8")
+        fresh.write_text(text, encoding="utf-8", newline="\n")
 
 
 def named_by_content(folder: Path, write: Callable[[Path], object], name: str = "{}.jsonl") -> Path:

@@ -5,15 +5,15 @@
 Rankings are finished in any order and written in that of the problems, each as soon as all before it are, so that
 the file at any moment is a beginning of the final one. Beside the run file `run.trec` stand
 
-- `run.trec.journal.jsonl`: the settings and a hash of the problems; then, for each query, how far the files reach
-  with it. A job that goes on cuts them there, so a job killed at any moment ends with the same bytes.
+- `run.trec.journal.jsonl`: the settings and fingerprints of problems and model; then, for each query, how far the
+  files reach with it. A job that goes on cuts them there, so a job killed at any moment ends with the same bytes.
 - `run.trec.failed.jsonl`: the queries without a ranking, because a call failed for good, and why.
+- `run.trec.lock`, while a job writes: a second one is refused.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import json
 import os
@@ -24,11 +24,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from r1ranker.backends.loading import resolve
 from r1ranker.datasets.jsonl import iter_jsonl
 from r1ranker.drive import RANKING, Finished
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.evaluation.runs import run_lines
-from r1ranker.problem import Problem, Ranking, Usage
+from r1ranker.io.fingerprint import differing, fingerprint_file, fingerprint_model
+from r1ranker.io.locks import check_outputs, held
+from r1ranker.problem import Problem, Ranking, Usage, name_fault
 from r1ranker.progress import track
 from r1ranker.spec import RankerSpec
 
@@ -43,13 +46,15 @@ class JobResult:
     """What a job did. queries, failed, broken and usage are of the whole job; the rest of this run of it.
 
     kept: queries that an earlier run had finished. failed: queries without a ranking. broken: answers that were not
-    valid. tokens_per_second: those read and those written.
+    valid. unasked: queries about which the model was asked nothing, because a setting said so; they are in the order
+    given. tokens_per_second: those read and those written.
     """
 
     queries: int
     kept: int
     failed: int
     broken: int
+    unasked: int
     usage: Usage
     seconds: float
     tokens_per_second: float
@@ -68,6 +73,7 @@ class _Tally:
     trace: int = 0
     failed: dict[int, tuple[str, str]] = field(default_factory=dict)
     broken: int = 0
+    unasked: int = 0
     usage: Usage = field(default_factory=Usage)
 
     def add(self, entry: dict[str, Any]) -> None:
@@ -83,6 +89,7 @@ class _Tally:
             self.failed[place] = (entry["qid"], entry["error"])
         self.out, self.trace = entry["out"], entry["trace"]
         self.broken += entry["broken"]
+        self.unasked += entry["unasked"]
         self.usage += Usage(**entry["usage"])
 
 
@@ -120,12 +127,24 @@ def rank_file(
     ray: address of a Ray cluster whose machines share the work, or `local`; None ranks in this process.
     Failed queries count as done; those whose `failed_of(out)` was removed are tried again, and stand at the end.
     Raises DataError for a fault in the problems before anything is ranked, and ConfigError for files that are there
-    already or were begun with other settings.
+    already, were begun with something else, or are being written by another job.
     """
     files = _Files(out, trace)
-    total = _check(problems)
-    header = _header(problems, spec, trace is not None)
-    going = resume and out.exists()
+    spec.check()
+    read = {"the problems": problems, "the thoughts": Path(spec.thoughts) if spec.thoughts else None}
+    check_outputs(
+        {"the run file": out, "the trace": trace, "the journal": files.journal, "failures": files.failed}, read
+    )
+    with ExitStack() as stack:
+        for path in filter(None, (out, trace)):
+            stack.enter_context(held(path))
+        return _rank_file(problems, spec, files, resume, ray)
+
+
+def _rank_file(problems: Path, spec: RankerSpec, files: _Files, resume: bool, ray: str | None) -> JobResult:
+    total = _check(problems, spec)
+    header = _header(problems, spec, files)
+    going = resume and files.out.exists()
     tally, length = _read(files, header) if going else _unused(files)
     retry = bool(tally.failed) and not files.failed.exists()
     if retry:
@@ -138,15 +157,28 @@ def rank_file(
     with track(left, "rank") as advance:
         # The first query is ranked before a file is touched: a model that cannot be loaded leaves nothing behind.
         first = list(itertools.islice(finished, 1))
+        known, header = header, _header(problems, spec, files)  # a model from the hub is known when it is here
         if going:
+            if header != known:
+                _read(files, header)
             _cut(files, tally, length, retry)
         else:
             _begin(files, header)
-        done = ((i, _done(ranking, spec.design, trace is not None)) for i, ranking in itertools.chain(first, finished))
+        traced = files.trace is not None
+        done = ((i, _done(ranking, spec.design, traced)) for i, ranking in itertools.chain(first, finished))
         _write(files, tally, zip(places, _in_order(done), strict=True), advance)
     seconds = time.perf_counter() - began
     tokens = _tokens(tally.usage) - _tokens(before)
-    return JobResult(total, total - left, len(tally.failed), tally.broken, tally.usage, seconds, tokens / seconds)
+    return JobResult(
+        queries=total,
+        kept=total - left,
+        failed=len(tally.failed),
+        broken=tally.broken,
+        unasked=tally.unasked,
+        usage=tally.usage,
+        seconds=seconds,
+        tokens_per_second=tokens / seconds,
+    )
 
 
 def journal_of(out: Path) -> Path:
@@ -179,33 +211,44 @@ def _write(
             advance(1)
 
 
-def _check(problems: Path) -> int:
+def _check(problems: Path, spec: RankerSpec) -> int:
     """How many problems there are. All are read once, so that a fault shows before hours of ranking, not after."""
     seen: set[str] = set()
+    largest = 0
     for problem in iter_jsonl(problems):
         if problem.qid in seen:
             rule = "stands in more than one task, and a run file names queries by qid alone; rename one"
             raise DataError(f"{problems}: qid {problem.qid!r} {rule}")
         seen.add(problem.qid)
-        for name in (problem.qid, *(candidate.docid for candidate in problem.candidates)):
-            if name.split() != [name]:
-                rule = "is empty or has whitespace, which a run file cannot hold; rename it"
-                raise DataError(f"{problems}: qid or docid {name!r} of query {problem.qid!r} {rule}")
+        largest = max(largest, len(problem.candidates))
+        if fault := name_fault(problem):
+            raise DataError(f"{problems}: {fault}")
+    if spec.design == "iranker" and 1 < largest <= spec.top_k:
+        raise ConfigError(
+            f"top_k={spec.top_k} asks nothing: no problem of {problems} has more than {largest} candidates; lower it"
+        )
     return len(seen)
 
 
-def _header(problems: Path, spec: RankerSpec, traced: bool) -> dict[str, Any]:
-    with problems.expanduser().open("rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()
-    settings = {key: value for key, value in dataclasses.asdict(spec).items() if key not in WHERE}
-    return {"spec": settings, "problems": digest, "trace": traced}
+def _header(problems: Path, spec: RankerSpec, files: _Files) -> dict[str, Any]:
+    """What the job is of. The model is empty where it is not on this machine, or not yet."""
+    here = {} if spec.base_urls else fingerprint_model(resolve(spec.model))
+    thoughts = Path(spec.thoughts) if spec.thoughts else None
+    return {
+        "spec": {key: value for key, value in dataclasses.asdict(spec).items() if key not in WHERE},
+        "problems": fingerprint_file(problems),
+        "thoughts": fingerprint_file(thoughts) if thoughts and thoughts.is_file() else "",
+        "model": here,
+        "trace": os.path.relpath(files.trace, files.out.parent) if files.trace else None,
+    }
 
 
 def _unused(files: _Files) -> tuple[_Tally, int]:
     """The state of a job that begins. Raises ConfigError rather than write over what is there."""
-    for path in filter(None, (files.out, files.trace)):
-        if path.exists():
-            raise ConfigError(f"{path} exists; go on with that job by --resume, or remove the file to begin anew")
+    if files.out.exists():
+        raise ConfigError(f"{files.out} exists; go on with that job by --resume, or remove the file to begin anew")
+    if _size(files.trace):  # an empty one is of a job that was killed before its first query
+        raise ConfigError(f"{files.trace} exists and is not of this job: name another trace, or remove the file")
     return _Tally(), 0
 
 
@@ -243,8 +286,13 @@ def _check_same(old: dict[str, Any], new: dict[str, Any], out: Path) -> None:
             raise ConfigError(f"{out} was begun with {key}={was}, not {key}={now}; {remedy}")
     if old["problems"] != new["problems"]:
         raise ConfigError(f"{out} was begun with other problems: the file has changed or is another one; {remedy}")
+    if old["thoughts"] != new["thoughts"]:
+        raise ConfigError(f"{out} was begun with other thoughts: their file has changed; {remedy}")
+    if new["model"] and (parts := differing(old["model"], new["model"])):
+        raise ConfigError(f"{out} was begun with a model of which this has changed: {', '.join(parts)}; {remedy}")
     if old["trace"] != new["trace"]:
-        raise ConfigError(f"{out} was begun {'with' if old['trace'] else 'without'} a trace; {remedy}")
+        begun = f"the trace {old['trace']}" if old["trace"] else "a trace"
+        raise ConfigError(f"{out} was begun {'with' if old['trace'] else 'without'} {begun}; {remedy}")
 
 
 def _begin(files: _Files, header: dict[str, Any]) -> None:
@@ -271,6 +319,8 @@ def _cut(files: _Files, tally: _Tally, length: int, retry: bool) -> None:
     if tally.failed:
         failures = sorted(tally.failed.items())
         files.failed.write_bytes(b"".join(_line({"qid": qid, "error": error}) for _, (qid, error) in failures))
+    else:  # one that was written when the job was killed, before the journal said so
+        files.failed.unlink(missing_ok=True)
 
 
 def _size(path: Path | None) -> int:
@@ -293,6 +343,7 @@ def _done(ranking: Ranking, tag: str, traced: bool) -> _Done:
             "qid": ranking.qid,
             "error": ranking.error,
             "broken": ranking.broken,
+            "unasked": not ranking.error and not ranking.steps and len(ranking.docids) > 1,
             "usage": dataclasses.asdict(ranking.usage),
         },
     )

@@ -212,6 +212,53 @@ def part_again(problem: Problem, first: Planner, then: Planner, size: int, part:
     return ranking_from(problem, order, (*steps, *more), usage + cost)
 
 
+def depth(problem: Problem, inner: Planner, size: int) -> Plan:
+    """Rank the first `size` of the pool; the others keep their order behind them."""
+    head, tail = problem.identifiers[:size], problem.identifiers[size:]
+    order, steps, usage = yield from _part(problem, head, inner)
+    return ranking_from(problem, (*order, *tail), steps, usage)
+
+
+def fitted(problem: Problem, inner: Planner, length: Callable[[Prompt], int], most: int) -> Plan:
+    """What `inner` asks, with texts cut evenly so that its first prompt is at most `most` long, where that is enough.
+
+    Evenly: all texts longer than one number of characters end there, the largest number that fits.
+    """
+
+    def fits(cut: int) -> bool:
+        plan = inner(_cut(problem, cut))
+        try:
+            return length(next(plan).prompt) <= most
+        except StopIteration:
+            return True
+        finally:
+            plan.close()
+
+    low, high = 1, max(len(candidate.text) for candidate in problem.candidates)
+    if fits(high):
+        return (yield from inner(problem))
+    while low < high:  # fits(low) or nothing fits
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    ranking = yield from inner(_cut(problem, low))
+    return dataclasses.replace(ranking, usage=ranking.usage + Usage(cut=1))
+
+
+def _cut(problem: Problem, characters: int) -> Problem:
+    """Candidates' texts end at `characters`, or at the last space before, where one is near."""
+    candidates = (
+        dataclasses.replace(candidate, text=_shortened(candidate.text, characters)) for candidate in problem.candidates
+    )
+    return dataclasses.replace(problem, candidates=tuple(candidates))
+
+
+def _shortened(text: str, characters: int) -> str:
+    if len(text) <= characters:
+        return text
+    space = text.rfind(" ", 0, characters + 1)
+    return text[: space if space > characters // 2 else characters]
+
+
 def windows(problem: Problem, inner: Planner, size: int, stride: int) -> Plan:
     """A window slides from the end of the list to its head, and what it holds is ranked (RankGPT, section 3.2)."""
     order, steps, usage = list(problem.identifiers), list[Step](), Usage()

@@ -16,7 +16,7 @@ identifier never changes while candidates leave the pool, so `[7]` means one thi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
@@ -85,6 +85,7 @@ class Problem:
             also = " or a history" if self.scenario == "recommendation" else ""
             raise DataError(f"{where}: has no query{also}; give the model a context")
         docids = [candidate.docid for candidate in self.candidates]
+        _check_text(where, (self.qid, self.task, *docids, *self.gains, *self.prior))
         if len(set(docids)) != len(docids):
             twice = sorted({d for d in docids if docids.count(d) > 1})
             raise DataError(f"{where}: docid {twice[0]!r} occurs more than once in the pool")
@@ -123,6 +124,12 @@ class Problem:
     def trainable(self) -> bool:
         """Whether a ranking of it can be rewarded: there are two candidates and a relevant one."""
         return len(self.candidates) > 1 and any(map(self.is_relevant, self.identifiers))
+
+
+def _check_text(where: str, names: Iterable[object]) -> None:
+    for name in names:
+        if not isinstance(name, str):
+            raise DataError(f"{where}: {name!r} is a {type(name).__name__}; names are text, such as {str(name)!r}")
 
 
 def name_fault(problem: Problem) -> str:
@@ -170,7 +177,8 @@ class Answer:
 class Usage:
     """What a ranking cost. Tokens that a backend did not have to compute again are not in it.
 
-    retries: calls over a network made again. cost: money, in the currency of the price file.
+    retries: calls over a network made again. cost: money, in the currency of the price file. cut: lists whose texts
+    were cut to fit.
     """
 
     calls: int = 0
@@ -179,6 +187,7 @@ class Usage:
     seconds: float = 0.0
     retries: int = 0
     cost: float = 0.0
+    cut: int = 0
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -188,6 +197,7 @@ class Usage:
             self.seconds + other.seconds,
             self.retries + other.retries,
             self.cost + other.cost,
+            self.cut + other.cut,
         )
 
 

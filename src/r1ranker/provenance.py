@@ -15,6 +15,8 @@ from typing import Any
 import torch
 import yaml
 
+from r1ranker.files import write_whole
+
 PACKAGES = ("r1-ranker", "torch", "transformers", "ir-measures", "bm25s", "numpy")
 
 
@@ -35,9 +37,8 @@ def provenance() -> dict[str, Any]:
 
 def write_provenance(out: Path, config: dict[str, Any]) -> None:
     """`config.yaml` (resolved) and `provenance.json` in a run directory."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-    (out / "provenance.json").write_text(json.dumps(provenance(), indent=2) + "\n", encoding="utf-8")
+    write_whole(out / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+    write_whole(out / "provenance.json", json.dumps(provenance(), indent=2) + "\n")
 
 
 def _version(package: str) -> str | None:

@@ -20,6 +20,7 @@ from r1ranker.data import load_splits
 from r1ranker.errors import ConfigError
 from r1ranker.evaluation.results import Comparison, Row, relative_gain
 from r1ranker.evaluation.systems import ModelSystem, evaluate_systems, model_system, rank_with
+from r1ranker.io.locks import check_folder, held
 from r1ranker.problem import Problem, Ranking
 from r1ranker.progress import track
 from r1ranker.prompts import Design
@@ -39,8 +40,22 @@ class QuickstartResult:
     seconds: float
 
 
-def run_quickstart(out: Path, *, seed: int = 0, tokens: int | None = None) -> QuickstartResult:
-    """Train, evaluate, report. Everything is written below `out`; `results.json` and `report.html` on top."""
+def run_quickstart(out: Path, *, seed: int = 0, tokens: int | None = None, overwrite: bool = False) -> QuickstartResult:
+    """Train, evaluate, report. Everything is written below `out`; `results.json` and `report.html` on top.
+
+    A folder that holds an earlier quickstart is written anew with `overwrite`; else ConfigError.
+    """
+    used = [
+        folder for folder in (out / "report.html", *(out / design / "model" for design in DESIGNS)) if folder.exists()
+    ]
+    if used and not overwrite:
+        raise ConfigError(f"{used[0]} is there already; name another --out, or give --overwrite to begin anew")
+    check_folder(out, "--out")
+    with held(out / "results.json"):
+        return _quickstart(out, seed, tokens)
+
+
+def _quickstart(out: Path, seed: int, tokens: int | None) -> QuickstartResult:
     began = time.perf_counter()
     runs: dict[str, RunConfig] = {design: quickstart_config(design, out, seed, tokens) for design in DESIGNS}
     base = runs["iranker"]
@@ -76,7 +91,7 @@ def quickstart_config(design: Design, out: Path, seed: int, tokens: int | None) 
 def _train(config: RunConfig) -> Path:
     from r1ranker.training.ppo import train
 
-    return train(config, load_splits(config.data))
+    return train(config, load_splits(config.data), overwrite=True)
 
 
 def train_side_by_side(

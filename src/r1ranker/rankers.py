@@ -1,6 +1,6 @@
 """The rankers. In: `Problem`s and a backend. Out: `Ranking`s.
 
-    ranker = IRanker(TransformersBackend.load("nano"), think=False)
+    ranker = IRanker(TransformersBackend.load("nano"))
     ranking = ranker.rank(problem)
 
 `DRanker` and `IRanker` are the two designs. The others make one of them cheaper or steadier, or reach lists
@@ -10,6 +10,7 @@ answered by `drive`; training and evaluation run the same code.
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from r1ranker.fusing import check as check_fusion
 from r1ranker.plans import Budget, Plan
 from r1ranker.problem import Problem, Ranking
 from r1ranker.progress import track
-from r1ranker.prompts import Layout, Readout, Wanted
+from r1ranker.prompts import LAYOUTS, Layout, Prompt, Readout, Wanted
 
 
 class Ranker(ABC):
@@ -44,8 +45,8 @@ class Ranker(ABC):
     def rank_many(self, problems: Sequence[Problem], *, progress: str = "") -> list[Ranking]:
         """The rankings of many, in order; `progress` names a progress bar (none when empty).
 
-        A model in this process that fails raises BackendError. A call to an endpoint that fails for good
-        leaves that query without docids, and its `error` says why.
+        A prompt that cannot be read, and a call to an endpoint that fails for good, leave that query without
+        docids, and its `error` says why. A model in this process that answers nothing raises BackendError.
         """
         rankings: dict[int, Ranking] = {}
         with track(len(problems), progress) as advance:
@@ -69,13 +70,14 @@ class DRanker(Ranker):
     """
 
     backend: Backend | AsyncBackend
-    think: bool = True
+    think: bool = False
     layout: Layout = "relist"
     readout: Readout = "judge"
     max_new_tokens: int = 1024
     batch_size: int = 64
 
     def __post_init__(self) -> None:
+        check_layout(self.layout)
         if self.layout == "blocks":
             check_blocks(self.backend, self.think)
 
@@ -104,7 +106,7 @@ class IRanker(Ranker):
     """
 
     backend: Backend | AsyncBackend
-    think: bool = True
+    think: bool = False
     layout: Layout = "relist"
     readout: Readout = "judge"
     ask: Wanted = "worst"
@@ -115,6 +117,11 @@ class IRanker(Ranker):
     batch_size: int = 64
 
     def __post_init__(self) -> None:
+        check_layout(self.layout)
+        limits = dataclasses.asdict(self.budget) if self.budget else {}
+        for name, limit in limits.items():
+            if limit is not None and limit <= 0:
+                raise ConfigError(f"a budget of {limit} {name} asks nothing: give more than 0, or None for no limit")
         if self.top_k < 1:
             raise ConfigError(f"top_k must be at least 1, not {self.top_k}; 1 gives the whole order")
         if self.drop < 1:
@@ -140,6 +147,12 @@ class IRanker(Ranker):
         )
 
 
+def check_layout(layout: Layout) -> None:
+    """ConfigError for a layout that does not exist."""
+    if layout not in LAYOUTS:
+        raise ConfigError(f"layout {layout!r} is not one of {', '.join(LAYOUTS)}")
+
+
 def check_blocks(backend: Backend | AsyncBackend, think: bool) -> None:
     """Refuse layout `blocks` where it cannot be: behind an endpoint or in another engine, and with thoughts."""
     if think:
@@ -162,6 +175,50 @@ class _Composed(Ranker):
     def batch_size(self) -> int:  # type: ignore[override]
         """That of the inner ranker."""
         return self.inner.batch_size
+
+
+@dataclass
+class Depth(_Composed):
+    """The first `size` of the order given are ranked; the others keep their places behind them."""
+
+    inner: Ranker
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.size < 2:
+            raise ConfigError(f"a depth of {self.size} asks nothing; give 2 or more")
+
+    def plan(self, problem: Problem) -> Plan:
+        """See `plans.depth`."""
+        return plans.depth(problem, self.inner.plan, self.size)
+
+
+@dataclass
+class Fitted(_Composed):
+    """Texts of candidates are cut to one length where a query's first prompt would have more than `tokens`.
+
+    Tokens are the model's; of a model at an endpoint, which are not known, a third of the bytes: seldom too few.
+    """
+
+    inner: Ranker
+    tokens: int
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise ConfigError(f"truncate must be at least 1 token, not {self.tokens}")
+
+    def plan(self, problem: Problem) -> Plan:
+        """See `plans.fitted`."""
+        return plans.fitted(problem, self.inner.plan, self._length, self.tokens)
+
+    def _length(self, prompt: Prompt) -> int:
+        encoder = getattr(self.backend, "encoder", None)
+        if encoder is None:
+            return len((prompt.text + prompt.transcript).encode()) // 3
+        if not prompt.blocks:
+            return len(encoder.encode(prompt))
+        head, blocks, question = encoder.blocks(prompt)  # which stand side by side: the longest one counts
+        return len(head) + max(map(len, blocks)) + len(question)
 
 
 @dataclass
@@ -191,6 +248,8 @@ class Windows(_Composed):
     stride: int = 10
 
     def __post_init__(self) -> None:
+        if self.size < 2:
+            raise ConfigError(f"a window of {self.size} asks nothing; give 2 or more")
         if not 1 <= self.stride <= self.size:
             raise ConfigError(
                 f"a window of {self.size} cannot slide by {self.stride}; give a stride of 1 to {self.size}"

@@ -12,19 +12,32 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
-from r1ranker.backends.base import AsyncBackend, Backend
+from r1ranker.backends.base import AsyncBackend, Backend, NoBackend
 from r1ranker.errors import ConfigError
 from r1ranker.fusing import Fusion
 from r1ranker.io.documents import parse_yaml
 from r1ranker.plans import Budget
 from r1ranker.prompts import Design, Layout, Readout, Wanted
-from r1ranker.rankers import Advised, DRanker, Fused, Hybrid, IRanker, Ranker, Shuffled, Tournament, Windows
+from r1ranker.rankers import (
+    Advised,
+    Depth,
+    DRanker,
+    Fitted,
+    Fused,
+    Hybrid,
+    IRanker,
+    Ranker,
+    Shuffled,
+    Tournament,
+    Windows,
+)
 
 Engine = Literal["transformers", "vllm"]
+DESIGNS: tuple[Design, ...] = get_args(Design)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +47,11 @@ class RankerSpec:
     model: hub name, directory or `nano`; with `base_urls` the name the endpoint knows it by.
     layout, readout, ask: see `IRanker`; None is what the model was trained in, else relist, judge and worst.
     top_k, drop, max_calls, max_tokens, max_seconds: see `IRanker`; the last three are its budget per query.
+    depth: rank the first so many of the order given; the others keep their places behind them.
     head: the direct design ranks first, and the iterative one the best `head` of that again.
     window, stride: slide over lists longer than the context. tournament: group size, instead of windows.
     shuffles: rank in this many random orders and merge.
+    truncate: tokens that the first prompt of a query may have; texts are cut evenly where it has more (`Fitted`).
     fuse: with the first stage's order, by `rrf` or by the model's weight from 0 to 1, see `fusing`.
     thoughts: file of recorded thoughts, of which those on similar queries stand before each prompt.
     recall: how they are found, see `thoughts.advisor`; None is by BM25.
@@ -57,11 +72,13 @@ class RankerSpec:
     max_calls: int | None = None
     max_tokens: int | None = None
     max_seconds: float | None = None
+    depth: int | None = None
     head: int | None = None
     window: int | None = None
     stride: int | None = None
     tournament: int | None = None
     shuffles: int = 1
+    truncate: int | None = None
     fuse: Fusion | None = None
     thoughts: str | None = None
     recall: str | None = None
@@ -75,8 +92,28 @@ class RankerSpec:
     prices: Path | None = None
     cache: Path | None = None
 
+    def __post_init__(self) -> None:
+        # `~` is the home folder wherever a path may stand.
+        for name in ("model", "thoughts", "recall"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, expanded(value) if value else value)
+        for name in ("prices", "cache"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, Path(value).expanduser() if value else value)
+
+    def check(self) -> None:
+        """ConfigError for settings that cannot go together or under which nothing is asked; loads no model."""
+        where = self.base_urls[0] if self.base_urls else self.engine
+        backend = NoBackend(where, masks_blocks=where == "transformers")
+        dataclasses.replace(self, thoughts=None).around(backend)
+        if self.thoughts:
+            from r1ranker.thoughts import read_thoughts
+
+            read_thoughts(Path(self.thoughts))
+
     def build(self) -> Ranker:
         """The ranker, its model loaded. Raises BackendError or ConfigError with the remedy."""
+        self.check()
         return self.around(self.backend())
 
     def backend(self) -> Backend | AsyncBackend:
@@ -108,29 +145,49 @@ class RankerSpec:
 
     def around(self, backend: Backend | AsyncBackend) -> Ranker:
         """The ranker around a backend that exists."""
-        if self.window and self.tournament:
-            raise ConfigError("give either a window or a tournament, not both")
-        if self.stride and not self.window:
-            raise ConfigError(f"a stride of {self.stride} needs a window; give one, such as window=20")
-        if self.head and self.design == "dranker":
-            raise ConfigError("head needs the design iranker: the direct ranking is made first in any case")
-        ranker: Ranker = self._direct(backend) if self.design == "dranker" else self._iterative(backend)
+        self._check_together()
+        ranker = self._fitted(self._direct(backend) if self.design == "dranker" else self._iterative(backend))
         if self.head:
-            ranker = Hybrid(ranker, first=self._direct(backend), size=self.head)
+            ranker = Hybrid(ranker, first=self._fitted(self._direct(backend)), size=self.head)
         if self.window:
             ranker = Windows(ranker, self.window, self.stride or max(1, self.window // 2))
         if self.tournament:
             ranker = Tournament(ranker, self.tournament)
         if self.shuffles > 1:
             ranker = Shuffled(ranker, self.shuffles)
+        if self.depth:
+            ranker = Depth(ranker, self.depth)
         if self.fuse is not None:
             ranker = Fused(ranker, self.fuse)
+        self._check_asks()
         return self._advised(ranker) if self.thoughts else ranker
 
     def _advised(self, ranker: Ranker) -> Ranker:
         from r1ranker.thoughts import advisor, read_thoughts
 
         return Advised(ranker, advisor(read_thoughts(Path(str(self.thoughts))), self.recall))
+
+    def _check_together(self) -> None:
+        if self.window and self.tournament:
+            raise ConfigError("give either a window or a tournament, not both")
+        if self.stride and not self.window:
+            raise ConfigError(f"a stride of {self.stride} needs a window; give one, such as window=20")
+        if self.head and self.design == "dranker":
+            raise ConfigError("head needs the design iranker: the direct ranking is made first in any case")
+        if self.design not in DESIGNS:
+            raise ConfigError(f"design {self.design!r} is not one of {', '.join(DESIGNS)}")
+
+    def _check_asks(self) -> None:
+        for name in ("window", "tournament", "head", "depth"):
+            part = getattr(self, name)
+            if part and self.design == "iranker" and part <= self.top_k:
+                raise ConfigError(
+                    f"{name}={part} with top_k={self.top_k} asks nothing, since of {part} candidates {self.top_k} may "
+                    f"stay: raise {name} or lower top_k; depth=N ranks the first N of a list"
+                )
+
+    def _fitted(self, ranker: Ranker) -> Ranker:
+        return Fitted(ranker, self.truncate) if self.truncate else ranker
 
     def _direct(self, backend: Backend | AsyncBackend) -> DRanker:
         layout, readout, _ = self._way(backend)
@@ -167,6 +224,11 @@ class RankerSpec:
             max_new_tokens=self.max_new_tokens,
             batch_size=self.batch_size,
         )
+
+
+def expanded(name: str) -> str:
+    """A name of a model or file, `~` in it expanded; other names are as they are."""
+    return str(Path(name).expanduser()) if name.startswith("~") else name
 
 
 def parse_spec(base: RankerSpec, pairs: Sequence[str]) -> RankerSpec:

@@ -76,6 +76,10 @@ class CallError(BackendError):
         self.usage = Usage(1, prompt_tokens, generated_tokens, 0.0, max(0, retries), cost)
 
 
+class PromptError(BackendError):
+    """A prompt that this model cannot read: too long, or no text. Only that query is lost; others can be answered."""
+
+
 class Backend(Protocol):
     """A model that can be asked. Calls return one result per prompt, in order, or raise BackendError."""
 
@@ -90,6 +94,24 @@ class Backend(Protocol):
     def choose(self, prompts: Sequence[Prompt], pools: Sequence[Sequence[int]]) -> list[Choice]:
         """The model's probabilities over the identifiers of each pool, as the next thing it writes."""
         ...
+
+
+@dataclass
+class NoBackend:
+    """Stands where a ranker's settings are looked at before its model is loaded. Cannot be asked."""
+
+    name: str
+    masks_blocks: bool
+
+    def generate(
+        self, prompts: Sequence[Prompt], *, max_new_tokens: int = 1024, temperature: float = 0.0
+    ) -> list[Completion]:
+        """Raises BackendError."""
+        raise BackendError("no model has been loaded")
+
+    def choose(self, prompts: Sequence[Prompt], pools: Sequence[Sequence[int]]) -> list[Choice]:
+        """Raises BackendError."""
+        raise BackendError("no model has been loaded")
 
 
 class Session(Protocol):

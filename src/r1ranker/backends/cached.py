@@ -2,14 +2,15 @@
 
     backend = cached(backend, Path("cache"))
 
-A reply is found by what decides it: the model's name (and the state of its files where it is a directory), the
-prompt, and the pool or the token limit. Sampled completions, those at a temperature, are not kept. The folder
-holds one SQLite file of JSON values; several processes on one machine may share it. It belongs on a local disk:
-SQLite's locks do not hold on network file systems.
+A reply is found by what decides it: the model (the fingerprint of its weights, tokenizer and chat template where it
+is on this machine, its name where it is not), the prompt, and the pool or the token limit. Sampled completions,
+those at a temperature, are not kept. The folder holds one SQLite file of JSON values; several processes on one
+machine may share it. It belongs on a local disk: SQLite's locks do not hold on network file systems.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import sqlite3
@@ -20,8 +21,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 from r1ranker.backends.base import Ask, AsyncBackend, Backend, Choice, Completion, Session
-from r1ranker.backends.models import directory
+from r1ranker.backends.loading import resolve
 from r1ranker.errors import ConfigError
+from r1ranker.io.fingerprint import fingerprint_model
 from r1ranker.prompts import Prompt
 
 FILE = "replies.sqlite"
@@ -34,8 +36,9 @@ AT_ONCE = 500
 def cached(backend: Backend | AsyncBackend, folder: Path) -> Backend | AsyncBackend:
     """The backend, asked only what `folder` does not hold. A reply from there costs no tokens and no money."""
     if isinstance(backend, AsyncBackend):
-        return CachedEndpoint(backend, Replies(folder, _state(backend.name)))
-    return CachedModel(backend, Replies(folder, _state(str(directory(backend.name) or backend.name))))
+        return CachedEndpoint(backend, Replies(folder, backend.name))
+    here = fingerprint_model(resolve(backend.name))
+    return CachedModel(backend, Replies(folder, json.dumps(here, sort_keys=True) if here else backend.name))
 
 
 class Replies:
@@ -43,6 +46,7 @@ class Replies:
 
     def __init__(self, folder: Path, model: str) -> None:
         self._model = model
+        self._folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._turn = threading.Lock()  # asked from any thread, one at a time
@@ -57,9 +61,8 @@ class Replies:
 
     def key(self, ask: Ask) -> str:
         """What decides the reply, as a hash."""
-        prompt = ask.prompt
         how = ask.max_new_tokens if ask.pool is None else list(ask.pool)
-        parts = [self._model, prompt.text, prompt.transcript, prompt.prefill, how, prompt.blocks, prompt.labels]
+        parts = [self._model, dataclasses.astuple(ask.prompt), how]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def read(self, keys: Sequence[str]) -> dict[str, Completion | Choice]:
@@ -76,8 +79,13 @@ class Replies:
     def write(self, said: Iterable[tuple[str, Completion | Choice]]) -> None:
         """Keep replies. One that another process wrote meanwhile stays, as the answer others have seen."""
         rows = [(key, _text(reply)) for key, reply in said]
-        with self._turn, self._db:
-            self._db.executemany("INSERT OR IGNORE INTO replies VALUES (?, ?)", rows)
+        try:
+            with self._turn, self._db:
+                self._db.executemany("INSERT OR IGNORE INTO replies VALUES (?, ?)", rows)
+        except sqlite3.DatabaseError as error:
+            raise ConfigError(
+                f"cannot keep replies in {self._folder}: {error}; make room, or leave cache out"
+            ) from error
 
 
 class CachedModel:
@@ -85,6 +93,7 @@ class CachedModel:
 
     def __init__(self, inner: Backend, replies: Replies) -> None:
         self.name = inner.name
+        self.encoder = getattr(inner, "encoder", None)
         self.masks_blocks = getattr(inner, "masks_blocks", False)
         self.trained_in: dict[str, str] = getattr(inner, "trained_in", {})
         self._inner = inner
@@ -160,13 +169,6 @@ class _CachedSession:
         said = await self._inner.answer(ask)
         self._replies.write([(key, said)])
         return said
-
-
-def _state(model: str) -> str:
-    """The name; for a directory also size and time of its weights, which training writes anew."""
-    files = sorted(Path(model).glob("*.safetensors")) if Path(model).is_dir() else []
-    stats = [(file.name, file.stat()) for file in files]
-    return json.dumps([model, *([name, stat.st_size, stat.st_mtime_ns] for name, stat in stats)])
 
 
 def _text(said: Completion | Choice) -> str:

@@ -57,7 +57,14 @@ def pick_device(device: str = "auto") -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise BackendError(f"device {device!r} asked for, but torch sees no GPU; use device=cpu or auto")
-    return torch.device(device)
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        there = ["auto", "cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
+        there += ["mps"] if torch.backends.mps.is_available() else []
+        raise BackendError(f"there is no device {device!r} here; there are {', '.join(there)}") from error
+    return found
 
 
 def load(model: str, device: str = "auto", dtype: str = "auto", threads: int | None = None) -> tuple[Any, Any]:

@@ -247,7 +247,7 @@ class _Spent:
     def add(self, usage: Mapping[str, Any], backend: OpenAIBackend) -> None:
         """What a server says it used; nothing where it does not say."""
         cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-        prompt, generated = usage.get("prompt_tokens", 0) - cached, usage.get("completion_tokens", 0)
+        prompt, generated = (usage.get("prompt_tokens") or 0) - cached, usage.get("completion_tokens") or 0
         self.prompt_tokens += prompt
         self.generated_tokens += generated
         self.cost += backend.prices.cost(backend.model, prompt, cached, generated) if backend.prices else 0.0

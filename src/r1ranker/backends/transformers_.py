@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from r1ranker.backends import blocks
-from r1ranker.backends.base import STOP, Choice, Completion
+from r1ranker.backends.base import STOP, Choice, Completion, PromptError
 from r1ranker.backends.blocks import Blocks, Question
 from r1ranker.backends.encoding import Encoder, IdentifierTrie, Path, batches
 from r1ranker.backends.loading import end_ids, load, resolve, way_of
@@ -23,7 +23,6 @@ from r1ranker.backends.padding import left_pad, positions
 from r1ranker.backends.prefix import PrefixCache, Row, read_rows
 from r1ranker.backends.probe import keeps_prefixes, takes_padding
 from r1ranker.backends.sampling import Settings, Trace, Written, check_logits, write
-from r1ranker.errors import BackendError
 from r1ranker.prompts import Prompt
 
 log = logging.getLogger(__name__)
@@ -321,14 +320,14 @@ class TransformersBackend:
         limit = getattr(self.network.config, "max_position_embeddings", math.inf)
         longest = max((len(row) for row in rows), default=0)
         if longest + max_new_tokens > limit:
-            raise BackendError(
+            raise PromptError(
                 f"a prompt of {longest} tokens plus {max_new_tokens} to generate exceeds the context of {limit} tokens "
                 f"of {self.name}; use a smaller pool, shorter candidate texts or history, fewer new tokens, "
                 "or a model with a longer context"
             )
         if rows and (highest := max(max(row, default=0) for row in rows)) >= self._rows_known:
             token = self.encoder.tokenizer.convert_ids_to_tokens(highest)
-            raise BackendError(
+            raise PromptError(
                 f"{self.name} has no embedding of {token!r}, number {highest} of the tokenizer: it has "
                 f"{self._rows_known}. Take the tokenizer that the model was trained with"
             )

@@ -16,7 +16,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, GenerationConfig
 
-from r1ranker.backends.base import STOP, Choice, Completion
+from r1ranker.backends.base import STOP, Choice, Completion, PromptError
 from r1ranker.backends.encoding import Encoder, Path
 from r1ranker.backends.loading import end_ids, pick_device, pick_dtype, resolve
 from r1ranker.backends.transformers_ import identifier_probabilities
@@ -113,7 +113,7 @@ class VLLMBackend:
         limit = self.llm.llm_engine.model_config.max_model_len
         for ids, params in zip(rows, how, strict=True):
             if len(ids) + params.max_tokens > limit:  # vLLM would write less than was asked for, and not say so
-                raise BackendError(
+                raise PromptError(
                     f"a prompt of {len(ids)} tokens plus {params.max_tokens} to generate exceeds the context of "
                     f"{limit} tokens of {self.name}; use a smaller pool, shorter candidate texts or history, "
                     "fewer new tokens, or a model with a longer context"

@@ -33,6 +33,7 @@ from r1ranker.datasets.common import (
     split_groups,
 )
 from r1ranker.errors import DataError
+from r1ranker.files import replacing
 from r1ranker.io.documents import parse_json
 from r1ranker.io.text import list_files, read_lines
 from r1ranker.problem import Candidate, Problem, Splits, name_fault
@@ -76,7 +77,7 @@ def iter_jsonl(path: Path) -> Iterator[Problem]:
 
 def write_jsonl(problems: Iterable[Problem], path: Path) -> None:
     """Write problems so that `read_jsonl` gives equal ones back."""
-    with path.open("w", encoding="utf-8", newline="\n") as lines:
+    with replacing(path) as fresh, fresh.open("w", encoding="utf-8", newline="\n") as lines:
         for problem in problems:
             lines.write(json.dumps(_record(problem), ensure_ascii=False) + "\n")
 

@@ -42,6 +42,7 @@ from r1ranker.evaluation.table import (
     tasks_of,
     warnings_of,
 )
+from r1ranker.files import write_whole
 
 __all__ = ["Trace", "write_report"]
 
@@ -134,7 +135,7 @@ def write_report(
         )
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    write_whole(path, page)
 
 
 def headline(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[Fact]:

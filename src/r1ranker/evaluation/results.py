@@ -25,6 +25,7 @@ from pydantic import TypeAdapter
 from r1ranker.errors import DataError
 from r1ranker.evaluation.measures import QueryValues, by_task, evaluate_by_task
 from r1ranker.evaluation.significance import bootstrap_means, holm, paired_randomisation, percentile_interval
+from r1ranker.files import replacing, write_whole
 from r1ranker.io.documents import read_json
 from r1ranker.io.text import read_csv as read_table
 from r1ranker.problem import Problem, Ranking
@@ -186,7 +187,7 @@ def write_results(path: Path, rows: Sequence[Row], meta: Mapping[str, object] | 
         *((path.with_name(f"{key}.json"), value) for key, value in (meta or {}).items()),
     ]:
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False, default=_as_json)
-        file.write_text(text + "\n", encoding="utf-8")
+        write_whole(file, text + "\n")
 
 
 def read_results(path: Path) -> list[Row]:
@@ -210,8 +211,7 @@ def read_csv(path: Path) -> list[Row]:
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """The same rows as a CSV file with a header."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with replacing(path) as fresh, fresh.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Row)])
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)

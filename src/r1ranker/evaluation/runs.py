@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from r1ranker.errors import DataError
+from r1ranker.files import write_whole
 from r1ranker.io.text import fields, finite, read_lines
 from r1ranker.problem import Problem, Ranking, name_fault
 
@@ -30,7 +31,7 @@ def write_run(rankings: Sequence[Ranking], path: Path, tag: str) -> None:
             raise DataError(f"{path}: query {ranking.qid!r} has more than one ranking")
         seen.add(ranking.qid)
         lines += run_lines(ranking, tag)
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+    write_whole(path, "".join(f"{line}\n" for line in lines))
 
 
 def read_run(path: Path) -> list[Ranking]:

@@ -9,7 +9,8 @@ Next in the data flow: `results` and `report`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -102,6 +103,22 @@ def model_system(name: str, design: Design, model: str, config: RunConfig) -> Mo
     )
 
 
+def check_systems(systems: Sequence[str | ModelSystem], given: Iterable[str], baseline: str) -> None:
+    """ConfigError for an unknown baseline, for a name that is taken or that no file can have, and for a `baseline` to
+    test against that is not among all; `given` names rankings that exist already."""
+    for system in systems:
+        if isinstance(system, str) and system not in BASELINES:
+            raise ConfigError(f"unknown baseline {system!r}; there are {', '.join(BASELINES)}")
+    names = [*given, *map(name_of, systems)]
+    for name, times in Counter(names).items():
+        if times > 1:
+            raise ConfigError(f"the system name {name!r} is taken: {times} systems have it; rename one")
+        if name.split() != [name] or "/" in name or name.startswith("."):
+            raise ConfigError(f"system {name!r}: run files and their tags are named so; no spaces, '/' or leading dot")
+    if baseline not in names:
+        raise ConfigError(f"no system {baseline!r} to test against; there are {', '.join(names)}")
+
+
 def name_of(system: str | ModelSystem) -> str:
     """The name a system has in results."""
     return system if isinstance(system, str) else system.name
@@ -140,6 +157,7 @@ def evaluate_systems(
     against. Tasks without a prior have no baseline of that name; where none has one, the next of `STANDING_IN` is
     tested against. Raises DataError where no candidate is relevant, so that nothing could be measured.
     """
+    check_systems(systems, [*(runs or ()), *(given or ())], baseline)
     check_names(problems)
     given, runs = dict(given or {}), dict(runs or {})
     notes = [*_relevance(problems), *_matched(runs, problems)]

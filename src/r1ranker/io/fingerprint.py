@@ -27,7 +27,7 @@ PARTS = {
     "weights": ("*.safetensors", "*.bin", "*.gguf", "adapter_config.json"),
     "tokenizer": ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model"),
     "chat template": ("chat_template*", "additional_chat_templates/*", "tokenizer_config.json"),
-    "network": ("config.json", "generation_config.json"),
+    "network": ("config.json", "generation_config.json", "r1ranker.json"),
 }
 """The files of a model directory that decide its answers. `tokenizer_config.json` may hold the template too."""
 TEMPLATE = "chat_template"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +17,8 @@ import yaml
 
 from r1ranker.cli_common import Json, Settings, complain, console, errors, write_json
 from r1ranker.errors import ConfigError, R1RankerError
+from r1ranker.files import write_whole
+from r1ranker.io.locks import check_folder, check_outputs, held
 from r1ranker.reproduce import EXPERIMENTS
 
 if TYPE_CHECKING:
@@ -59,13 +62,16 @@ def reproduce(
 
     began = time.perf_counter()
     name = config.stem if config else scale
-    with errors():
+    with errors("the same command goes on where it was stopped"):
         names = _names(experiment)
         base = _config(scale, config, [*(settings or []), *([] if seed is None else [f"seed={seed}"])])
         folder = out or Path("runs/reproduce") / f"{name}-seed{base.seed}"
-        failed = run(names, name, base, folder, limit) if names else {}
-        page = page_of(folder)
-        write_results(folder, page)
+        check_outputs({"--json": json_}, {"--config": config})
+        check_folder(folder, "--out")
+        with held(folder / "config.yaml") if names else nullcontext():
+            failed = run(names, name, base, folder, limit) if names else {}
+            page = page_of(folder)
+            write_results(folder, page)
     seconds = time.perf_counter() - began
     console.print(f"results {page}   seconds {seconds:.0f}", soft_wrap=True)
     done = [one for one in names if one not in failed]
@@ -82,8 +88,7 @@ def run(names: Sequence[str], scale: str, config: RunConfig, out: Path, limit: i
     base = Study("base", scale, config, out / "base", models, None)
     if config.warmstart.scratch:
         config = config.model_copy(update={"model": str(base.warmstarted())})
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    write_whole(out / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     failed: dict[str, str] = {}
     for name in names:
         console.print(f"{name} ({scale})")

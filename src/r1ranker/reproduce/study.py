@@ -119,7 +119,7 @@ class Study:
             del settings["model"]
         config = config.model_copy(update={"out": self.models / f"warmstart-{self.digest(settings)}"})
         if not (config.out / DONE).is_file():
-            warmstart(config, _splits(config)["train"])
+            warmstart(config, _splits(config)["train"], overwrite=True)
             write_whole(config.out / DONE, json.dumps(settings, indent=2))
         return config.out / "model"
 
@@ -197,7 +197,7 @@ def train_or_resume(config: RunConfig) -> Path:
     """Train to the end, from the checkpoint in the run's folder where there is one; then it is of no more use."""
     from r1ranker.training.ppo import train
 
-    model = train(config, _splits(config), resume=bool(checkpoints(config.out)))
+    model = train(config, _splits(config), resume=bool(checkpoints(config.out)), overwrite=True)
     write_whole(config.out / DONE, json.dumps(config.model_dump(mode="json"), indent=2))
     discard(config.out)
     return model

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +15,12 @@ from transformers import AutoConfig
 from r1ranker.backends.loading import check_finite, resolve
 from r1ranker.backends.models import WAY
 from r1ranker.errors import ConfigError
-from r1ranker.files import replacing
+from r1ranker.files import recover, remove, replacing
 from r1ranker.io.fingerprint import differing, fingerprint_model, fingerprint_problems
+from r1ranker.io.locks import held
 from r1ranker.problem import Splits
 from r1ranker.training.learner import Learner, load_optimizer, optimizer_state
+from r1ranker.training.logs import LOG_NAME
 from r1ranker.training.memory import plain_state
 from r1ranker.training.sharding import gathered, parted
 
@@ -50,7 +52,6 @@ def save_model(
     if not writes:
         return
     with replacing(directory) as fresh:
-        shutil.rmtree(fresh, ignore_errors=True)
         network.save_pretrained(fresh, state_dict=state)
         shape = AutoConfig.from_pretrained(fresh)  # which now names the dtype that is trained in
         shape.dtype = dtype
@@ -58,7 +59,22 @@ def save_model(
         tokenizer.save_pretrained(fresh)
         if way:
             (fresh / WAY).write_text(json.dumps(way) + "\n", encoding="utf-8")
-        shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextmanager
+def begun(out: Path, *, resume: bool = False, overwrite: bool = False) -> Iterator[None]:
+    """A run's folder to write to, for one process at a time. ConfigError rather than delete a run that is there."""
+    with held(out / LOG_NAME):
+        recover(out / "model")
+        if not resume and (checkpoints(out) or (out / "model").exists()):
+            if not overwrite:
+                raise ConfigError(
+                    f"{out} holds a run already; name another folder (-s out=...), or give --overwrite to delete that "
+                    "run; one that was stopped goes on by `train --resume`"
+                )
+            discard(out)
+            remove(out / "model")
+        yield
 
 
 def checkpoints(out: Path) -> list[Path]:

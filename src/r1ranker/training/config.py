@@ -37,6 +37,20 @@ BESIDE_BYTES = 6
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _paths_from_home(cls, values: Any) -> Any:
+        return _from_home(values)
+
+
+def _from_home(value: Any) -> Any:
+    """`~/...` as a path, wherever it stands: in a model's name, a path, or a source's options."""
+    if isinstance(value, dict):
+        return {key: _from_home(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_from_home(one) for one in value]
+    return str(Path(value).expanduser()) if isinstance(value, str | Path) and str(value).startswith("~") else value
+
 
 class DataConfig(_Strict):
     """One source: its name in `datasets.SOURCES`, where it lies, and the loader's own options."""
@@ -181,7 +195,7 @@ class RunConfig(_Strict):
 
     model: str = "Qwen/Qwen2.5-3B-Instruct"
     design: Design = "iranker"
-    think: bool = True
+    think: bool = False
     layout: Layout = "relist"
     readout: Readout = "judge"
     ask: Wanted = "worst"

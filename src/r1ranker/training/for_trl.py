@@ -37,7 +37,7 @@ def dataset(
     design: Design = "iranker",
     *,
     layout: Layout = "relist",
-    think: bool = True,
+    think: bool = False,
     seed: int = 0,
 ) -> Any:
     """A `datasets.Dataset`. dranker: a row for each problem. iranker: a row for each size of pool, 2 to n.

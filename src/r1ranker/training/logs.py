@@ -10,6 +10,8 @@ from types import TracebackType
 
 from torch.utils.tensorboard import SummaryWriter
 
+from r1ranker.files import write_whole
+
 LOG_NAME = "log.jsonl"
 KEPT = "kept_step"
 """Of a validation: the step whose model is the best so far, and lies in `<out>/model`."""
@@ -28,7 +30,7 @@ class RunLog:
         out.mkdir(parents=True, exist_ok=True)
         self._path = out / LOG_NAME
         kept = [row for row in read_log(out) if row["step"] < first_step]
-        self._path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        write_whole(self._path, "".join(json.dumps(row) + "\n" for row in kept))
         self._board = SummaryWriter(str(out / "tensorboard"), purge_step=first_step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -49,7 +51,7 @@ class RunLog:
 
 
 def read_log(out: Path) -> list[dict[str, float]]:
-    """The logged lines of a run directory; empty when there is no log."""
+    """The logged lines of a run directory, without one that was cut when the run was killed; empty without a log."""
     path = out / LOG_NAME
     # What stands behind the last line end was being written when the run was killed.
     whole = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []

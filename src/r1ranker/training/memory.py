@@ -20,6 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from r1ranker.backends.models import WAY
 from r1ranker.baselines.common import library
+from r1ranker.files import replacing
 from r1ranker.training.sharding import gathered
 
 ALPHA = 2
@@ -73,12 +74,13 @@ def save_adapter(network: Any, directory: Path, way: Mapping[str, str]) -> None:
         for kind in ("lora_A", "lora_B")
         for adapter in layer.active_adapters
     }
-    directory.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: value.cpu().contiguous() for name, value in state.items()}, directory / "adapter_model.safetensors"
-    )
-    network.peft_config["default"].save_pretrained(directory)
-    (directory / WAY).write_text(json.dumps(way) + "\n", encoding="utf-8")
+    with replacing(directory) as fresh:
+        fresh.mkdir()
+        save_file(
+            {name: value.cpu().contiguous() for name, value in state.items()}, fresh / "adapter_model.safetensors"
+        )
+        network.peft_config["default"].save_pretrained(fresh)
+        (fresh / WAY).write_text(json.dumps(way) + "\n", encoding="utf-8")
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from r1ranker.prompts import build_prompt
 from r1ranker.provenance import write_provenance
 from r1ranker.training.advantages import explained_variance
 from r1ranker.training.batch import Batch, PoolBatch, Sample, Scores, pack, score
-from r1ranker.training.checkpoint import checkpoints, discard, origin_of, restore, save_checkpoint, save_model
+from r1ranker.training.checkpoint import begun, checkpoints, discard, origin_of, restore, save_checkpoint, save_model
 from r1ranker.training.config import PPOConfig, RunConfig
 from r1ranker.training.experience import Experience, micro_batches, with_advantages
 from r1ranker.training.learner import Learner, finished, new_learner, progress
@@ -42,7 +42,7 @@ from r1ranker.training.losses import (
     value_loss,
 )
 from r1ranker.training.memory import recomputing, save_adapter
-from r1ranker.training.parallel import Crew
+from r1ranker.training.parallel import Crew, join_crew
 from r1ranker.training.rollout import State, check_prompts, collect, draw
 from r1ranker.training.sharding import clip_gradients
 from r1ranker.training.validation import dev_mrr
@@ -61,8 +61,18 @@ BROKEN = (
 LOSSES = ("policy_loss", "value_loss", "kl", "entropy", "clip_share", "expected_reward")
 
 
-def train(config: RunConfig, splits: Splits, *, resume: bool = False) -> Path:
-    """Train by PPO; returns the directory of the model that was best on dev, `<out>/model`."""
+def train(config: RunConfig, splits: Splits, *, resume: bool = False, overwrite: bool = False) -> Path:
+    """Train by PPO; returns the directory of the model that was best on dev, `<out>/model`.
+
+    A folder that holds a run is gone on from with `resume` and begun anew with `overwrite`; else ConfigError.
+    """
+    if not join_crew().leads:
+        return _train(config, splits, resume)
+    with begun(config.out, resume=resume, overwrite=overwrite):
+        return _train(config, splits, resume)
+
+
+def _train(config: RunConfig, splits: Splits, resume: bool) -> Path:
     config.check_training()
     problems = [p for p in splits["train"] if config.ppo.learns_from(p)]
     if not problems:

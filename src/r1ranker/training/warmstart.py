@@ -26,7 +26,7 @@ from r1ranker.problem import Problem
 from r1ranker.progress import track
 from r1ranker.prompts import build_prompt
 from r1ranker.training.batch import align
-from r1ranker.training.checkpoint import save_model
+from r1ranker.training.checkpoint import begun, save_model
 from r1ranker.training.config import RunConfig, WarmstartConfig
 from r1ranker.training.demonstrations import Demonstration, demonstrate, taught
 from r1ranker.training.logs import RunLog
@@ -40,8 +40,15 @@ MICRO_TOKENS = 2048
 TOKENIZER_PROMPTS = 6000
 
 
-def warmstart(config: RunConfig, problems: Sequence[Problem]) -> Path:
-    """Train and save; returns the model directory, `<out>/model`."""
+def warmstart(config: RunConfig, problems: Sequence[Problem], *, overwrite: bool = False) -> Path:
+    """Train and save; returns the model directory, `<out>/model`. One that is there is replaced with `overwrite`."""
+    if not join_crew().leads:
+        return _warmstart(config, problems)
+    with begun(config.out, overwrite=overwrite):
+        return _warmstart(config, problems)
+
+
+def _warmstart(config: RunConfig, problems: Sequence[Problem]) -> Path:
     if not problems:
         raise DataError("the data hold no training problem to learn from")
     settings, crew = config.warmstart, join_crew()

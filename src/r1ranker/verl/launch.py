@@ -38,7 +38,7 @@ from r1ranker.verl.settings import hydra_file, refuse
 CONFIG_NAME = "verl"
 
 
-def launch(config: RunConfig, overrides: Sequence[str] = (), *, resume: bool = False) -> Path:
+def launch(config: RunConfig, overrides: Sequence[str] = (), *, resume: bool = False, overwrite: bool = False) -> Path:
     """Train on a Ray cluster of GPUs; returns the directory of the last model, which loads like any other.
 
     overrides: hydra's, of any key of verl's config. Raises ConfigError for what verl cannot do, DataError without
@@ -46,7 +46,9 @@ def launch(config: RunConfig, overrides: Sequence[str] = (), *, resume: bool = F
     """
     overrides = [*overrides, f"trainer.resume_mode={'auto' if resume else 'disable'}"]
     settings = prepare(config, overrides)
-    out = config.out.resolve()
+    out, kept = config.out.resolve(), Path(settings.trainer.default_local_dir)
+    if any(kept.glob("*")) and not (resume or overwrite):
+        raise ConfigError(f"{kept} holds checkpoints of a run: go on by --resume, or give --overwrite to begin anew")
     _need_gpus(settings, out)
     command = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-path", str(out), "--config-name", CONFIG_NAME]
     ended = subprocess.run([*command, *overrides], check=False).returncode

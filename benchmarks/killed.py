@@ -1,0 +1,214 @@
+"""Killed at random moments: is what was written whole or absent, and does going on end with the same bytes?
+
+    python benchmarks/killed.py --moments 200            # of rank, train, evaluate and reproduce, in turn
+    python benchmarks/killed.py --moments 20 --commands rank train
+
+Each command runs once undisturbed. Then it is started, killed (SIGKILL) at a random moment, its files are looked at,
+and it is started again as its own message says, until it ends; its files are then compared. A process is a fork of
+this one, which has imported everything, so that moments fall into the work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import platform
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+import torch
+from safetensors import safe_open
+
+import r1ranker.distributed
+import r1ranker.evaluation.systems
+import r1ranker.jobs
+import r1ranker.reproduce.main
+import r1ranker.training.ppo
+import r1ranker.training.warmstart  # noqa: F401  (what the commands import when they run)
+from r1ranker.cli import app
+
+PPO = {
+    "batch": 8,
+    "minibatch": 8,
+    "validate_every": 2,
+    "validate_problems": 1,
+    "checkpoint_every": 1,
+    "largest_pool": 6,
+}
+TIMES = {"seconds", "tokens_per_s", "usage", "time"}
+"""What differs from run to run."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command with a place for its outputs. again: what is added to go on, by what is there."""
+
+    arguments: Callable[[Path], list[str]]
+    again: Callable[[Path], list[str]]
+
+
+def commands(data: Path) -> dict[str, Command]:
+    """The commands on small data."""
+    source = ["-s", "data.0.source=jsonl", "-s", f"data.0.path={data}"]
+    run = [f"{'ppo.' if key in PPO else ''}{key}={value}" for key, value in (PPO | {"model": "nano"}).items()]
+    train = [part for setting in (*run, "ppo.steps=8", "ppo.token_budget=90000") for part in ("-s", setting)]
+    system = ["--system", "x=iranker:nano", "--baselines", "random,prior"]
+    return {
+        "rank": Command(
+            lambda out: ["rank", f"{data}/test.jsonl", "--out", f"{out}/run.trec", "--trace", f"{out}/trace.jsonl"],
+            lambda out: ["--resume"],
+        ),
+        "train": Command(
+            lambda out: ["train", *source, *train, "-s", f"out={out}"],
+            lambda out: ["--resume" if list(out.glob("checkpoint-*.pt")) else "--overwrite"],
+        ),
+        "evaluate": Command(lambda out: ["evaluate", *source, *system, "--out", str(out)], lambda out: ["--overwrite"]),
+        "reproduce": Command(
+            lambda out: ["reproduce", "main", "--scale", "small", "--limit", "2", "--out", str(out)], lambda out: []
+        ),
+    }
+
+
+def started(arguments: list[str], log: Path) -> int:
+    """The process that runs the command."""
+    pid = os.fork()
+    if pid:
+        return pid
+    os.setsid()
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    code: Any = 1
+    try:
+        torch.set_num_threads(1)
+        code = app(arguments, standalone_mode=False)
+    except BaseException as error:
+        print(f"{type(error).__name__}: {error}", flush=True)
+    os._exit(code if isinstance(code, int) else 0)
+
+
+def ended(pid: int, within: float | None = None) -> int | None:
+    """Exit code; None where it has not ended in that time and was killed with all that it started."""
+    until = time.monotonic() + within if within is not None else float("inf")
+    while time.monotonic() < until:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.001)
+    os.killpg(pid, signal.SIGKILL) if os.getpgid(pid) == pid else os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return None
+
+
+def not_whole(folder: Path) -> Iterator[str]:
+    """Files that are neither whole nor marked as unfinished. Of a file that grows the last line may be cut."""
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if any(part.endswith((".new", ".old", ".lock")) or part.startswith("new-") for part in path.parts):
+            continue
+        try:
+            read(path)
+        except Exception as error:
+            yield f"{path.relative_to(folder)}: {type(error).__name__}: {str(error)[:100]}"
+
+
+def read(path: Path) -> Any:
+    """What a file says, without what differs from run to run; raises where it is damaged."""
+    if path.suffix == ".json":
+        return untimed(json.loads(path.read_text()))
+    if path.suffix == ".jsonl":
+        return [untimed(json.loads(line)) for line in path.read_bytes().splitlines(True) if line.endswith(b"\n")]
+    if path.suffix == ".safetensors":
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name).numpy().tobytes() for name in file.keys()}  # noqa: SIM118
+    if path.suffix == ".pt":
+        return torch.load(path, weights_only=True)["step"]
+    if path.suffix == ".csv":
+        return list(csv.DictReader(path.read_text().splitlines()))
+    if path.suffix == ".html" and not path.read_text().rstrip().endswith("</html>"):
+        raise ValueError("no end")
+    return path.read_bytes()
+
+
+def untimed(value: Any) -> Any:
+    """A JSON value without times; numbers to four places: a probability's last digits depend on who was in a batch."""
+    if isinstance(value, dict):
+        return {key: untimed(one) for key, one in value.items() if key not in TIMES}
+    if isinstance(value, list):
+        return [untimed(one) for one in value if not (isinstance(one, dict) and one.get("measure") in TIMES)]
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """What must come out the same: runs, traces, values of each query, weights."""
+    wanted = ("*.trec", "trace.jsonl", "per_query.json", "model/model.safetensors")
+    found = {path for pattern in wanted for path in folder.rglob(pattern)}
+    return {str(path.relative_to(folder)): read(path) for path in sorted(found)}
+
+
+def killed(name: str, command: Command, place: Path, moments: int, rng: random.Random) -> dict[str, Any]:
+    """Kill the command that often; returns counts and what was wrong."""
+    whole, log = place / f"{name}-whole", place / f"{name}.log"
+    began = time.monotonic()
+    code = ended(started(command.arguments(whole), log))
+    seconds = time.monotonic() - began
+    if code:
+        raise SystemExit(f"{name} ended with {code} undisturbed: {log.read_text()[-500:]}")
+    expected, faults = results(whole), list[str]()
+    kills = jobs = 0
+    while kills < moments:
+        out, extra = place / f"{name}-{jobs}", list[str]()
+        while (code := ended(started([*command.arguments(out), *extra], log), rng.uniform(0, seconds))) is None:
+            kills += 1
+            faults += [f"after kill {kills}: {fault}" for fault in not_whole(out)]
+            extra = command.again(out)
+        jobs += 1
+        if code:
+            faults.append(f"job {jobs} ended with {code} after {kills} kills: {log.read_text()[-300:]}")
+        elif (found := results(out)) != expected:
+            differ = [key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key)]
+            faults.append(f"job {jobs} ended with other results after {kills} kills: {sorted(differ)[:5]}")
+        shutil.rmtree(out, ignore_errors=True)
+    return {"command": name, "seconds": round(seconds, 1), "kills": kills, "jobs": jobs, "faults": faults}
+
+
+def main() -> None:
+    """Print a row for each command; exit with 1 where anything was wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--moments", type=int, default=50, help="kills of each command")
+    parser.add_argument("--commands", nargs="+", default=["rank", "train", "evaluate", "reproduce"])
+    parser.add_argument("--per-task", type=int, default=6, help="test queries of each embedded task")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        place, data = Path(folder), Path(folder) / "data"
+        mini = ["-s", "data.0.source=mini", "-s", f"data.0.limit={given.per_task}"]
+        if ended(started(["data", "convert", str(data), *mini], place / "convert.log")):
+            raise SystemExit((place / "convert.log").read_text())
+        for name in given.commands:
+            row = killed(name, commands(data)[name], place, given.moments, random.Random(f"{name}:{given.seed}"))
+            rows.append(row)
+            print(
+                f"{name}: {row['kills']} kills in {row['jobs']} jobs of {row['seconds']} s", *row["faults"], sep="\n  "
+            )
+    if given.json:
+        given.json.write_text(json.dumps({"machine": platform.platform(), "rows": rows}, indent=2) + "\n")
+    sys.exit(any(row["faults"] for row in rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Files and folders that are there whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from r1ranker.files import recover, replacing, write_whole
+
+
+def test_after_an_error_all_is_as_it_was(tmp_path: Path) -> None:
+    write_whole(tmp_path / "a", "before")
+    with pytest.raises(OSError, match="no space") as raised, replacing(tmp_path / "a") as fresh:
+        fresh.write_text("half")
+        raise RuntimeError("no space\nleft")  # as torch says it
+    assert raised.value.filename == str(tmp_path / "a")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "before")]
+
+
+def folder(path: Path, content: str) -> None:
+    path.mkdir()
+    (path / "weights").write_text(content)
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    for content in ("one", "two"):
+        with replacing(tmp_path / "model") as fresh:
+            folder(fresh, content)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (tmp_path / "model" / "weights").read_text() == "two"
+
+
+@pytest.mark.parametrize(
+    ("there", "kept"),
+    [
+        ({"model": "old", "model.new": "half"}, "old"),
+        ({"model.old": "old", "model.new": "new"}, "new"),
+        ({"model": "new", "model.old": "old"}, "new"),
+        ({"model.old": "old"}, "old"),
+    ],
+)
+def test_a_replacement_interrupted_anywhere_is_ended(there: dict[str, str], kept: str, tmp_path: Path) -> None:
+    for name, content in there.items():
+        folder(tmp_path / name, content)
+    recover(tmp_path / "model")
+    assert (tmp_path / "model" / "weights").read_text() == kept
+    with replacing(tmp_path / "model") as fresh:
+        folder(fresh, "next")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
