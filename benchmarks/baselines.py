@@ -35,9 +35,9 @@ from r1ranker.datasets import load
 from r1ranker.datasets.interactions import interactions
 from r1ranker.datasets.llmrouter import OBJECTIVES
 from r1ranker.datasets.rankllm import read_qrels
-from r1ranker.evaluation.measures import by_task, evaluate
+from r1ranker.evaluation.measures import evaluate
 from r1ranker.evaluation.significance import confidence_interval
-from r1ranker.problem import Problem, Ranking, Splits
+from r1ranker.problem import Problem, Ranking, Splits, by_task
 from r1ranker.provenance import provenance
 from r1ranker.training.config import DataConfig, load_config
 

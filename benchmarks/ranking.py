@@ -29,10 +29,9 @@ from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.cli_common import write_json
 from r1ranker.data import load_splits
 from r1ranker.datasets import mini_recommendation
-from r1ranker.evaluation.measures import first_by_task
 from r1ranker.evaluation.systems import evaluate_systems
 from r1ranker.plans import Budget
-from r1ranker.problem import Candidate, Problem
+from r1ranker.problem import Candidate, Problem, first_by_task
 from r1ranker.prompts import build_prompt
 from r1ranker.provenance import provenance
 from r1ranker.rankers import DRanker, Hybrid, IRanker, Ranker, Shuffled, Tournament, Windows

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1ranker.datasets import amazon_windows, lastfm, movielens, recbole
-from r1ranker.datasets.common import check_disjoint, rng_for, split_groups
+from r1ranker.datasets.common import check_disjoint, split_groups
 from r1ranker.datasets.recommendation import NegativeSampler, recommendation_problems
 from r1ranker.errors import ConfigError, DataError
-from r1ranker.problem import Problem, Splits
+from r1ranker.problem import Problem, Splits, rng_for
 
 ITEMS = [str(number) for number in range(60)]
 TITLES = {item: f"Title {item}" for item in ITEMS}

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from r1ranker import DRanker, IRanker, TransformersBackend
 from r1ranker.datasets import load
-from r1ranker.evaluation.measures import by_task
+from r1ranker.problem import by_task
 
 
 def test_nano_ranks_one_problem_of_each_embedded_task_in_both_designs() -> None:

@@ -21,11 +21,10 @@ from r1ranker.baselines.encoders import cross_encoder, dense, question
 from r1ranker.baselines.recommenders import bpr, item_knn, sasrec
 from r1ranker.baselines.routers import encoder_router, factor_router, knn_router, mlp_router
 from r1ranker.baselines.specialists import SERVES, SPECIALISTS
-from r1ranker.datasets.common import rng_for
 from r1ranker.datasets.interactions import interactions
 from r1ranker.datasets.movielens import load as load_movielens
 from r1ranker.errors import BackendError, ConfigError, DataError
-from r1ranker.problem import SCENARIOS, Candidate, Problem, Ranking
+from r1ranker.problem import SCENARIOS, Candidate, Problem, Ranking, rng_for
 
 TITLES = [f"{letter}{number}" for letter in "AB" for number in range(12)]
 WORDS = {"sum": "algebra", "verse": "poet", "loop": "coder"}

@@ -18,9 +18,8 @@ from collections.abc import Sequence
 from r1ranker.baselines import BASELINES
 from r1ranker.baselines.simple import has_prior
 from r1ranker.baselines.specialists import SERVES, SPECIALISTS
-from r1ranker.datasets.common import rng_for
 from r1ranker.errors import ConfigError
-from r1ranker.problem import Problem, Ranking, Splits
+from r1ranker.problem import Problem, Ranking, Splits, rng_for
 
 FOLDS = 5
 """Parts of the training problems, by group; each is ranked by specialists that learnt from the other parts."""

@@ -16,6 +16,7 @@ identifier never changes while candidates leave the pool, so `[7]` means one thi
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
@@ -239,3 +240,21 @@ class Ranking:
 
 Splits = dict[str, list[Problem]]
 """Problems by split name: train, dev, test. No group stands in two of them."""
+
+
+def by_task(problems: Sequence[Problem]) -> dict[str, list[Problem]]:
+    """Problems by task, tasks in order of first appearance."""
+    tasks: dict[str, list[Problem]] = {}
+    for problem in problems:
+        tasks.setdefault(problem.task, []).append(problem)
+    return tasks
+
+
+def first_by_task(problems: Sequence[Problem], count: int | None) -> list[Problem]:
+    """The first `count` problems of each task (None: all), one task after the other."""
+    return [problem for of_task in by_task(problems).values() for problem in of_task[:count]]
+
+
+def rng_for(*parts: object) -> random.Random:
+    """A generator seeded by the text of `parts`: the same in every process and on every machine."""
+    return random.Random(":".join(map(str, parts)))

@@ -11,8 +11,7 @@ import numpy as np
 import Stemmer
 
 from r1ranker.baselines.ordering import ranked_by
-from r1ranker.evaluation.measures import by_task
-from r1ranker.problem import Problem, Ranking, Usage
+from r1ranker.problem import Problem, Ranking, Usage, by_task
 
 
 def bm25(problems: Sequence[Problem]) -> list[Ranking]:

@@ -13,8 +13,7 @@ from typing import Any
 
 from r1ranker.baselines.ordering import ranked_by
 from r1ranker.errors import BackendError, ConfigError, DataError
-from r1ranker.evaluation.measures import by_task
-from r1ranker.problem import Problem, Ranking, Scenario, Usage
+from r1ranker.problem import Problem, Ranking, Scenario, Usage, by_task
 
 Scorer = Callable[[Sequence[Problem]], Sequence[Mapping[str, float]]]
 """Scores by docid of each problem's pool; a docid left out comes last."""

@@ -6,9 +6,8 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from r1ranker.datasets.common import rng_for
 from r1ranker.elimination import ranking_from
-from r1ranker.problem import Problem, Ranking, Usage
+from r1ranker.problem import Problem, Ranking, Usage, rng_for
 
 FREE = Usage()
 

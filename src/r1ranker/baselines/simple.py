@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from r1ranker.baselines.ordering import ranked_by
 from r1ranker.errors import DataError
-from r1ranker.evaluation.measures import by_task
-from r1ranker.problem import Problem, Ranking
+from r1ranker.problem import Problem, Ranking, by_task
 
 NO_PRIOR = "no prior"
 

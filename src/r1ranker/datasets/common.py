@@ -1,7 +1,7 @@
 """What every source shares: its description, splits by group, seeded draws, cut texts.
 
 In: groups, texts and paths of a source. Out: the parts that a loader makes `Splits` of. Every random draw
-has a generator of its own, seeded by what it is for (`rng_for`), so a problem is the same whatever else is
+has a generator of its own, seeded by what it is for (`problem.rng_for`), so a problem is the same whatever else is
 loaded and in whatever order.
 """
 
@@ -10,14 +10,13 @@ from __future__ import annotations
 import inspect
 import random
 import typing
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from r1ranker.errors import ConfigError, DataError
-from r1ranker.problem import Problem, Splits
+from r1ranker.problem import Splits, by_task, rng_for
 
 SPLIT_NAMES = ("train", "dev", "test")
 T = TypeVar("T")
@@ -62,11 +61,6 @@ class Source:
         return tuple(self.kinds)
 
 
-def rng_for(*parts: object) -> random.Random:
-    """A generator seeded by the text of `parts`: the same in every process and on every machine."""
-    return random.Random(":".join(map(str, parts)))
-
-
 def split_groups(
     groups: Iterable[str], seed: int, fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
 ) -> dict[str, str]:
@@ -107,17 +101,14 @@ def limit_per_task(splits: Splits, limit: int | None, seed: int) -> Splits:
     """At most `limit` problems per task and split, by a seeded choice."""
     if limit is None:
         return splits
-    limited: Splits = {}
-    for split, problems in splits.items():
-        by_task: dict[str, list[Problem]] = defaultdict(list)
-        for problem in problems:
-            by_task[problem.task].append(problem)
-        limited[split] = [
+    return {
+        split: [
             problem
-            for task, members in by_task.items()
+            for task, members in by_task(problems).items()
             for problem in take(members, limit, rng_for(seed, "limit", task, split))
         ]
-    return limited
+        for split, problems in splits.items()
+    }
 
 
 def cut(text: str, max_chars: int) -> str:

@@ -14,11 +14,11 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Unpack
 
-from r1ranker.datasets.common import Source, rng_for
+from r1ranker.datasets.common import Source
 from r1ranker.datasets.recommendation import RecommendationOptions, recommendation_problems
 from r1ranker.datasets.tables import identifier, need_file, records, set_once, split_rows
 from r1ranker.io.text import finite
-from r1ranker.problem import Splits
+from r1ranker.problem import Splits, rng_for
 
 
 def load(path: Path, *, seed: int = 0, limit: int | None = None, **options: Unpack[RecommendationOptions]) -> Splits:

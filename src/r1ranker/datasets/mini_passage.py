@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from r1ranker.datasets.common import SPLIT_NAMES, rng_for
+from r1ranker.datasets.common import SPLIT_NAMES
 from r1ranker.datasets.mini_words import words
-from r1ranker.problem import Candidate, Problem, Splits
+from r1ranker.problem import Candidate, Problem, Splits, rng_for
 
 MIXES = {5: (2, 1, 1), 7: (2, 3, 1), 9: (3, 3, 2)}
 """By pool size: passages on the same entity, on the same attribute, on neither."""

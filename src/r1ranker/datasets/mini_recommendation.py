@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from r1ranker.datasets.common import SPLIT_NAMES, rng_for
+from r1ranker.datasets.common import SPLIT_NAMES
 from r1ranker.datasets.mini_words import words
-from r1ranker.problem import Candidate, Problem, Splits
+from r1ranker.problem import Candidate, Problem, Splits, rng_for
 
 DOMAINS = ("movie", "music", "game")
 TASKS = tuple(f"rec-{domain}" for domain in DOMAINS)

@@ -18,9 +18,9 @@ from itertools import accumulate
 from operator import itemgetter
 from typing import Literal, NamedTuple, TypedDict
 
-from r1ranker.datasets.common import SPLIT_NAMES, rng_for, split_groups, take
+from r1ranker.datasets.common import SPLIT_NAMES, split_groups, take
 from r1ranker.errors import ConfigError, DataError
-from r1ranker.problem import Candidate, Problem, Splits
+from r1ranker.problem import Candidate, Problem, Splits, rng_for
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ import ir_measures
 from ir_measures import RR, Qrel, ScoredDoc, Success, nDCG
 
 from r1ranker.errors import DataError
-from r1ranker.problem import Problem, Ranking
+from r1ranker.problem import Problem, Ranking, by_task
 
 MEASURES = ("MRR", "nDCG@5", "nDCG@10", "hit@1", "hit@3", "hit@5")
 QueryValues = dict[str, dict[str, float]]
@@ -46,19 +46,6 @@ def evaluate_by_task(rankings: Sequence[Ranking], problems: Sequence[Problem]) -
     """`evaluate` for each task; qids must be distinct over all tasks, as a run file needs them to be."""
     _rankings_by_qid(rankings, problems)
     return {task: evaluate(rankings, of_task) for task, of_task in by_task(problems).items()}
-
-
-def by_task(problems: Sequence[Problem]) -> dict[str, list[Problem]]:
-    """Problems by task, tasks in order of first appearance."""
-    tasks: dict[str, list[Problem]] = {}
-    for problem in problems:
-        tasks.setdefault(problem.task, []).append(problem)
-    return tasks
-
-
-def first_by_task(problems: Sequence[Problem], count: int | None) -> list[Problem]:
-    """The first `count` problems of each task (None: all), one task after the other."""
-    return [problem for of_task in by_task(problems).values() for problem in of_task[:count]]
 
 
 def _measures(relevant_at: int) -> dict[str, Any]:

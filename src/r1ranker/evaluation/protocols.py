@@ -26,12 +26,11 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import TypedDict, Unpack
 
-from r1ranker.datasets.common import SPLIT_NAMES, rng_for
+from r1ranker.datasets.common import SPLIT_NAMES
 from r1ranker.datasets.recommendation import NegativeSampler
 from r1ranker.datasets.trec import bm25
 from r1ranker.errors import DataError
-from r1ranker.evaluation.measures import by_task
-from r1ranker.problem import Candidate, Problem, Splits
+from r1ranker.problem import Candidate, Problem, Splits, by_task, rng_for
 
 Events = Mapping[str, Sequence[tuple[str, float]]]
 """What each user had, and when, oldest first."""

@@ -21,7 +21,6 @@ from r1ranker.baselines import BASELINES
 from r1ranker.baselines.ordering import undecided_by_coin
 from r1ranker.baselines.simple import NO_PRIOR, has_prior, without_prior
 from r1ranker.errors import ConfigError, DataError
-from r1ranker.evaluation.measures import by_task
 from r1ranker.evaluation.report import Trace, write_report
 from r1ranker.evaluation.results import (
     Comparison,
@@ -35,7 +34,7 @@ from r1ranker.evaluation.results import (
 )
 from r1ranker.evaluation.runs import check_names, write_run
 from r1ranker.io.documents import read_json
-from r1ranker.problem import Problem, Ranking
+from r1ranker.problem import Problem, Ranking, by_task
 from r1ranker.prompts import Design
 from r1ranker.provenance import provenance
 from r1ranker.spec import RankerSpec, parse_spec

@@ -25,10 +25,9 @@ from rich.console import Console
 from r1ranker.backends.loading import load
 from r1ranker.errors import BackendError, ConfigError
 from r1ranker.evaluation import table
-from r1ranker.evaluation.measures import by_task
 from r1ranker.evaluation.results import AVERAGE, Comparison, Row, TaskValues, comparison, rows_of, write_results
 from r1ranker.files import write_whole
-from r1ranker.problem import Problem
+from r1ranker.problem import Problem, by_task
 from r1ranker.provenance import provenance
 from r1ranker.reproduce.report import Table, save_tables
 from r1ranker.reproduce.study import Study

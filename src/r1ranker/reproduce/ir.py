@@ -23,10 +23,9 @@ from r1ranker.datasets import mini_passage
 from r1ranker.datasets.mini_passage import Fact
 from r1ranker.datasets.mini_words import words
 from r1ranker.errors import DataError
-from r1ranker.evaluation.measures import first_by_task
 from r1ranker.evaluation.results import Row
 from r1ranker.evaluation.table import stars, systems_of
-from r1ranker.problem import Problem
+from r1ranker.problem import Problem, first_by_task
 from r1ranker.reproduce.report import Table, by_system, save_tables, tests_by_system
 from r1ranker.reproduce.study import Study
 from r1ranker.training.config import DataConfig

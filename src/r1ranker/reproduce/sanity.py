@@ -13,11 +13,10 @@ from math import comb
 from statistics import fmean, pstdev
 
 from r1ranker.baselines import BASELINES
-from r1ranker.datasets.common import rng_for
 from r1ranker.elimination import ranking_from
-from r1ranker.evaluation.measures import by_task, evaluate_by_task, first_by_task
+from r1ranker.evaluation.measures import evaluate_by_task
 from r1ranker.evaluation.systems import ModelSystem
-from r1ranker.problem import Problem, Ranking, Usage, part_of
+from r1ranker.problem import Problem, Ranking, Usage, by_task, first_by_task, part_of, rng_for
 from r1ranker.reproduce.report import Table, save_tables
 from r1ranker.reproduce.study import Study
 

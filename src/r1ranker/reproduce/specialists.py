@@ -25,13 +25,12 @@ from r1ranker.datasets.interactions import interactions
 from r1ranker.datasets.mini_words import words
 from r1ranker.errors import BackendError, ConfigError
 from r1ranker.evaluation import routing
-from r1ranker.evaluation.measures import by_task
 from r1ranker.evaluation.protocols import full_catalogue, hard_negatives, matched_negatives
 from r1ranker.evaluation.results import Row
 from r1ranker.evaluation.routing import Outcome, Outcomes, Weights
 from r1ranker.evaluation.table import systems_of
 from r1ranker.notes import noted_by
-from r1ranker.problem import SCENARIOS, Problem, Ranking
+from r1ranker.problem import SCENARIOS, Problem, Ranking, by_task
 from r1ranker.reproduce.report import Table, by_system, save_tables
 from r1ranker.reproduce.study import Study
 from r1ranker.training.config import DataConfig

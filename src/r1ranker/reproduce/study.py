@@ -26,12 +26,12 @@ from r1ranker.data import load_splits
 from r1ranker.datasets.jsonl import write_jsonl
 from r1ranker.drive import RANKING
 from r1ranker.errors import ConfigError
-from r1ranker.evaluation.measures import MEASURES, first_by_task
+from r1ranker.evaluation.measures import MEASURES
 from r1ranker.evaluation.results import Row, read_results
 from r1ranker.evaluation.systems import ModelSystem, evaluate_systems, model_system, name_of
 from r1ranker.files import named_by_content, write_whole
 from r1ranker.jobs import WHERE, rank_file
-from r1ranker.problem import Problem, Ranking, Splits
+from r1ranker.problem import Problem, Ranking, Splits, first_by_task
 from r1ranker.quickstart import train_side_by_side, worker_pool
 from r1ranker.spec import RankerSpec, parse_spec
 from r1ranker.training.checkpoint import checkpoints, discard

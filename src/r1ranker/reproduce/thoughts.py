@@ -16,11 +16,11 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from r1ranker.evaluation.measures import first_by_task
 from r1ranker.evaluation.results import Row, TaskValues, comparison
 from r1ranker.evaluation.systems import read_per_query
 from r1ranker.evaluation.table import stars, tasks_of
 from r1ranker.files import named_by_content
+from r1ranker.problem import first_by_task
 from r1ranker.reproduce.main import tested
 from r1ranker.reproduce.report import Table, results_table, save_tables
 from r1ranker.reproduce.study import SHORT, Study

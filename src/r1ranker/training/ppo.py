@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 from r1ranker.errors import DataError, NotFiniteError
-from r1ranker.evaluation.measures import first_by_task
-from r1ranker.problem import Problem, Splits
+from r1ranker.problem import Problem, Splits, first_by_task
 from r1ranker.progress import track
 from r1ranker.prompts import build_prompt
 from r1ranker.provenance import write_provenance

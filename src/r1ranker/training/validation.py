@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from r1ranker.backends.base import Backend
-from r1ranker.evaluation.measures import by_task, evaluate
-from r1ranker.problem import Problem
+from r1ranker.evaluation.measures import evaluate
+from r1ranker.problem import Problem, by_task
 from r1ranker.spec import RankerSpec
 from r1ranker.training.config import RunConfig
 from r1ranker.training.parallel import Crew

@@ -27,8 +27,7 @@ from r1ranker.backends.encoding import Encoder
 from r1ranker.backends.loading import resolve
 from r1ranker.data import load_splits
 from r1ranker.errors import BackendError, ConfigError, DataError
-from r1ranker.evaluation.measures import first_by_task
-from r1ranker.problem import Problem
+from r1ranker.problem import Problem, first_by_task
 from r1ranker.provenance import write_provenance
 from r1ranker.training.config import RunConfig
 from r1ranker.training.rollout import check_prompts
