@@ -37,9 +37,9 @@ from r1ranker.datasets.llmrouter import OBJECTIVES
 from r1ranker.datasets.rankllm import read_qrels
 from r1ranker.evaluation.measures import evaluate
 from r1ranker.evaluation.significance import confidence_interval
+from r1ranker.io.config import DataConfig, load_config
+from r1ranker.io.provenance import provenance
 from r1ranker.problem import Problem, Ranking, Splits, by_task
-from r1ranker.provenance import provenance
-from r1ranker.training.config import DataConfig, load_config
 
 LIMIT = 300
 SEEDS = (0, 1)

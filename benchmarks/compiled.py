@@ -21,7 +21,7 @@ from rich.console import Console
 
 from r1ranker.backends.loading import load
 from r1ranker.cli_common import write_json
-from r1ranker.provenance import provenance
+from r1ranker.io.provenance import provenance
 from r1ranker.training.batch import Batch, Sample, pack, score
 
 LENGTHS = (128, 160, 200, 256, 300, 350)

@@ -28,8 +28,8 @@ from rich.table import Table
 
 from r1ranker.backends.openai_ import OpenAIBackend
 from r1ranker.cli_common import write_json
+from r1ranker.io.provenance import provenance
 from r1ranker.problem import Candidate, Problem
-from r1ranker.provenance import provenance
 from r1ranker.rankers import DRanker, IRanker, Ranker
 
 SERVER = Path(__file__).parents[1] / "tests" / "fault_server.py"

@@ -36,10 +36,10 @@ from r1ranker.datasets import load
 from r1ranker.datasets.jsonl import validate_jsonl
 from r1ranker.errors import R1RankerError
 from r1ranker.evaluation.results import read_csv
-from r1ranker.evaluation.runs import read_run
+from r1ranker.io.config import load_config
+from r1ranker.io.runs import read_run
 from r1ranker.problem import Splits
 from r1ranker.thoughts import read_thoughts
-from r1ranker.training.config import load_config
 
 LONG = b"9" * 40
 PIECES = (

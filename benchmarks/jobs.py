@@ -33,9 +33,9 @@ from rich.console import Console
 from rich.table import Table
 
 from r1ranker.cli_common import write_json
-from r1ranker.datasets.jsonl import write_jsonl
+from r1ranker.io.problems import write_jsonl
+from r1ranker.io.provenance import provenance
 from r1ranker.problem import Candidate, Problem
-from r1ranker.provenance import provenance
 
 CANDIDATES = 5
 WORDS = "river stone garden winter market letter window bridge silver paper forest engine harbour copper candle mirror"

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from r1ranker.cli_common import write_json
-from r1ranker.provenance import provenance
+from r1ranker.io.provenance import provenance
 from r1ranker.quickstart import quickstart_config
 from r1ranker.reproduce.study import Study
 from r1ranker.training.logs import read_log

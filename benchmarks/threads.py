@@ -16,7 +16,7 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from r1ranker.cli_common import write_json
-from r1ranker.provenance import provenance
+from r1ranker.io.provenance import provenance
 
 BATCH, LENGTH, PASSES = 32, 200, 3
 

@@ -37,10 +37,10 @@ from r1ranker.backends.base import STOP
 from r1ranker.backends.loading import load
 from r1ranker.cli_common import write_json
 from r1ranker.datasets import mini
+from r1ranker.io.config import RunConfig
+from r1ranker.io.provenance import provenance
 from r1ranker.problem import Problem
-from r1ranker.provenance import provenance
 from r1ranker.training import for_trl, rollout
-from r1ranker.training.config import RunConfig
 from r1ranker.training.learner import new_learner
 from r1ranker.training.ppo import ppo_step
 

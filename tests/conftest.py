@@ -16,10 +16,10 @@ import torch
 from quick_runs import quick_config
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.datasets import mini
+from r1ranker.io.config import RunConfig, ScratchConfig
 from r1ranker.problem import Candidate, Problem, Splits
 from r1ranker.prompts import NO_THOUGHT, build_prompt
 from r1ranker.training import scratch
-from r1ranker.training.config import RunConfig, ScratchConfig
 
 torch.set_num_threads(1)
 

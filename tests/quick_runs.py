@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from r1ranker.training.config import RunConfig
+from r1ranker.io.config import RunConfig
 
 QUICK = {"batch": 8, "minibatch": 4, "max_new_tokens": 5, "actor_lr": 1e-3, "critic_lr": 1e-3, "validate_every": 2}
 VARIANTS: dict[str, dict[str, Any]] = {

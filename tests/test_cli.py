@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 
 from r1ranker.cli import app, data_app
 from r1ranker.datasets import SOURCES
-from r1ranker.datasets.jsonl import read_jsonl, write_jsonl
-from r1ranker.evaluation.runs import read_run
+from r1ranker.io.config import load_config
+from r1ranker.io.problems import read_jsonl, write_jsonl
+from r1ranker.io.runs import read_run
 from r1ranker.problem import Problem
-from r1ranker.training.config import load_config
 
 MakeProblem = Callable[..., Problem]
 MINI = ["-s", "data.0.source=mini", "-s", "data.0.limit=1"]

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from r1ranker.errors import ConfigError
-from r1ranker.training.config import PPOConfig, RunConfig, load_config
+from r1ranker.io.config import PPOConfig, RunConfig, load_config
 
 
 def test_without_a_file_the_defaults_are_the_papers() -> None:
@@ -150,7 +150,7 @@ def test_faults_of_a_file_name_the_file(tmp_path: Path, text: str, message: str)
 def test_a_config_is_utf8_in_any_locale_and_faults_of_its_bytes_name_the_line(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_bytes("\ufeffmodel: modèle\r\n".encode())
-    script = "import pathlib, sys; from r1ranker.training.config import load_config\n"
+    script = "import pathlib, sys; from r1ranker.io.config import load_config\n"
     script += "print(ascii(load_config(pathlib.Path(sys.argv[1])).model))"
     ascii_only = {**os.environ, "LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = subprocess.run([sys.executable, "-c", script, file], capture_output=True, text=True, env=ascii_only)

@@ -9,11 +9,11 @@ import pytest
 
 from r1ranker.data import load_splits, stats
 from r1ranker.datasets import mini
-from r1ranker.datasets.jsonl import write_jsonl
 from r1ranker.errors import ConfigError, DataError
+from r1ranker.io.config import DataConfig
+from r1ranker.io.problems import write_jsonl
 from r1ranker.problem import Problem
 from r1ranker.prompts import build_prompt
-from r1ranker.training.config import DataConfig
 
 MakeProblem = Callable[..., Problem]
 

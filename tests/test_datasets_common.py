@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1ranker.datasets.common import check_disjoint, cut, cut_pool, limit_per_task, split_groups, take
+from r1ranker.datasets.common import check_disjoint, cut_pool, limit_per_task, split_groups, take
 from r1ranker.errors import ConfigError, DataError
+from r1ranker.io.text import cut
 from r1ranker.problem import Candidate, Problem, rng_for
 
 groups = st.sets(st.text(min_size=1, max_size=6), max_size=60)

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1ranker.datasets.common import check_disjoint
-from r1ranker.datasets.jsonl import load, read_jsonl, validate_jsonl, write_jsonl
+from r1ranker.datasets.jsonl import load, validate_jsonl
 from r1ranker.errors import DataError
+from r1ranker.io.problems import read_jsonl, write_jsonl
 from r1ranker.problem import SCENARIOS, Candidate, Problem
 
 GOOD: dict[str, Any] = {

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from fault_server import FaultServer
 from r1ranker.backends.openai_ import OpenAIBackend
 from r1ranker.cli import app
-from r1ranker.datasets.jsonl import write_jsonl
 from r1ranker.errors import BackendError, ConfigError
+from r1ranker.io.problems import write_jsonl
 from r1ranker.problem import Problem
 from r1ranker.rankers import DRanker
 from r1ranker.spec import RankerSpec, parse_spec

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from r1ranker.errors import DataError
-from r1ranker.evaluation.runs import is_own, looks_like_run, read_run, write_run
 from r1ranker.evaluation.systems import evaluate_systems
+from r1ranker.io.runs import is_own, looks_like_run, read_run, write_run
 from r1ranker.problem import Candidate, Problem, Ranking
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lambda text: text.split() == [text])

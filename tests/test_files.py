@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from r1ranker.files import recover, replacing, write_whole
+from r1ranker.io.files import recover, replacing, write_whole
 
 
 def test_after_an_error_all_is_as_it_was(tmp_path: Path) -> None:

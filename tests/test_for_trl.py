@@ -19,9 +19,9 @@ from r1ranker.backends.encoding import Encoder
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.datasets import mini
 from r1ranker.errors import BackendError, DataError
+from r1ranker.io.config import RunConfig
 from r1ranker.problem import Problem
 from r1ranker.prompts import build_prompt
-from r1ranker.training.config import RunConfig
 from r1ranker.training.for_trl import dataset, reward
 from r1ranker.training.rollout import State, rank_once, removals, whole_episode
 

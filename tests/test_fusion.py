@@ -10,8 +10,8 @@ import pytest
 from conftest import small_problem
 from r1ranker.baselines.fusion import lambdamart, places
 from r1ranker.errors import ConfigError
+from r1ranker.io.config import WarmstartConfig
 from r1ranker.problem import Candidate, Problem, rng_for
-from r1ranker.training.config import WarmstartConfig
 from r1ranker.training.demonstrations import taught
 
 N = 6

@@ -24,11 +24,11 @@ from typer.testing import CliRunner
 from r1ranker import cli
 from r1ranker.backends.base import Ask, AsyncBackend, Backend, CallError, Choice, Completion, PromptError, Session
 from r1ranker.backends.scripted import ScriptedBackend
-from r1ranker.datasets.jsonl import iter_jsonl, write_jsonl
 from r1ranker.drive import AHEAD
 from r1ranker.errors import BackendError, ConfigError, DataError
-from r1ranker.evaluation.runs import read_run
 from r1ranker.io.locks import held
+from r1ranker.io.problems import iter_jsonl, write_jsonl
+from r1ranker.io.runs import read_run
 from r1ranker.jobs import JobResult, failed_of, journal_of, rank_file
 from r1ranker.problem import Candidate, Problem
 from r1ranker.rankers import IRanker

@@ -12,8 +12,8 @@ from conftest import small_problem
 from r1ranker.backends import loading
 from r1ranker.backends.loading import bfloat16_gain, cast, load, pick_dtype
 from r1ranker.backends.transformers_ import TransformersBackend
+from r1ranker.io.config import RunConfig
 from r1ranker.spec import RankerSpec
-from r1ranker.training.config import RunConfig
 from r1ranker.training.learner import new_learner
 
 CPU = torch.device("cpu")

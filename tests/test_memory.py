@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.datasets import mini
+from r1ranker.io.config import RunConfig, validated
 from r1ranker.problem import Splits
 from r1ranker.training.checkpoint import checkpoints
-from r1ranker.training.config import RunConfig, validated
 from r1ranker.training.learner import new_learner
 from r1ranker.training.memory import add_lora, plain_state, recomputing, without_lora
 from r1ranker.training.ppo import train

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from r1ranker import provenance as module
-from r1ranker.provenance import provenance, write_provenance
-from r1ranker.training.config import RunConfig, load_config
+from r1ranker.io import provenance as module
+from r1ranker.io.config import RunConfig, load_config
+from r1ranker.io.provenance import provenance, write_provenance
 
 
 def test_versions_machine_and_time_are_recorded() -> None:
@@ -40,8 +40,8 @@ def git(folder: Path, *arguments: str) -> None:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    (tmp_path / "src" / "r1ranker").mkdir(parents=True)
-    (tmp_path / "src" / "r1ranker" / "provenance.py").write_text("")
+    (tmp_path / "src" / "r1ranker" / "io").mkdir(parents=True)
+    (tmp_path / "src" / "r1ranker" / "io" / "provenance.py").write_text("")
     git(tmp_path, "init")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-m", "first")
@@ -51,7 +51,7 @@ def repository(tmp_path: Path) -> Path:
 def test_the_revision_of_a_checkout_tells_whether_it_was_changed(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = repository / "src" / "r1ranker" / "provenance.py"
+    source = repository / "src" / "r1ranker" / "io" / "provenance.py"
     monkeypatch.setattr(module, "__file__", str(source))
     clean = provenance()["revision"]
     assert clean
@@ -63,7 +63,7 @@ def test_the_revision_of_a_checkout_tells_whether_it_was_changed(
 def test_an_installed_package_does_not_take_the_revision_of_the_repository_around_it(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    installed = repository / "venv" / "lib" / "site-packages" / "r1ranker" / "provenance.py"
+    installed = repository / "venv" / "lib" / "site-packages" / "r1ranker" / "io" / "provenance.py"
     installed.parent.mkdir(parents=True)
     monkeypatch.setattr(module, "__file__", str(installed))
     assert provenance()["revision"] is None

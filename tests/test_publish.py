@@ -25,9 +25,9 @@ from r1ranker.cli import app
 from r1ranker.errors import BackendError, ConfigError, DataError
 from r1ranker.evaluation.results import read_results
 from r1ranker.evaluation.systems import evaluate_systems, model_system
-from r1ranker.provenance import write_provenance
+from r1ranker.io.config import RunConfig
+from r1ranker.io.provenance import write_provenance
 from r1ranker.publish import MARK, check_model, model_card, push
-from r1ranker.training.config import RunConfig
 from r1ranker.training.logs import read_log
 from r1ranker.training.ppo import train
 

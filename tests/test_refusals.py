@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 from r1ranker.cli import app
 from r1ranker.cli_common import App
-from r1ranker.datasets.jsonl import write_jsonl
 from r1ranker.errors import DataError
 from r1ranker.io.locks import held
+from r1ranker.io.problems import write_jsonl
 from r1ranker.problem import Candidate, Problem
 from r1ranker.spec import RankerSpec
 

@@ -19,13 +19,13 @@ from r1ranker.backends.encoding import build_trie
 from r1ranker.backends.scripted import ScriptedBackend
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.errors import ConfigError
+from r1ranker.io.config import RunConfig
 from r1ranker.problem import Answer, Problem
 from r1ranker.prompts import LAYOUTS, NO_THOUGHT, Prompt, build_prompt, list_prompt, written_list
 from r1ranker.rankers import DRanker, IRanker
 from r1ranker.rewards import score_ranking, score_removal
 from r1ranker.training import rollout
 from r1ranker.training.batch import pack, score
-from r1ranker.training.config import RunConfig
 from r1ranker.training.rollout import (
     State,
     _credit,

@@ -16,7 +16,6 @@ import pytest
 import torch
 
 from conftest import save_bert, small_problem
-from r1ranker.baselines.common import library
 from r1ranker.baselines.encoders import cross_encoder, dense, question
 from r1ranker.baselines.recommenders import bpr, item_knn, sasrec
 from r1ranker.baselines.routers import encoder_router, factor_router, knn_router, mlp_router
@@ -24,6 +23,7 @@ from r1ranker.baselines.specialists import SERVES, SPECIALISTS
 from r1ranker.datasets.interactions import interactions
 from r1ranker.datasets.movielens import load as load_movielens
 from r1ranker.errors import BackendError, ConfigError, DataError
+from r1ranker.io.extras import library
 from r1ranker.problem import SCENARIOS, Candidate, Problem, Ranking, rng_for
 
 TITLES = [f"{letter}{number}" for letter in "AB" for number in range(12)]

@@ -14,12 +14,12 @@ import torch
 
 from r1ranker.backends.loading import load
 from r1ranker.errors import ConfigError, NotFiniteError
+from r1ranker.io.config import RunConfig
 from r1ranker.problem import Problem
 from r1ranker.training import checkpoint as checkpoint_module
 from r1ranker.training import ppo as ppo_module
 from r1ranker.training import warmstart as warmstart_module
 from r1ranker.training.checkpoint import checkpoints, restore, save_checkpoint, save_model
-from r1ranker.training.config import RunConfig
 from r1ranker.training.learner import Learner, new_learner
 from r1ranker.training.logs import KEPT, RunLog, kept_of, read_log
 from r1ranker.training.ppo import ppo_step, train

@@ -12,9 +12,10 @@ import pytest
 
 from r1ranker.backends.scripted import ScriptedBackend
 from r1ranker.backends.transformers_ import TransformersBackend
-from r1ranker.datasets.jsonl import write_jsonl
 from r1ranker.errors import BackendError, DataError
 from r1ranker.evaluation.results import read_results
+from r1ranker.io.config import load_config
+from r1ranker.io.problems import write_jsonl
 from r1ranker.jobs import rank_file
 from r1ranker.problem import Problem
 from r1ranker.prompts import Prompt, build_prompt, with_advice
@@ -33,7 +34,6 @@ from r1ranker.thoughts import (
     worth_showing,
     write_thoughts,
 )
-from r1ranker.training.config import load_config
 
 MakeProblem = Callable[..., Problem]
 

@@ -14,10 +14,10 @@ import torch
 from quick_runs import VARIANTS, assert_same
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.errors import ConfigError, DataError
+from r1ranker.io.config import RunConfig
 from r1ranker.problem import Problem
 from r1ranker.training import ppo as ppo_module
 from r1ranker.training.checkpoint import checkpoints
-from r1ranker.training.config import RunConfig
 from r1ranker.training.learner import Learner, new_learner
 from r1ranker.training.logs import RunLog, read_log
 from r1ranker.training.ppo import ppo_step, train

@@ -18,12 +18,12 @@ from transformers import AutoTokenizer
 
 from r1ranker.backends.encoding import Encoder
 from r1ranker.backends.loading import resolve
-from r1ranker.datasets.jsonl import write_jsonl
 from r1ranker.errors import BackendError, ConfigError
+from r1ranker.io.config import RunConfig
+from r1ranker.io.problems import write_jsonl
 from r1ranker.problem import Problem
 from r1ranker.prompts import bare_past, build_prompt, past_entry
 from r1ranker.training.advantages import gae
-from r1ranker.training.config import RunConfig
 from r1ranker.training.rollout import whole_episode
 from r1ranker.verl.data import DEV, TRAIN, problem_of, write_rows
 from r1ranker.verl.episode import Episode, Written, run_episode, training_state

@@ -14,11 +14,11 @@ from r1ranker.backends.encoding import Encoder
 from r1ranker.backends.padding import positions
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.errors import DataError
+from r1ranker.io.config import RunConfig, ScratchConfig, WarmstartConfig
 from r1ranker.problem import Problem
 from r1ranker.prompts import NO_THOUGHT
 from r1ranker.rewards import score_ranking, score_removal
 from r1ranker.training.checkpoint import save_model
-from r1ranker.training.config import RunConfig, ScratchConfig, WarmstartConfig
 from r1ranker.training.demonstrations import Demonstration, demonstrate, random_pool
 from r1ranker.training.logs import read_log
 from r1ranker.training.scratch import new_network, train_tokenizer

@@ -31,7 +31,7 @@ from r1ranker.reproduce.command import reproduce
 
 if TYPE_CHECKING:
     from r1ranker.evaluation.systems import ModelSystem
-    from r1ranker.training.config import RunConfig
+    from r1ranker.io.config import RunConfig
 
 EVALUATION = ("results.json", "results.csv", "per_query.json", "comparisons.json", "provenance.json", "report.html")
 """What an evaluation writes, beside its runs."""
@@ -178,11 +178,11 @@ def evaluate(
     Example: `r1ranker evaluate configs/mini.yaml --system base=iranker:nano --system iranker=iranker:runs/x/model`
     """
     from r1ranker.data import load_splits
-    from r1ranker.evaluation.runs import check_names, read_run
     from r1ranker.evaluation.systems import check_systems, evaluate_systems, parse_system
     from r1ranker.evaluation.table import results_table
-    from r1ranker.files import write_whole
+    from r1ranker.io.files import write_whole
     from r1ranker.io.locks import check_folder, held
+    from r1ranker.io.runs import check_names, read_run
     from r1ranker.jobs import failed_of
 
     again = "the same command begins anew; `rank --resume` can go on, and --run NAME=FILE takes what it wrote"
@@ -304,8 +304,9 @@ def data_validate(
 
     Example: `r1ranker data validate problems.jsonl`
     """
-    from r1ranker.datasets.jsonl import is_note, validate_jsonl
+    from r1ranker.datasets.jsonl import validate_jsonl
     from r1ranker.io.locks import check_outputs
+    from r1ranker.io.problems import is_note
 
     with errors():
         check_outputs({"--json": json_}, {"the problems": path})
@@ -333,8 +334,8 @@ def data_convert(
     """
     from r1ranker.data import load_splits
     from r1ranker.datasets import SPLIT_NAMES
-    from r1ranker.datasets.jsonl import write_jsonl
     from r1ranker.io.locks import check_folder
+    from r1ranker.io.problems import write_jsonl
 
     with errors():
         files = {split: out / f"{split}.jsonl" for split in SPLIT_NAMES}
@@ -382,8 +383,8 @@ def _config(
     config: Path | None, settings: Sequence[str] | None, json_: Path | None, written: Mapping[str, Path] | None = None
 ) -> RunConfig:
     """The run that a command is asked for. ConfigError where it is not said, or where an output would hit an input."""
+    from r1ranker.io.config import load_config
     from r1ranker.io.locks import check_outputs
-    from r1ranker.training.config import load_config
 
     if config is None and not settings:
         raise ConfigError("which run? Give its YAML, such as configs/mini.yaml, or set keys: -s data.0.source=mini")

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from r1ranker.errors import R1RankerError
-from r1ranker.files import write_whole
+from r1ranker.io.files import write_whole
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 MANY = 0.1

@@ -8,10 +8,10 @@ from typing import Any
 
 from r1ranker import datasets
 from r1ranker.errors import ConfigError, DataError
+from r1ranker.io.config import DataConfig
 from r1ranker.notes import with_notes
 from r1ranker.problem import Problem, Splits, by_task
 from r1ranker.prompts import build_prompt
-from r1ranker.training.config import DataConfig
 
 
 def load_splits(sources: Sequence[DataConfig]) -> Splits:

@@ -25,14 +25,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from r1ranker.backends.loading import resolve
-from r1ranker.datasets.jsonl import iter_jsonl
 from r1ranker.drive import RANKING, Finished
 from r1ranker.errors import ConfigError, DataError
-from r1ranker.evaluation.runs import run_lines
 from r1ranker.io.fingerprint import differing, fingerprint_file, fingerprint_model
 from r1ranker.io.locks import check_outputs, held
+from r1ranker.io.problems import iter_jsonl
+from r1ranker.io.progress import track
+from r1ranker.io.runs import run_lines
 from r1ranker.problem import Problem, Ranking, Usage, name_fault
-from r1ranker.progress import track
 from r1ranker.spec import RankerSpec
 
 RETRY = {"retry": True}

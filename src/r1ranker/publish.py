@@ -28,7 +28,7 @@ from r1ranker.backends.models import NAMES, NANO, SMOL, SMOL_BASE, SOURCES
 from r1ranker.errors import BackendError, ConfigError, DataError
 from r1ranker.evaluation.results import AVERAGE, Comparison, Row, read_results
 from r1ranker.evaluation.table import markdown_table
-from r1ranker.training.config import RunConfig, load_config
+from r1ranker.io.config import RunConfig, load_config
 from r1ranker.training.logs import read_log
 
 PAPER = "https://arxiv.org/abs/2506.21638"

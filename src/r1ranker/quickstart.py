@@ -20,11 +20,11 @@ from r1ranker.data import load_splits
 from r1ranker.errors import ConfigError
 from r1ranker.evaluation.results import Comparison, Row, relative_gain
 from r1ranker.evaluation.systems import ModelSystem, evaluate_systems, model_system, rank_with
+from r1ranker.io.config import RunConfig, load_config
 from r1ranker.io.locks import check_folder, held
+from r1ranker.io.progress import track
 from r1ranker.problem import Problem, Ranking
-from r1ranker.progress import track
 from r1ranker.prompts import Design
-from r1ranker.training.config import RunConfig, load_config
 from r1ranker.training.logs import read_log
 
 DESIGNS: tuple[Design, ...] = ("dranker", "iranker")

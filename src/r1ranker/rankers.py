@@ -22,9 +22,9 @@ from r1ranker.drive import Finished, drive
 from r1ranker.errors import ConfigError
 from r1ranker.fusing import Fusion
 from r1ranker.fusing import check as check_fusion
+from r1ranker.io.progress import track
 from r1ranker.plans import Budget, Plan
 from r1ranker.problem import Problem, Ranking
-from r1ranker.progress import track
 from r1ranker.prompts import LAYOUTS, Layout, Prompt, Readout, Wanted
 
 

@@ -23,10 +23,10 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from r1ranker.baselines.bm25 import query_of, scorer
-from r1ranker.datasets.common import cut
 from r1ranker.errors import BackendError, DataError
+from r1ranker.io.bm25 import query_of, scorer
 from r1ranker.io.documents import read_json_lines
+from r1ranker.io.text import cut
 from r1ranker.problem import AnswerKind, Problem, Ranking, rng_for
 from r1ranker.rewards import score_removal
 

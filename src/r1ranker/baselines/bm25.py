@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
-
-import bm25s
-import numpy as np
-import Stemmer
+from collections.abc import Sequence
 
 from r1ranker.baselines.ordering import ranked_by
+from r1ranker.io.bm25 import query_of, scorer
 from r1ranker.problem import Problem, Ranking, Usage, by_task
 
 
@@ -40,32 +36,3 @@ def _rank_task(problems: Sequence[Problem]) -> list[Ranking]:
     ]
     usage = Usage(seconds=(time.perf_counter() - began) / len(problems))
     return [ranked_by(problem, known, "bm25", usage) for problem, known in zip(problems, scores, strict=True)]
-
-
-def query_of(problem: Problem) -> str:
-    """What a problem asks by words: query and objective, or the titles of a history."""
-    return " ".join(filter(None, (problem.query, problem.objective, *problem.history)))
-
-
-def scorer(texts: Sequence[str], *, stem: bool = False, **settings: float) -> Callable[[Sequence[str]], Iterator[Any]]:
-    """Gives for each query the scores of all texts, an array. `settings`: k1 and b; stop words are English.
-
-    stem: compare words by Porter's stems, as Anserini does.
-    """
-    corpus = _words(texts, stem)
-    index = bm25s.BM25(**settings)
-    if known := any(corpus):
-        index.index(corpus, show_progress=False)
-
-    def scores(queries: Sequence[str]) -> Iterator[Any]:
-        # bm25s cannot score an empty query, nor index a corpus without a word: then no word matches, all tie.
-        asked = _words(queries, stem)
-        return (index.get_scores(words) if words and known else np.zeros(len(texts)) for words in asked)
-
-    return scores
-
-
-def _words(texts: Sequence[str], stem: bool) -> list[list[str]]:
-    stemmer = Stemmer.Stemmer("porter") if stem else None
-    words: list[list[str]] = bm25s.tokenize(list(texts), return_ids=False, show_progress=False, stemmer=stemmer)
-    return words

@@ -1,4 +1,4 @@
-"""What specialists share: lazy libraries, one model a task, timed scores. In: `Problem`s. Out: `Ranking`s.
+"""What specialists share: one model a task, timed scores. In: `Problem`s. Out: `Ranking`s.
 
 A specialist is a `Fit`: training problems of one task in, a `Scorer` out. A scorer takes problems and gives each
 a score by docid; `ordering.ranked_by` makes the ranking, ties broken by a fair coin.
@@ -6,27 +6,16 @@ a score by docid; `ordering.ranked_by` makes the ranking, ties broken by a fair 
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from r1ranker.baselines.ordering import ranked_by
-from r1ranker.errors import BackendError, ConfigError, DataError
+from r1ranker.errors import ConfigError, DataError
 from r1ranker.problem import Problem, Ranking, Scenario, Usage, by_task
 
 Scorer = Callable[[Sequence[Problem]], Sequence[Mapping[str, float]]]
 """Scores by docid of each problem's pool; a docid left out comes last."""
 Fit = Callable[[Sequence[Problem]], Scorer]
-
-
-def library(module: str, extra: str = "specialists") -> Any:
-    """The module by name, imported when first asked for; BackendError names the extra that has it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        name = module.partition(".")[0]
-        raise BackendError(f"this needs {name}: pip install 'r1-ranker[{extra}]' ({error})") from error
 
 
 def fit_and_rank(

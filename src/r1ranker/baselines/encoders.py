@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from r1ranker.backends import models
-from r1ranker.baselines.common import library, rank_scored
+from r1ranker.baselines.common import rank_scored
 from r1ranker.errors import BackendError
+from r1ranker.io.extras import library
 from r1ranker.problem import Problem, Ranking
 
 DENSE = "sentence-transformers/all-MiniLM-L6-v2"

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from r1ranker.baselines.common import Scorer, fit_and_rank, library
+from r1ranker.baselines.common import Scorer, fit_and_rank
 from r1ranker.errors import ConfigError
+from r1ranker.io.extras import library
 from r1ranker.problem import Candidate, Problem, Ranking
 
 _PLACE = re.compile(r"(.+) (\d+)")

@@ -24,7 +24,8 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from r1ranker.backends.loading import pick_device
-from r1ranker.baselines.common import Scorer, fit_and_rank, library
+from r1ranker.baselines.common import Scorer, fit_and_rank
+from r1ranker.io.extras import library
 from r1ranker.problem import Problem, Ranking
 
 _YEAR = re.compile(r" \(\d{4}\)$")

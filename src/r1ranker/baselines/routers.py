@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from r1ranker.baselines import encoders
-from r1ranker.baselines.common import Scorer, fit_and_rank, library
+from r1ranker.baselines.common import Scorer, fit_and_rank
+from r1ranker.io.extras import library
 from r1ranker.problem import Problem, Ranking
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -27,8 +27,9 @@ from r1ranker.datasets import (
     recbole,
     trec,
 )
-from r1ranker.datasets.common import SPLIT_NAMES, MissingFileError, Source, check_disjoint
+from r1ranker.datasets.common import SPLIT_NAMES, Source, check_disjoint
 from r1ranker.errors import ConfigError, DataError
+from r1ranker.io.text import MissingFileError
 from r1ranker.problem import Splits
 
 __all__ = ["SOURCES", "SPLIT_NAMES", "Source", "load"]

@@ -19,12 +19,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Unpack
 
-from r1ranker.datasets.common import MissingFileError, Source
+from r1ranker.datasets.common import Source
 from r1ranker.datasets.recommendation import RecommendationOptions, recommendation_problems
 from r1ranker.datasets.tables import files_of, identifier, records, set_once
 from r1ranker.errors import DataError
 from r1ranker.io.documents import identifier_of, text_of
-from r1ranker.io.text import finite, read_csv
+from r1ranker.io.text import MissingFileError, finite, read_csv
 from r1ranker.problem import Splits
 
 log = logging.getLogger(__name__)

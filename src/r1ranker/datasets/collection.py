@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from r1ranker.datasets.common import MissingFileError
 from r1ranker.datasets.rankllm import TEXT_KEYS, Request, requests_of, spaced
 from r1ranker.errors import ConfigError, DataError
-from r1ranker.evaluation.runs import is_own, looks_like_run
 from r1ranker.io.documents import identifier_of, parse_json, text_of
-from r1ranker.io.text import bare, list_files, read_lines
+from r1ranker.io.runs import is_own, looks_like_run
+from r1ranker.io.text import MissingFileError, bare, list_files, read_lines
 
 log = logging.getLogger(__name__)
 

@@ -16,14 +16,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from r1ranker.errors import ConfigError, DataError
+from r1ranker.io.text import cut
 from r1ranker.problem import Splits, by_task, rng_for
 
 SPLIT_NAMES = ("train", "dev", "test")
 T = TypeVar("T")
-
-
-class MissingFileError(DataError):
-    """A source's directory lacks a file; `datasets.load` adds the expected layout and where to get it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,16 +108,6 @@ def limit_per_task(splits: Splits, limit: int | None, seed: int) -> Splits:
     }
 
 
-def cut(text: str, max_chars: int) -> str:
-    """`text` cut at a word boundary to at most `max_chars` characters (inside a word that is longer)."""
-    if len(text) <= max_chars:
-        return text
-    head = text[:max_chars]
-    if not (text[max_chars].isspace() or head[-1:].isspace()):
-        head = (head.rsplit(maxsplit=1)[:-1] or [head])[0]
-    return head.rstrip()
-
-
 def cut_pool(texts: Sequence[str], max_chars: int) -> list[str]:
     """Texts of one pool cut to `max_chars` in all: what short texts leave over, the long ones share."""
     shares: dict[int, str] = {}
@@ -129,13 +116,6 @@ def cut_pool(texts: Sequence[str], max_chars: int) -> list[str]:
         shares[index] = cut(texts[index], left // (len(texts) - done))
         left -= len(shares[index])
     return [shares[index] for index in range(len(texts))]
-
-
-def need(path: Path) -> Path:
-    """`path` itself when it is a file, else `MissingFileError`."""
-    if not path.expanduser().is_file():
-        raise MissingFileError(f"{path}: no such file")
-    return path
 
 
 def one_of(files: Sequence[Path]) -> Path:

@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from r1ranker.datasets.common import MissingFileError
 from r1ranker.datasets.tables import need_file, only_file
 from r1ranker.errors import DataError
 from r1ranker.io.documents import read_json, read_json_lines, text_of
-from r1ranker.io.text import finite
+from r1ranker.io.text import MissingFileError, finite
 
 log = logging.getLogger(__name__)
 

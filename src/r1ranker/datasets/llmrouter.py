@@ -23,9 +23,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from r1ranker.datasets.common import SPLIT_NAMES, Source, cut, limit_per_task, split_groups
+from r1ranker.datasets.common import SPLIT_NAMES, Source, limit_per_task, split_groups
 from r1ranker.datasets.llm_outcomes import LLM, Asked, Numbers, read_outcomes
 from r1ranker.errors import ConfigError
+from r1ranker.io.text import cut
 from r1ranker.problem import Candidate, Problem, Splits, rng_for
 
 log = logging.getLogger(__name__)

@@ -15,11 +15,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Unpack
 
-from r1ranker.datasets.common import MissingFileError, Source
+from r1ranker.datasets.common import Source
 from r1ranker.datasets.recommendation import Event, RecommendationOptions, histories_of, recommendation_problems
 from r1ranker.datasets.tables import identifier, only_file, records, set_once, split_rows
 from r1ranker.errors import DataError
-from r1ranker.io.text import finite, read_csv, read_lines
+from r1ranker.io.text import MissingFileError, finite, read_csv, read_lines
 from r1ranker.problem import Splits
 
 log = logging.getLogger(__name__)

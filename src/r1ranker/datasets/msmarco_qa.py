@@ -17,11 +17,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from r1ranker.datasets.common import SPLIT_NAMES, MissingFileError, Source, limit_per_task, split_groups
+from r1ranker.datasets.common import SPLIT_NAMES, Source, limit_per_task, split_groups
 from r1ranker.datasets.rankllm import POOL_SIZES
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.io.documents import identifier_of
-from r1ranker.io.text import list_files
+from r1ranker.io.text import MissingFileError, list_files
 from r1ranker.problem import Candidate, Problem, Splits, rng_for
 
 log = logging.getLogger(__name__)

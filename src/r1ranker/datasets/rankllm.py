@@ -20,12 +20,12 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
-from r1ranker.datasets.common import SPLIT_NAMES, MissingFileError, Source, cut_pool, limit_per_task, split_groups
+from r1ranker.datasets.common import SPLIT_NAMES, Source, cut_pool, limit_per_task, split_groups
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.io.documents import identifier_of, parse_json, read_json_lines, text_of
 from r1ranker.io.qrels import Grades
 from r1ranker.io.qrels import read_qrels as read_file
-from r1ranker.io.text import bare, finite, list_files, read_text
+from r1ranker.io.text import MissingFileError, bare, finite, list_files, read_text
 from r1ranker.problem import Candidate, Problem, Splits, rng_for
 
 log = logging.getLogger(__name__)

@@ -18,11 +18,11 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Unpack
 
-from r1ranker.datasets.common import MissingFileError, Source
+from r1ranker.datasets.common import Source
 from r1ranker.datasets.recommendation import Event, RecommendationOptions, histories_of, recommendation_problems
 from r1ranker.datasets.tables import files_of, identifier, records, set_once, split_rows
 from r1ranker.errors import DataError
-from r1ranker.io.text import bare, finite
+from r1ranker.io.text import MissingFileError, bare, finite
 from r1ranker.problem import Splits
 
 TITLE_COLUMNS = ("title", "movie_title", "item_name", "name")

@@ -15,9 +15,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
-from r1ranker.datasets.common import MissingFileError
 from r1ranker.errors import DataError
-from r1ranker.io.text import bare, list_files, read_lines
+from r1ranker.io.text import MissingFileError, bare, list_files, read_lines
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")

@@ -35,12 +35,12 @@ from typing import Any
 import numpy as np
 
 from r1ranker.datasets.collection import Collection, Document, collection, read_documents
-from r1ranker.datasets.common import SPLIT_NAMES, MissingFileError, Source, cut, limit_per_task
+from r1ranker.datasets.common import SPLIT_NAMES, Source, limit_per_task
 from r1ranker.datasets.rankllm import Hit, Request, by_query, spaced
 from r1ranker.errors import ConfigError, DataError
-from r1ranker.evaluation.runs import read_run
 from r1ranker.io.qrels import Grades, read_qrels
-from r1ranker.io.text import bare
+from r1ranker.io.runs import read_run
+from r1ranker.io.text import MissingFileError, bare, cut
 from r1ranker.problem import Candidate, Problem, Splits
 
 log = logging.getLogger(__name__)
@@ -240,7 +240,7 @@ def _best(scores: Mapping[str, float], count: int) -> list[tuple[str, float]]:
 
 def bm25(queries: Mapping[str, str], texts: Mapping[str, str], keep: int = 1000, *, stem: bool = False) -> Scored:
     """A first stage by bm25s over all `texts`: the best `keep` that share a word with the query."""
-    from r1ranker.baselines.bm25 import scorer
+    from r1ranker.io.bm25 import scorer
 
     docids = list(texts)
     found = scorer(list(texts.values()), stem=stem, k1=K1, b=B)(list(queries.values()))

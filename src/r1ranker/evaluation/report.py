@@ -42,7 +42,7 @@ from r1ranker.evaluation.table import (
     tasks_of,
     warnings_of,
 )
-from r1ranker.files import write_whole
+from r1ranker.io.files import write_whole
 
 __all__ = ["Trace", "write_report"]
 

@@ -25,8 +25,8 @@ from pydantic import TypeAdapter
 from r1ranker.errors import DataError
 from r1ranker.evaluation.measures import QueryValues, evaluate_by_task
 from r1ranker.evaluation.significance import bootstrap_means, holm, paired_randomisation, percentile_interval
-from r1ranker.files import replacing, write_whole
 from r1ranker.io.documents import read_json
+from r1ranker.io.files import replacing, write_whole
 from r1ranker.io.text import read_csv as read_table
 from r1ranker.problem import Problem, Ranking, by_task
 

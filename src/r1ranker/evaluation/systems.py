@@ -32,13 +32,13 @@ from r1ranker.evaluation.results import (
     write_csv,
     write_results,
 )
-from r1ranker.evaluation.runs import check_names, write_run
+from r1ranker.io.config import RunConfig
 from r1ranker.io.documents import read_json
+from r1ranker.io.provenance import provenance
+from r1ranker.io.runs import check_names, write_run
 from r1ranker.problem import Problem, Ranking, by_task
 from r1ranker.prompts import Design
-from r1ranker.provenance import provenance
 from r1ranker.spec import RankerSpec, parse_spec
-from r1ranker.training.config import RunConfig
 
 STANDING_IN = ("bm25", "random")
 """What differences are tested against where there is no prior; it is said."""

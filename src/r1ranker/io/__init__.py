@@ -1,1 +1,1 @@
-"""Files: how they are opened, locked and told apart. Imports nothing of the package but its core."""
+"""Files and settings: how they are opened, checked, locked, told apart and replaced. Imports the core alone."""

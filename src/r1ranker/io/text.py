@@ -30,6 +30,10 @@ BACKUPS = (".*", "*~", "*.bak", "*.orig", "#*#")
 _DAMAGES = (OSError, EOFError, zlib.error)
 
 
+class MissingFileError(DataError):
+    """A source's directory lacks a file; `datasets.load` adds the expected layout and where to get it."""
+
+
 @contextmanager
 def open_bytes(path: Path) -> Iterator[IO[bytes]]:
     """The file's bytes, decompressed where their beginning says that they are compressed, whatever the name says."""
@@ -111,6 +115,13 @@ def list_files(folder: Path, *patterns: str) -> list[Path]:
     ]
 
 
+def need(path: Path) -> Path:
+    """`path` itself when it is a file, else `MissingFileError`."""
+    if not path.expanduser().is_file():
+        raise MissingFileError(f"{path}: no such file")
+    return path
+
+
 def bare(name: str) -> str:
     """A file's name without what says how it is compressed."""
     return next((name.removesuffix(end) for end in COMPRESSED if name.endswith(end)), name)
@@ -125,6 +136,16 @@ def finite(text: object, where: str) -> float:
     if not math.isfinite(number):
         raise DataError(f"{where}: {text!r} is not a finite number")
     return number
+
+
+def cut(text: str, max_chars: int) -> str:
+    """`text` cut at a word boundary to at most `max_chars` characters (inside a word that is longer)."""
+    if len(text) <= max_chars:
+        return text
+    head = text[:max_chars]
+    if not (text[max_chars].isspace() or head[-1:].isspace()):
+        head = (head.rsplit(maxsplit=1)[:-1] or [head])[0]
+    return head.rstrip()
 
 
 def _lines(path: Path, encoding: str) -> Iterator[tuple[int, str]]:

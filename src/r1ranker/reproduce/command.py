@@ -17,12 +17,12 @@ import yaml
 
 from r1ranker.cli_common import Json, Settings, complain, console, errors, write_json
 from r1ranker.errors import ConfigError, R1RankerError
-from r1ranker.files import write_whole
+from r1ranker.io.files import write_whole
 from r1ranker.io.locks import check_folder, check_outputs, held
 from r1ranker.reproduce import EXPERIMENTS
 
 if TYPE_CHECKING:
-    from r1ranker.training.config import RunConfig
+    from r1ranker.io.config import RunConfig
 
 SCALES = ("mini", "small", "paper")
 LIMITS = {("mini", "ablations"): 40, ("mini", "thoughts"): 40, ("mini", "zero-shot"): 60}
@@ -112,7 +112,7 @@ def _names(experiment: str) -> list[str]:
 
 
 def _config(scale: str, path: Path | None, settings: Sequence[str]) -> RunConfig:
-    from r1ranker.training.config import load_config
+    from r1ranker.io.config import load_config
 
     if path is None:
         if scale not in SCALES:

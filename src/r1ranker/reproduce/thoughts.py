@@ -19,7 +19,7 @@ from pathlib import Path
 from r1ranker.evaluation.results import Row, TaskValues, comparison
 from r1ranker.evaluation.systems import read_per_query
 from r1ranker.evaluation.table import stars, tasks_of
-from r1ranker.files import named_by_content
+from r1ranker.io.files import named_by_content
 from r1ranker.problem import first_by_task
 from r1ranker.reproduce.main import tested
 from r1ranker.reproduce.report import Table, results_table, save_tables

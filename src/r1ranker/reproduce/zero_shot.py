@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from r1ranker.backends.models import NANO
-from r1ranker.datasets.jsonl import write_jsonl
 from r1ranker.errors import ConfigError
 from r1ranker.evaluation.results import Row
 from r1ranker.evaluation.systems import read_per_query
 from r1ranker.evaluation.table import SHOWN
-from r1ranker.files import replacing
+from r1ranker.io.files import replacing
+from r1ranker.io.problems import write_jsonl
 from r1ranker.problem import SCENARIOS, Ranking
 from r1ranker.reproduce.main import beside_paper, differences, embedded
 from r1ranker.reproduce.report import Table, read_comparisons, results_table, save_tables

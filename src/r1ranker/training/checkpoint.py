@@ -15,7 +15,7 @@ from transformers import AutoConfig
 from r1ranker.backends.loading import check_finite, resolve
 from r1ranker.backends.models import WAY
 from r1ranker.errors import ConfigError
-from r1ranker.files import recover, remove, replacing
+from r1ranker.io.files import recover, remove, replacing
 from r1ranker.io.fingerprint import differing, fingerprint_model, fingerprint_problems
 from r1ranker.io.locks import held
 from r1ranker.problem import Splits
@@ -25,7 +25,7 @@ from r1ranker.training.memory import plain_state
 from r1ranker.training.sharding import gathered, parted
 
 if TYPE_CHECKING:
-    from r1ranker.training.config import RunConfig
+    from r1ranker.io.config import RunConfig
 
 MAY_CHANGE = {"out", "ppo.steps", "ppo.token_budget", "ppo.keep", "ppo.actor_lr", "ppo.critic_lr"}
 """Settings that a resumed run may have other than before."""

@@ -15,9 +15,9 @@ from r1ranker.backends.encoding import Encoder
 from r1ranker.baselines.fusion import lambdamart
 from r1ranker.elimination import sampled_pool
 from r1ranker.errors import DataError
+from r1ranker.io.config import WarmstartConfig
 from r1ranker.problem import Problem, Ranking, part_of
 from r1ranker.prompts import ANOTHER, NEXT, build_prompt, neutralise
-from r1ranker.training.config import WarmstartConfig
 
 THOUGHT_WORDS = 4
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from r1ranker.backends.encoding import batches
+from r1ranker.io.config import PPOConfig
 from r1ranker.training.advantages import gae, group_relative, whiten
 from r1ranker.training.batch import (
     Batch,
@@ -28,7 +29,6 @@ from r1ranker.training.batch import (
     score,
     shared_batches,
 )
-from r1ranker.training.config import PPOConfig
 from r1ranker.training.learner import Learner
 from r1ranker.training.rollout import Trajectory
 

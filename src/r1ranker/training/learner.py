@@ -12,8 +12,8 @@ import torch
 from r1ranker.backends.loading import cast, load, pick_dtype
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.errors import BackendError
+from r1ranker.io.config import PPOConfig, RunConfig
 from r1ranker.training.batch import Batch, PoolBatch, Scores, score
-from r1ranker.training.config import PPOConfig, RunConfig
 from r1ranker.training.critic import Critic
 from r1ranker.training.memory import add_lora, passes_in, without_lora
 from r1ranker.training.parallel import Crew, join_crew

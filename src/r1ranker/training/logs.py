@@ -10,7 +10,7 @@ from types import TracebackType
 
 from torch.utils.tensorboard import SummaryWriter
 
-from r1ranker.files import write_whole
+from r1ranker.io.files import write_whole
 
 LOG_NAME = "log.jsonl"
 KEPT = "kept_step"

@@ -19,8 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from r1ranker.backends.models import WAY
-from r1ranker.baselines.common import library
-from r1ranker.files import replacing
+from r1ranker.io.extras import library
+from r1ranker.io.files import replacing
 from r1ranker.training.sharding import gathered
 
 ALPHA = 2

@@ -21,14 +21,14 @@ import torch
 from torch import Tensor
 
 from r1ranker.errors import DataError, NotFiniteError
+from r1ranker.io.config import PPOConfig, RunConfig
+from r1ranker.io.progress import track
+from r1ranker.io.provenance import write_provenance
 from r1ranker.problem import Problem, Splits, first_by_task
-from r1ranker.progress import track
 from r1ranker.prompts import build_prompt
-from r1ranker.provenance import write_provenance
 from r1ranker.training.advantages import explained_variance
 from r1ranker.training.batch import Batch, PoolBatch, Sample, Scores, pack, score
 from r1ranker.training.checkpoint import begun, checkpoints, discard, origin_of, restore, save_checkpoint, save_model
-from r1ranker.training.config import PPOConfig, RunConfig
 from r1ranker.training.experience import Experience, micro_batches, with_advantages
 from r1ranker.training.learner import Learner, finished, new_learner, progress
 from r1ranker.training.logs import KEPT, RunLog

@@ -26,6 +26,7 @@ from r1ranker.backends.sampling import Trace
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.elimination import Elimination, sampled_pool, start
 from r1ranker.errors import ConfigError
+from r1ranker.io.config import RunConfig
 from r1ranker.plans import chosen_step
 from r1ranker.problem import Answer, Problem, part_of
 from r1ranker.prompts import (
@@ -42,7 +43,6 @@ from r1ranker.prompts import (
 from r1ranker.rewards import Reward, moved_up, score_ranking, score_removal
 from r1ranker.training import pools
 from r1ranker.training.batch import Sample, joined
-from r1ranker.training.config import RunConfig
 
 Trajectory = list[Sample]
 

@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from r1ranker.training.config import ScratchConfig
+from r1ranker.io.config import ScratchConfig
 
 END, PAD = "<|end|>", "<|pad|>"
 MATCH, COPY = 0.3, 0.5

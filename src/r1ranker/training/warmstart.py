@@ -22,12 +22,12 @@ from r1ranker.backends.encoding import Encoder, batches
 from r1ranker.backends.loading import load, pick_device, pick_dtype, set_threads
 from r1ranker.backends.padding import positions
 from r1ranker.errors import DataError, NotFiniteError
+from r1ranker.io.config import RunConfig, WarmstartConfig
+from r1ranker.io.progress import track
 from r1ranker.problem import Problem
-from r1ranker.progress import track
 from r1ranker.prompts import build_prompt
 from r1ranker.training.batch import align
 from r1ranker.training.checkpoint import begun, save_model
-from r1ranker.training.config import RunConfig, WarmstartConfig
 from r1ranker.training.demonstrations import Demonstration, demonstrate, taught
 from r1ranker.training.logs import RunLog
 from r1ranker.training.memory import passes_in

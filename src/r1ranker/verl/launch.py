@@ -27,9 +27,9 @@ from r1ranker.backends.encoding import Encoder
 from r1ranker.backends.loading import resolve
 from r1ranker.data import load_splits
 from r1ranker.errors import BackendError, ConfigError, DataError
+from r1ranker.io.config import RunConfig
+from r1ranker.io.provenance import write_provenance
 from r1ranker.problem import Problem, first_by_task
-from r1ranker.provenance import write_provenance
-from r1ranker.training.config import RunConfig
 from r1ranker.training.rollout import check_prompts
 from r1ranker.verl.data import DEV, TRAIN, write_rows
 from r1ranker.verl.settings import hydra_file, refuse

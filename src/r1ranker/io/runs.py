@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from r1ranker.errors import DataError
-from r1ranker.files import write_whole
+from r1ranker.io.files import write_whole
 from r1ranker.io.text import fields, finite, read_lines
 from r1ranker.problem import Problem, Ranking, name_fault
 

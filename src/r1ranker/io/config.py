@@ -6,7 +6,7 @@
     ppo: {steps: 300}
 
 Every key can be set from the command line (`ppo.steps=500`). Unknown keys are refused with the nearest
-known name. Next in the data flow: `rollout`.
+known name. The parts of training stand here too, since a run is checked as a whole.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import yaml
 
-from r1ranker.files import write_whole
+from r1ranker.io.files import write_whole
 
 PACKAGES = ("r1-ranker", "torch", "transformers", "ir-measures", "bm25s", "numpy")
 
@@ -49,7 +49,7 @@ def _version(package: str) -> str | None:
 
 
 def _revision() -> str | None:
-    checkout = Path(__file__).parents[2]
+    checkout = Path(__file__).parents[3]
     git = shutil.which("git")
     if git is None or not (checkout / ".git").exists():  # an installed package is no checkout, whatever lies around it
         return None
