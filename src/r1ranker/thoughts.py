@@ -126,7 +126,7 @@ def _scorers(queries: dict[str, list[str]], recall: str | None) -> dict[str, Sco
         return {task: _bm25(of_task) for task, of_task in queries.items()}
     if recall == "random":
         return {task: _at_random(len(of_task)) for task, of_task in queries.items()}
-    from r1ranker.baselines.encoders import load
+    from r1ranker.backends.encoders import load
 
     try:
         model = load("SentenceTransformer", recall)

@@ -1,1 +1,1 @@
-"""Models that can be asked: transformers (default) and scripted (for tests and examples)."""
+"""Models that can be asked, and how they are found and loaded. Imports io and the core."""

@@ -9,18 +9,15 @@ cosine; `cross_encoder` reads both together, one pair at a time. Texts are cut a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from r1ranker.backends import models
+from r1ranker.backends.encoders import DENSE, load
 from r1ranker.baselines.common import rank_scored
 from r1ranker.errors import BackendError
-from r1ranker.io.extras import library
 from r1ranker.problem import Problem, Ranking
 
-DENSE = "sentence-transformers/all-MiniLM-L6-v2"
 CROSS = "cross-encoder/ms-marco-MiniLM-L-6-v2"
 BATCH = 32
 
@@ -55,23 +52,6 @@ def cross_encoder(train: Sequence[Problem], test: Sequence[Problem], *, model: s
         return [{c.docid: of_pair[question(p), c.text] for c in p.candidates} for p in problems]
 
     return rank_scored(score, test, "cross-encoder")
-
-
-def load(kind: str, model: str) -> Any:
-    """The sentence-transformers class `kind` with a model by name or directory, on a GPU where there is one."""
-    make = getattr(library("sentence_transformers", "dense"), kind)
-    found = models.here(models.MINILM) if model == DENSE else models.directory(model)
-    try:
-        return make(str(found or model))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        remedy = (
-            "check that it holds a whole model"
-            if Path(model).exists()
-            else "check the name and the network; without one, download the model elsewhere and give its directory"
-            + (f", or run `r1ranker model get {models.MINILM}`" if model == DENSE else "")
-        )
-        raise BackendError(f"cannot load the encoder {model!r}: {reason}; {remedy}") from error
 
 
 def question(problem: Problem) -> str:

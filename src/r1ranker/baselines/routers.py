@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from r1ranker.baselines import encoders
+from r1ranker.backends.encoders import DENSE, load
 from r1ranker.baselines.common import Scorer, fit_and_rank
+from r1ranker.baselines.encoders import BATCH as TEXTS_AT_ONCE
 from r1ranker.io.extras import library
 from r1ranker.problem import Problem, Ranking
 
@@ -55,7 +56,7 @@ def factor_router(train: Sequence[Problem], test: Sequence[Problem], *, seed: in
 
 
 def encoder_router(
-    train: Sequence[Problem], test: Sequence[Problem], *, model: str = encoders.DENSE, seed: int = 0
+    train: Sequence[Problem], test: Sequence[Problem], *, model: str = DENSE, seed: int = 0
 ) -> list[Ranking]:
     """`mlp_router` over a BERT-style encoder's embeddings. The encoder itself is not tuned."""
     fit = partial(_fit_router, features=partial(_embeddings, model=model), learn=partial(_mlp, seed=seed))
@@ -103,10 +104,10 @@ def _main_directions(queries: Sequence[str], seed: int) -> Featurise:
 
 
 def _embeddings(queries: Sequence[str], model: str) -> Featurise:
-    encoder = encoders.load("SentenceTransformer", model)
+    encoder = load("SentenceTransformer", model)
 
     def featurise(texts: Sequence[str]) -> Any:
-        return encoder.encode(list(texts), batch_size=encoders.BATCH, show_progress_bar=False)
+        return encoder.encode(list(texts), batch_size=TEXTS_AT_ONCE, show_progress_bar=False)
 
     scaler = library("sklearn.preprocessing").StandardScaler().fit(featurise(queries))
     return lambda texts: scaler.transform(featurise(texts))
