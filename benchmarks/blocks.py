@@ -29,7 +29,7 @@ from r1ranker.cli_common import write_json
 from r1ranker.io.provenance import provenance
 from r1ranker.problem import Candidate, Problem
 from r1ranker.prompts import build_prompt
-from r1ranker.rankers import IRanker
+from r1ranker.ranking.rankers import IRanker
 
 WORDS = (
     "river",

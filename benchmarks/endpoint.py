@@ -30,7 +30,7 @@ from r1ranker.backends.openai_ import OpenAIBackend
 from r1ranker.cli_common import write_json
 from r1ranker.io.provenance import provenance
 from r1ranker.problem import Candidate, Problem
-from r1ranker.rankers import DRanker, IRanker, Ranker
+from r1ranker.ranking.rankers import DRanker, IRanker, Ranker
 
 SERVER = Path(__file__).parents[1] / "tests" / "fault_server.py"
 PEER_SCRIPT = Path(__file__).with_name("peers.py")

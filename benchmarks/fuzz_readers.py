@@ -39,7 +39,7 @@ from r1ranker.evaluation.results import read_csv
 from r1ranker.io.config import load_config
 from r1ranker.io.runs import read_run
 from r1ranker.problem import Splits
-from r1ranker.thoughts import read_thoughts
+from r1ranker.ranking.thoughts import read_thoughts
 
 LONG = b"9" * 40
 PIECES = (

@@ -31,9 +31,9 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 import torch
 from safetensors import safe_open
 
-import r1ranker.distributed
 import r1ranker.evaluation.systems
-import r1ranker.jobs
+import r1ranker.ranking.distributed
+import r1ranker.ranking.jobs
 import r1ranker.reproduce.main
 import r1ranker.training.ppo
 import r1ranker.training.warmstart  # noqa: F401  (what the commands import when they run)

@@ -32,7 +32,7 @@ from r1ranker.cli_common import write_json
 from r1ranker.io.provenance import provenance
 from r1ranker.problem import Problem
 from r1ranker.prompts import LAYOUTS
-from r1ranker.rankers import IRanker
+from r1ranker.ranking.rankers import IRanker
 
 CANDIDATES = 20
 BLOCKS = (128, 32)

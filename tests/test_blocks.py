@@ -18,8 +18,8 @@ from r1ranker.errors import BackendError, ConfigError
 from r1ranker.io.config import RunConfig, validated
 from r1ranker.problem import Candidate, Problem, part_of
 from r1ranker.prompts import Readout, Wanted, block_prompt
-from r1ranker.rankers import DRanker, IRanker
-from r1ranker.spec import RankerSpec
+from r1ranker.ranking.rankers import DRanker, IRanker
+from r1ranker.ranking.spec import RankerSpec
 from r1ranker.training import pools
 from r1ranker.training.batch import Sample, pack_pools, score
 from r1ranker.training.learner import new_learner

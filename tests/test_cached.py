@@ -17,7 +17,7 @@ from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.errors import BackendError, ConfigError
 from r1ranker.problem import Problem, Ranking
 from r1ranker.prompts import Prompt
-from r1ranker.rankers import DRanker, IRanker
+from r1ranker.ranking.rankers import DRanker, IRanker
 
 MakeProblem = Callable[..., Problem]
 PROMPTS = [Prompt("one"), Prompt("two"), Prompt("three")]

@@ -11,11 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from r1ranker import distributed
-from r1ranker.distributed import absolute, rank_each_on_ray
 from r1ranker.errors import BackendError
 from r1ranker.problem import Problem
-from r1ranker.spec import RankerSpec
+from r1ranker.ranking import distributed
+from r1ranker.ranking.distributed import absolute, rank_each_on_ray
+from r1ranker.ranking.spec import RankerSpec
 
 MakeProblem = Callable[..., Problem]
 MEGABYTES = 2**20

@@ -15,8 +15,8 @@ from r1ranker.cli import app
 from r1ranker.errors import BackendError, ConfigError
 from r1ranker.io.problems import write_jsonl
 from r1ranker.problem import Problem
-from r1ranker.rankers import DRanker
-from r1ranker.spec import RankerSpec, parse_spec
+from r1ranker.ranking.rankers import DRanker
+from r1ranker.ranking.spec import RankerSpec, parse_spec
 
 MakeProblem = Callable[..., Problem]
 

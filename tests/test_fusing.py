@@ -14,11 +14,11 @@ from r1ranker.elimination import ranking_from
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.evaluation.fusion import choose_weight
 from r1ranker.evaluation.systems import parse_system
-from r1ranker.fusing import Fusion, fuse, parse_fusion
 from r1ranker.io.config import RunConfig
 from r1ranker.problem import Problem, Ranking, Usage
-from r1ranker.rankers import Fused, IRanker
-from r1ranker.spec import RankerSpec
+from r1ranker.ranking.fusing import Fusion, fuse, parse_fusion
+from r1ranker.ranking.rankers import Fused, IRanker
+from r1ranker.ranking.spec import RankerSpec
 
 WAYS: tuple[Fusion, ...] = ("rrf", 0.0, 0.3, 0.5, 1.0)
 

@@ -24,15 +24,15 @@ from typer.testing import CliRunner
 from r1ranker import cli
 from r1ranker.backends.base import Ask, AsyncBackend, Backend, CallError, Choice, Completion, PromptError, Session
 from r1ranker.backends.scripted import ScriptedBackend
-from r1ranker.drive import AHEAD
 from r1ranker.errors import BackendError, ConfigError, DataError
 from r1ranker.io.locks import held
 from r1ranker.io.problems import iter_jsonl, write_jsonl
 from r1ranker.io.runs import read_run
-from r1ranker.jobs import JobResult, failed_of, journal_of, rank_file
 from r1ranker.problem import Candidate, Problem
-from r1ranker.rankers import IRanker
-from r1ranker.spec import RankerSpec
+from r1ranker.ranking.drive import AHEAD
+from r1ranker.ranking.jobs import JobResult, failed_of, journal_of, rank_file
+from r1ranker.ranking.rankers import IRanker
+from r1ranker.ranking.spec import RankerSpec
 
 MakeProblem = Callable[..., Problem]
 SPEC = RankerSpec(model="scripted")

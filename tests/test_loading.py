@@ -13,7 +13,7 @@ from r1ranker.backends import loading
 from r1ranker.backends.loading import bfloat16_gain, cast, load, pick_dtype
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.io.config import RunConfig
-from r1ranker.spec import RankerSpec
+from r1ranker.ranking.spec import RankerSpec
 from r1ranker.training.learner import new_learner
 
 CPU = torch.device("cpu")

@@ -26,10 +26,10 @@ from r1ranker.backends import models
 from r1ranker.backends.loading import load, resolve, way_of
 from r1ranker.backends.models import Source
 from r1ranker.cli import app
-from r1ranker.distributed import absolute
 from r1ranker.errors import BackendError, ConfigError
 from r1ranker.io.problems import write_jsonl
-from r1ranker.spec import RankerSpec
+from r1ranker.ranking.distributed import absolute
+from r1ranker.ranking.spec import RankerSpec
 
 gguf = pytest.importorskip("gguf")
 WIDE, LONG, LETTERS = 64, 96, [*"abcdefghijklmnopqrstuvwxyz", "Ġ", "ab", "abc"]

@@ -19,7 +19,7 @@ from r1ranker.backends.prices import read_prices
 from r1ranker.errors import BackendError, ConfigError
 from r1ranker.problem import Problem, Ranking
 from r1ranker.prompts import LAYOUTS, NO_THOUGHT, Prompt, build_prompt
-from r1ranker.rankers import DRanker, IRanker
+from r1ranker.ranking.rankers import DRanker, IRanker
 
 MakeProblem = Callable[..., Problem]
 NOTHING: frozenset[str] = frozenset()

@@ -15,11 +15,11 @@ from r1ranker.backends.base import Choice
 from r1ranker.backends.scripted import ScriptedBackend
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.errors import ConfigError
-from r1ranker.plans import Budget
 from r1ranker.problem import Candidate, Problem, Ranking
 from r1ranker.prompts import Prompt
-from r1ranker.rankers import DRanker, Hybrid, IRanker, Ranker, Shuffled, Tournament, Windows
-from r1ranker.spec import RankerSpec, parse_spec
+from r1ranker.ranking.plans import Budget
+from r1ranker.ranking.rankers import DRanker, Hybrid, IRanker, Ranker, Shuffled, Tournament, Windows
+from r1ranker.ranking.spec import RankerSpec, parse_spec
 
 MakeProblem = Callable[..., Problem]
 

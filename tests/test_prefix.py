@@ -15,7 +15,7 @@ from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.elimination import sampled_pool
 from r1ranker.problem import Problem, Ranking
 from r1ranker.prompts import build_prompt, sampled_past
-from r1ranker.rankers import IRanker
+from r1ranker.ranking.rankers import IRanker
 
 MakeProblem = Callable[..., Problem]
 

@@ -18,7 +18,7 @@ from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.errors import BackendError
 from r1ranker.problem import Problem, Ranking
 from r1ranker.prompts import LAYOUTS, NO_THOUGHT, Prompt
-from r1ranker.rankers import DRanker, IRanker, Ranker, Tournament
+from r1ranker.ranking.rankers import DRanker, IRanker, Ranker, Tournament
 
 MakeProblem = Callable[..., Problem]
 

@@ -19,7 +19,7 @@ from r1ranker.errors import DataError
 from r1ranker.io.locks import held
 from r1ranker.io.problems import write_jsonl
 from r1ranker.problem import Candidate, Problem
-from r1ranker.spec import RankerSpec
+from r1ranker.ranking.spec import RankerSpec
 
 MakeProblem = Callable[..., Problem]
 

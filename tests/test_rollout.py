@@ -22,7 +22,7 @@ from r1ranker.errors import ConfigError
 from r1ranker.io.config import RunConfig
 from r1ranker.problem import Answer, Problem
 from r1ranker.prompts import LAYOUTS, NO_THOUGHT, Prompt, build_prompt, list_prompt, written_list
-from r1ranker.rankers import DRanker, IRanker
+from r1ranker.ranking.rankers import DRanker, IRanker
 from r1ranker.rewards import score_ranking, score_removal
 from r1ranker.training import rollout
 from r1ranker.training.batch import pack, score

@@ -12,7 +12,7 @@ from r1ranker.evaluation.results import AVERAGE, Row
 from r1ranker.evaluation.systems import Evaluation, ModelSystem, evaluate_systems, read_baseline
 from r1ranker.evaluation.table import warnings_of
 from r1ranker.problem import Problem, Ranking
-from r1ranker.spec import RankerSpec
+from r1ranker.ranking.spec import RankerSpec
 
 KNOWN = {f"d{k}": float(5 - k) for k in range(1, 5)}
 

@@ -16,14 +16,12 @@ from r1ranker.errors import BackendError, DataError
 from r1ranker.evaluation.results import read_results
 from r1ranker.io.config import load_config
 from r1ranker.io.problems import write_jsonl
-from r1ranker.jobs import rank_file
 from r1ranker.problem import Problem
 from r1ranker.prompts import Prompt, build_prompt, with_advice
-from r1ranker.rankers import Advised, DRanker, IRanker, Shuffled, Windows
-from r1ranker.reproduce import thoughts as experiment
-from r1ranker.reproduce.study import Study
-from r1ranker.spec import RankerSpec, parse_spec
-from r1ranker.thoughts import (
+from r1ranker.ranking.jobs import rank_file
+from r1ranker.ranking.rankers import Advised, DRanker, IRanker, Shuffled, Windows
+from r1ranker.ranking.spec import RankerSpec, parse_spec
+from r1ranker.ranking.thoughts import (
     LONGEST,
     SHOWN,
     Thought,
@@ -34,6 +32,8 @@ from r1ranker.thoughts import (
     worth_showing,
     write_thoughts,
 )
+from r1ranker.reproduce import thoughts as experiment
+from r1ranker.reproduce.study import Study
 
 MakeProblem = Callable[..., Problem]
 

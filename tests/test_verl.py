@@ -293,7 +293,7 @@ def test_verls_reward_manager_calls_our_reward(settings: Any, encoder: Encoder, 
 
 
 def _as_json(problem: Problem) -> Any:
-    from r1ranker.distributed import PROBLEM
+    from r1ranker.ranking.distributed import PROBLEM
 
     return PROBLEM.dump_python(problem, mode="json")
 

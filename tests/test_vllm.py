@@ -16,7 +16,7 @@ from r1ranker.backends.vllm_ import VLLMBackend
 from r1ranker.errors import BackendError
 from r1ranker.problem import Problem, Splits
 from r1ranker.prompts import LAYOUTS, Layout, build_prompt
-from r1ranker.rankers import DRanker, IRanker
+from r1ranker.ranking.rankers import DRanker, IRanker
 
 MakeProblem = Callable[..., Problem]
 pytestmark = pytest.mark.filterwarnings("default")  # vLLM uses what torch and others have deprecated

@@ -26,7 +26,7 @@ from r1ranker.backends.openai_ import OpenAIBackend
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.problem import Problem, Splits
 from r1ranker.prompts import LAYOUTS, Layout, build_prompt
-from r1ranker.rankers import DRanker, IRanker
+from r1ranker.ranking.rankers import DRanker, IRanker
 
 PATIENCE_SECONDS = 120
 AS_HERE = '{% for message in messages %}{{ message.content }}{{ "\\n" if message.role == "user" }}{% endfor %}'

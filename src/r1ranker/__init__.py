@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from r1ranker.answers import parse_ranking, parse_removal
 from r1ranker.errors import BackendError, ConfigError, DataError, R1RankerError
 from r1ranker.problem import Answer, Candidate, Problem, Ranking, Step, Usage
-from r1ranker.rankers import DRanker, IRanker
+from r1ranker.ranking.rankers import DRanker, IRanker
 
 if TYPE_CHECKING:
     from r1ranker.backends.transformers_ import TransformersBackend

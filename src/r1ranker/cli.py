@@ -183,7 +183,7 @@ def evaluate(
     from r1ranker.io.files import write_whole
     from r1ranker.io.locks import check_folder, held
     from r1ranker.io.runs import check_names, read_run
-    from r1ranker.jobs import failed_of
+    from r1ranker.ranking.jobs import failed_of
 
     again = "the same command begins anew; `rank --resume` can go on, and --run NAME=FILE takes what it wrote"
     with errors(again), ExitStack() as stack:

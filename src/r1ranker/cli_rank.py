@@ -11,7 +11,7 @@ import typer
 
 from r1ranker.cli_common import Json, complain, console, errors, warn_of_answers, write_json
 from r1ranker.prompts import Design, Layout, Readout, Wanted
-from r1ranker.spec import Engine
+from r1ranker.ranking.spec import Engine
 
 CHEAPER, LONG, ENDPOINTS, RUNS = "Cheaper", "Long lists", "Endpoints", "Where it runs"
 
@@ -128,10 +128,10 @@ def rank(
 
     Endpoints: `r1ranker rank problems.jsonl --model org/model --base-url http://a:8000/v1 --base-url http://b:8000/v1`
     """
-    from r1ranker.fusing import parse_fusion
     from r1ranker.io.locks import check_outputs
-    from r1ranker.jobs import failed_of, journal_of, rank_file
-    from r1ranker.spec import RankerSpec
+    from r1ranker.ranking.fusing import parse_fusion
+    from r1ranker.ranking.jobs import failed_of, journal_of, rank_file
+    from r1ranker.ranking.spec import RankerSpec
 
     with errors(f"go on by the same command with --resume: what is finished stands in {out}"):
         spec = RankerSpec(

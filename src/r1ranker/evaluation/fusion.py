@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from r1ranker.evaluation.measures import evaluate_by_task
-from r1ranker.fusing import fuse
 from r1ranker.problem import Problem, Ranking
+from r1ranker.ranking.fusing import fuse
 
 GRID = tuple(step / 10 for step in range(11))
 

@@ -38,7 +38,7 @@ from r1ranker.io.provenance import provenance
 from r1ranker.io.runs import check_names, write_run
 from r1ranker.problem import Problem, Ranking, by_task
 from r1ranker.prompts import Design
-from r1ranker.spec import RankerSpec, parse_spec
+from r1ranker.ranking.spec import RankerSpec, parse_spec
 
 STANDING_IN = ("bm25", "random")
 """What differences are tested against where there is no prior; it is said."""

@@ -23,7 +23,6 @@ from typing import Any
 from r1ranker.backends.loading import pick_device, resolve
 from r1ranker.backends.models import NANO
 from r1ranker.data import load_splits
-from r1ranker.drive import RANKING
 from r1ranker.errors import ConfigError
 from r1ranker.evaluation.measures import MEASURES
 from r1ranker.evaluation.results import Row, read_results
@@ -31,10 +30,11 @@ from r1ranker.evaluation.systems import ModelSystem, evaluate_systems, model_sys
 from r1ranker.io.config import DataConfig, RunConfig, load_config
 from r1ranker.io.files import named_by_content, write_whole
 from r1ranker.io.problems import write_jsonl
-from r1ranker.jobs import WHERE, rank_file
 from r1ranker.problem import Problem, Ranking, Splits, first_by_task
 from r1ranker.quickstart import train_side_by_side, worker_pool
-from r1ranker.spec import RankerSpec, parse_spec
+from r1ranker.ranking.drive import RANKING
+from r1ranker.ranking.jobs import WHERE, rank_file
+from r1ranker.ranking.spec import RankerSpec, parse_spec
 from r1ranker.training.checkpoint import checkpoints, discard
 
 DONE = "done.json"

@@ -1,6 +1,6 @@
 """Thought templates (paper, IRanker-CoT). In: a `Study`. Out: recorded thoughts, results, and the gains by task.
 
-The trained model ranks training problems aloud and its thoughts are kept (`r1ranker.thoughts`). Then the model as it
+The trained model ranks training problems aloud and its thoughts are kept (`ranking.thoughts`). Then the model as it
 was before training ranks the test problems three times: as it is, behind thoughts on similar queries, and behind as
 many thoughts on queries drawn at random. Only what the second has over the third is owed to similarity.
 
@@ -21,10 +21,10 @@ from r1ranker.evaluation.systems import read_per_query
 from r1ranker.evaluation.table import stars, tasks_of
 from r1ranker.io.files import named_by_content
 from r1ranker.problem import first_by_task
+from r1ranker.ranking.thoughts import Thought, recorded, worth_showing, write_thoughts
 from r1ranker.reproduce.main import tested
 from r1ranker.reproduce.report import Table, results_table, save_tables
 from r1ranker.reproduce.study import SHORT, Study
-from r1ranker.thoughts import Thought, recorded, worth_showing, write_thoughts
 
 UNTRAINED, SIMILAR, RANDOM, TRAINED = "untrained", "similar-thoughts", "random-thoughts", "iranker"
 PER_TASK = {"mini": 30}

@@ -16,9 +16,9 @@ from statistics import fmean
 from r1ranker.backends.blocks import Blocks
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.io.config import RunConfig
-from r1ranker.plans import chosen_step
 from r1ranker.problem import Answer, Problem, part_of
 from r1ranker.prompts import Prompt, Wanted, block_prompt, written_list
+from r1ranker.ranking.plans import chosen_step
 from r1ranker.rewards import moved_up, score_ranking, score_removal
 from r1ranker.training.batch import Sample
 

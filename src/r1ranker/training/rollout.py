@@ -27,7 +27,6 @@ from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.elimination import Elimination, sampled_pool, start
 from r1ranker.errors import ConfigError
 from r1ranker.io.config import RunConfig
-from r1ranker.plans import chosen_step
 from r1ranker.problem import Answer, Problem, part_of
 from r1ranker.prompts import (
     ANOTHER,
@@ -40,6 +39,7 @@ from r1ranker.prompts import (
     sampled_past,
     written_list,
 )
+from r1ranker.ranking.plans import chosen_step
 from r1ranker.rewards import Reward, moved_up, score_ranking, score_removal
 from r1ranker.training import pools
 from r1ranker.training.batch import Sample, joined

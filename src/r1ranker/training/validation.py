@@ -9,7 +9,7 @@ from r1ranker.backends.base import Backend
 from r1ranker.evaluation.measures import evaluate
 from r1ranker.io.config import RunConfig
 from r1ranker.problem import Problem, by_task
-from r1ranker.spec import RankerSpec
+from r1ranker.ranking.spec import RankerSpec
 from r1ranker.training.parallel import Crew
 
 

@@ -22,9 +22,9 @@ from r1ranker.backends.base import STOP
 from r1ranker.backends.encoding import Encoder
 from r1ranker.errors import BackendError
 from r1ranker.io.config import validated
-from r1ranker.plans import ranking_tokens
 from r1ranker.problem import Problem
 from r1ranker.prompts import build_prompt
+from r1ranker.ranking.plans import ranking_tokens
 from r1ranker.training.rollout import whole_episode
 from r1ranker.verl.data import TRAIN, problem_of
 from r1ranker.verl.episode import Episode, Tokens, Written, run_episode, training_state

@@ -20,9 +20,9 @@ from r1ranker.answers import parse_removal, removal_of, thought_of
 from r1ranker.backends.encoding import Encoder
 from r1ranker.elimination import start
 from r1ranker.io.config import RunConfig
-from r1ranker.plans import EMPTY_THOUGHT_TOKENS, TOKENS_PER_CANDIDATE
 from r1ranker.problem import Problem, Step
 from r1ranker.prompts import NO_THOUGHT, Prompt, bare_past, build_prompt, past_entry
+from r1ranker.ranking.plans import EMPTY_THOUGHT_TOKENS, TOKENS_PER_CANDIDATE
 from r1ranker.rewards import Reward, score_removal
 from r1ranker.training.rollout import State, sampled_part, sampled_state, whole_episode
 

@@ -16,8 +16,8 @@ import torch
 from r1ranker.backends.loading import resolve
 from r1ranker.errors import ConfigError
 from r1ranker.io.config import RunConfig
-from r1ranker.plans import ranking_tokens
 from r1ranker.problem import Problem
+from r1ranker.ranking.plans import ranking_tokens
 from r1ranker.verl.episode import episode_chance, removal_tokens
 
 RESUMED = ["model", "optimizer", "extra"]

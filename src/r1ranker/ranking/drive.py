@@ -22,8 +22,8 @@ from pydantic import TypeAdapter
 
 from r1ranker.backends.base import Ask, AsyncBackend, Backend, CallError, Choice, Completion, PromptError, Session
 from r1ranker.errors import BackendError
-from r1ranker.plans import Plan, Planner, Reply
 from r1ranker.problem import Problem, Ranking, Usage
+from r1ranker.ranking.plans import Plan, Planner, Reply
 
 Finished = tuple[int, Ranking]
 """A ranking and the place of its problem among those given."""

@@ -21,11 +21,11 @@ import pyarrow as pa
 from pydantic import TypeAdapter
 
 from r1ranker.backends.models import NAMES
-from r1ranker.drive import RANKING, Finished
 from r1ranker.errors import BackendError, R1RankerError
 from r1ranker.problem import Problem
-from r1ranker.rankers import Ranker
-from r1ranker.spec import RankerSpec
+from r1ranker.ranking.drive import RANKING, Finished
+from r1ranker.ranking.rankers import Ranker
+from r1ranker.ranking.spec import RankerSpec
 
 PROBLEM = TypeAdapter(Problem)
 IN_FLIGHT = 2

@@ -16,16 +16,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from r1ranker import plans
 from r1ranker.backends.base import AsyncBackend, Backend
-from r1ranker.drive import Finished, drive
 from r1ranker.errors import ConfigError
-from r1ranker.fusing import Fusion
-from r1ranker.fusing import check as check_fusion
 from r1ranker.io.progress import track
-from r1ranker.plans import Budget, Plan
 from r1ranker.problem import Problem, Ranking
 from r1ranker.prompts import LAYOUTS, Layout, Prompt, Readout, Wanted
+from r1ranker.ranking import plans
+from r1ranker.ranking.drive import Finished, drive
+from r1ranker.ranking.fusing import Fusion
+from r1ranker.ranking.fusing import check as check_fusion
+from r1ranker.ranking.plans import Budget, Plan
 
 
 class Ranker(ABC):

@@ -18,11 +18,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from r1ranker.backends.base import AsyncBackend, Backend, NoBackend
 from r1ranker.errors import ConfigError
-from r1ranker.fusing import Fusion
 from r1ranker.io.documents import parse_yaml
-from r1ranker.plans import Budget
 from r1ranker.prompts import Design, Layout, Readout, Wanted
-from r1ranker.rankers import (
+from r1ranker.ranking.fusing import Fusion
+from r1ranker.ranking.plans import Budget
+from r1ranker.ranking.rankers import (
     Advised,
     Depth,
     DRanker,
@@ -107,7 +107,7 @@ class RankerSpec:
         backend = NoBackend(where, masks_blocks=where == "transformers")
         dataclasses.replace(self, thoughts=None).around(backend)
         if self.thoughts:
-            from r1ranker.thoughts import read_thoughts
+            from r1ranker.ranking.thoughts import read_thoughts
 
             read_thoughts(Path(self.thoughts))
 
@@ -163,7 +163,7 @@ class RankerSpec:
         return self._advised(ranker) if self.thoughts else ranker
 
     def _advised(self, ranker: Ranker) -> Ranker:
-        from r1ranker.thoughts import advisor, read_thoughts
+        from r1ranker.ranking.thoughts import advisor, read_thoughts
 
         return Advised(ranker, advisor(read_thoughts(Path(str(self.thoughts))), self.recall))
 

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from r1ranker.backends.loading import resolve
-from r1ranker.drive import RANKING, Finished
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.io.fingerprint import differing, fingerprint_file, fingerprint_model
 from r1ranker.io.locks import check_outputs, held
@@ -33,7 +32,8 @@ from r1ranker.io.problems import iter_jsonl
 from r1ranker.io.progress import track
 from r1ranker.io.runs import run_lines
 from r1ranker.problem import Problem, Ranking, Usage, name_fault
-from r1ranker.spec import RankerSpec
+from r1ranker.ranking.drive import RANKING, Finished
+from r1ranker.ranking.spec import RankerSpec
 
 RETRY = {"retry": True}
 """A line of the journal: the queries that had failed before it are tried again."""
@@ -330,7 +330,7 @@ def _size(path: Path | None) -> int:
 def _ranked(problems: Iterable[Problem], spec: RankerSpec, ray: str | None) -> Iterator[Finished]:
     if ray is None:
         return spec.build().rank_each(problems)
-    from r1ranker.distributed import rank_each_on_ray
+    from r1ranker.ranking.distributed import rank_each_on_ray
 
     return rank_each_on_ray(problems, spec, ray)
 

@@ -16,7 +16,6 @@ from typing import Literal
 from r1ranker.answers import completed_order, parse_ranking, parse_removal, removal_of, thought_of
 from r1ranker.backends.base import Ask, Choice, Completion
 from r1ranker.elimination import ranking_from, start
-from r1ranker.fusing import Fusion, check_prior, fuse
 from r1ranker.problem import Answer, Problem, Ranking, Step, Usage, part_of
 from r1ranker.prompts import (
     NO_THOUGHT,
@@ -32,6 +31,7 @@ from r1ranker.prompts import (
     with_advice,
     written_list,
 )
+from r1ranker.ranking.fusing import Fusion, check_prior, fuse
 
 EMPTY_THOUGHT_TOKENS = 16
 """Room for a ranking without a thought: this many tokens plus TOKENS_PER_CANDIDATE for each candidate."""
