@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from r1ranker.data import load_splits, stats
+from r1ranker.baselines.notes import load_splits
 from r1ranker.datasets import mini
+from r1ranker.datasets.data import stats
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.io.config import DataConfig
 from r1ranker.io.problems import write_jsonl

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from r1ranker.baselines.notes import FOLDS, noted_by, with_notes
 from r1ranker.errors import ConfigError
 from r1ranker.io.problems import read_jsonl, write_jsonl
-from r1ranker.notes import FOLDS, noted_by, with_notes
 from r1ranker.problem import Candidate, Problem
 from r1ranker.prompts import build_prompt
 

@@ -57,7 +57,7 @@ KEPT = """
 import atexit, json, sys
 from pathlib import Path
 from torch import distributed
-from r1ranker.data import load_splits
+from r1ranker.baselines.notes import load_splits
 from r1ranker.io.config import load_config
 from r1ranker.training.learner import new_learner
 from r1ranker.training.ppo import ppo_step

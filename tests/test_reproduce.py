@@ -22,7 +22,7 @@ import typer
 from click.testing import Result
 from typer.testing import CliRunner
 
-from r1ranker.data import load_splits
+from r1ranker.baselines.notes import load_splits
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.evaluation.results import COSTS, read_results
 from r1ranker.evaluation.systems import read_per_query

@@ -87,7 +87,7 @@ def warmstart(
 
     Example: `r1ranker warmstart configs/nano.yaml -s out=runs/nano`
     """
-    from r1ranker.data import load_splits
+    from r1ranker.baselines.notes import load_splits
     from r1ranker.io.locks import check_folder
     from r1ranker.training.parallel import join_crew
     from r1ranker.training.warmstart import warmstart as run
@@ -121,7 +121,7 @@ def train(
 
     Eight GPUs: `torchrun --nproc-per-node 8 -m r1ranker train configs/paper.yaml`
     """
-    from r1ranker.data import load_splits
+    from r1ranker.baselines.notes import load_splits
     from r1ranker.io.locks import check_folder
     from r1ranker.training.logs import kept_of, read_log
     from r1ranker.training.parallel import join_crew
@@ -177,7 +177,7 @@ def evaluate(
 
     Example: `r1ranker evaluate configs/mini.yaml --system base=iranker:nano --system iranker=iranker:runs/x/model`
     """
-    from r1ranker.data import load_splits
+    from r1ranker.baselines.notes import load_splits
     from r1ranker.evaluation.systems import check_systems, evaluate_systems, parse_system
     from r1ranker.evaluation.table import results_table
     from r1ranker.io.files import write_whole
@@ -332,7 +332,7 @@ def data_convert(
 
     Example: `r1ranker data convert ml -s data.0.source=movielens -s data.0.path=ml-1m`
     """
-    from r1ranker.data import load_splits
+    from r1ranker.baselines.notes import load_splits
     from r1ranker.datasets import SPLIT_NAMES
     from r1ranker.io.locks import check_folder
     from r1ranker.io.problems import write_jsonl
@@ -367,7 +367,8 @@ def data_stats(
     """
     from rich.table import Column, Table
 
-    from r1ranker.data import load_splits, stats
+    from r1ranker.baselines.notes import load_splits
+    from r1ranker.datasets.data import stats
 
     with errors():
         rows = stats(load_splits(_config(config, settings, json_).data))

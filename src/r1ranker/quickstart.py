@@ -16,7 +16,7 @@ from importlib.resources import files
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 
-from r1ranker.data import load_splits
+from r1ranker.baselines.notes import load_splits
 from r1ranker.errors import ConfigError
 from r1ranker.evaluation.results import Comparison, Row, relative_gain
 from r1ranker.evaluation.systems import ModelSystem, evaluate_systems, model_system, rank_with

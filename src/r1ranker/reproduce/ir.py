@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-from r1ranker.data import load_splits
+from r1ranker.baselines.notes import load_splits
 from r1ranker.datasets import mini_passage
 from r1ranker.datasets.mini_passage import Fact
 from r1ranker.datasets.mini_words import words

@@ -17,9 +17,9 @@ from statistics import fmean
 
 from r1ranker import datasets
 from r1ranker.baselines import BASELINES
+from r1ranker.baselines.notes import load_splits, noted_by
 from r1ranker.baselines.simple import without_prior
 from r1ranker.baselines.specialists import SERVES, SPECIALISTS
-from r1ranker.data import load_splits
 from r1ranker.datasets import llmrouter, mini, mini_routing
 from r1ranker.datasets.interactions import interactions
 from r1ranker.datasets.mini_words import words
@@ -30,7 +30,6 @@ from r1ranker.evaluation.results import Row
 from r1ranker.evaluation.routing import Outcome, Outcomes, Weights
 from r1ranker.evaluation.table import systems_of
 from r1ranker.io.config import DataConfig
-from r1ranker.notes import noted_by
 from r1ranker.problem import SCENARIOS, Problem, Ranking, by_task
 from r1ranker.reproduce.report import Table, by_system, save_tables
 from r1ranker.reproduce.study import Study

@@ -22,7 +22,7 @@ from typing import Any
 
 from r1ranker.backends.loading import pick_device, resolve
 from r1ranker.backends.models import NANO
-from r1ranker.data import load_splits
+from r1ranker.baselines.notes import load_splits
 from r1ranker.errors import ConfigError
 from r1ranker.evaluation.measures import MEASURES
 from r1ranker.evaluation.results import Row, read_results

@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from r1ranker.backends.encoding import Encoder
 from r1ranker.backends.loading import resolve
-from r1ranker.data import load_splits
+from r1ranker.baselines.notes import load_splits
 from r1ranker.errors import BackendError, ConfigError, DataError
 from r1ranker.io.config import RunConfig
 from r1ranker.io.provenance import write_provenance

@@ -1,26 +1,31 @@
-"""Loading what a run's config names: the problems of all its sources, as one set of splits."""
+"""What a run's config names: the problems of all its sources as one set of splits, and how many there are of each.
+
+Notes of other rankers come from above, so whoever loads a run's data calls `baselines.notes.load_splits`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import mean
 from typing import Any
 
 from r1ranker import datasets
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.io.config import DataConfig
-from r1ranker.notes import with_notes
 from r1ranker.problem import Problem, Splits, by_task
 from r1ranker.prompts import build_prompt
 
+Noted = Callable[[Splits, Sequence[str]], Splits]
+"""The same problems, with what the rankers named make of each candidate."""
 
-def load_splits(sources: Sequence[DataConfig]) -> Splits:
+
+def merged(sources: Sequence[DataConfig], noted: Noted) -> Splits:
     """Problems of every source, split by split. Two sources may not name a task alike."""
     splits: Splits = {split: [] for split in datasets.SPLIT_NAMES}
     owner: dict[str, int] = {}
     for number, data in enumerate(sources):
         loaded = datasets.load(data.source, data.path, seed=data.seed, limit=data.limit, **data.options)
-        loaded = with_notes(loaded, data.show) if data.show else loaded
+        loaded = noted(loaded, data.show) if data.show else loaded
         for split, problems in loaded.items():
             for task in {problem.task for problem in problems}:
                 if owner.setdefault(task, number) != number:

@@ -18,12 +18,19 @@ from collections.abc import Sequence
 from r1ranker.baselines import BASELINES
 from r1ranker.baselines.simple import has_prior
 from r1ranker.baselines.specialists import SERVES, SPECIALISTS
+from r1ranker.datasets.data import merged
 from r1ranker.errors import ConfigError
+from r1ranker.io.config import DataConfig
 from r1ranker.problem import Problem, Ranking, Splits, rng_for
 
 FOLDS = 5
 """Parts of the training problems, by group; each is ranked by specialists that learnt from the other parts."""
 PRIOR_NAMES = {"recommendation": "popularity", "routing": "average", "passage": "first stage"}
+
+
+def load_splits(sources: Sequence[DataConfig]) -> Splits:
+    """Problems of every source that a run's config names, with the notes it asks for (`data.show`)."""
+    return merged(sources, with_notes)
 
 
 def with_notes(splits: Splits, rankers: Sequence[str]) -> Splits:
