@@ -27,9 +27,9 @@ from r1ranker.evaluation.results import read_results
 from r1ranker.evaluation.systems import evaluate_systems, model_system
 from r1ranker.io.config import RunConfig
 from r1ranker.io.provenance import write_provenance
-from r1ranker.publish import MARK, check_model, model_card, push
 from r1ranker.training.logs import read_log
 from r1ranker.training.ppo import train
+from r1ranker.training.publish import MARK, check_model, model_card, push
 
 PPO = {"steps": 2, "batch": 4, "minibatch": 4, "validate_every": 1, "validate_problems": 2, "critic": "head"}
 SHORT = RunConfig().ppo.model_copy(update={"max_new_tokens": 4})
@@ -307,7 +307,7 @@ PUSHES = """
 import json, os, sys
 from pathlib import Path
 from r1ranker.errors import R1RankerError
-from r1ranker.publish import push
+from r1ranker.training.publish import push
 
 for call in json.loads(sys.argv[1]):
     paths = {name: Path(call.pop(name)) for name in ("directory", "results") if name in call}

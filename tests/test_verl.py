@@ -25,11 +25,11 @@ from r1ranker.problem import Problem
 from r1ranker.prompts import bare_past, build_prompt, past_entry
 from r1ranker.training.advantages import gae
 from r1ranker.training.rollout import whole_episode
-from r1ranker.verl.data import DEV, TRAIN, problem_of, write_rows
-from r1ranker.verl.episode import Episode, Written, run_episode, training_state
-from r1ranker.verl.launch import composed, launch, newest_model, prepare
-from r1ranker.verl.reward import compute_score
-from r1ranker.verl.settings import refuse, rows_per_step
+from r1ranker.training.verl.data import DEV, TRAIN, problem_of, write_rows
+from r1ranker.training.verl.episode import Episode, Written, run_episode, training_state
+from r1ranker.training.verl.launch import composed, launch, newest_model, prepare
+from r1ranker.training.verl.reward import compute_score
+from r1ranker.training.verl.settings import refuse, rows_per_step
 
 MakeProblem = Callable[..., Problem]
 # verl and what it imports warn of parts that are not installed, and of their own old names.

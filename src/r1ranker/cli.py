@@ -135,7 +135,7 @@ def train(
         if verl and engine != "verl":
             raise ConfigError("--verl sets verl's own config: give --engine verl with it")
         if engine == "verl":
-            from r1ranker.verl.launch import launch
+            from r1ranker.training.verl.launch import launch
 
             directory = launch(loaded, verl or [], resume=resume, overwrite=overwrite)
             console.print(f"model {directory}")
@@ -270,7 +270,7 @@ def push(
 
     Example: `r1ranker push runs/iranker/model org/my-ranker --results runs/eval`
     """
-    from r1ranker.publish import push as run
+    from r1ranker.training.publish import push as run
 
     with errors():
         url = run(model, repo, results=results, private=private)

@@ -18,7 +18,7 @@ from r1ranker.errors import ConfigError
 from r1ranker.io.config import RunConfig
 from r1ranker.problem import Problem
 from r1ranker.ranking.plans import ranking_tokens
-from r1ranker.verl.episode import episode_chance, removal_tokens
+from r1ranker.training.verl.episode import episode_chance, removal_tokens
 
 RESUMED = ["model", "optimizer", "extra"]
 """What verl's checkpoints hold to go on from; beside it they hold the model as transformers loads it."""
@@ -68,7 +68,7 @@ def hydra_file(config: RunConfig, train: Sequence[Problem], dev: Sequence[Proble
             "seed": config.seed,
         },
         "actor_rollout_ref": {
-            "model": {"path": _model(config), "external_lib": "r1ranker.verl.agent_loop"},
+            "model": {"path": _model(config), "external_lib": "r1ranker.training.verl.agent_loop"},
             "actor": _actor(config, rows, sequence),
             "rollout": _rollout(config, sequence),
         },
@@ -154,7 +154,7 @@ def _rollout(config: RunConfig, sequence: int) -> dict[str, Any]:
 
 def _reward(config: RunConfig) -> dict[str, Any]:
     return {
-        "path": "pkg://r1ranker.verl.reward",
+        "path": "pkg://r1ranker.training.verl.reward",
         "name": "compute_score",
         "reward_kwargs": {"kind": config.ppo.reward, "think": config.think},
     }

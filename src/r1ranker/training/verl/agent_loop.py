@@ -26,9 +26,9 @@ from r1ranker.problem import Problem
 from r1ranker.prompts import build_prompt
 from r1ranker.ranking.plans import ranking_tokens
 from r1ranker.training.rollout import whole_episode
-from r1ranker.verl.data import TRAIN, problem_of
-from r1ranker.verl.episode import Episode, Tokens, Written, run_episode, training_state
-from r1ranker.verl.reward import reciprocal_rank
+from r1ranker.training.verl.data import TRAIN, problem_of
+from r1ranker.training.verl.episode import Episode, Tokens, Written, run_episode, training_state
+from r1ranker.training.verl.reward import reciprocal_rank
 
 NAME = "r1ranker"
 

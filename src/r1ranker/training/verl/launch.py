@@ -31,8 +31,8 @@ from r1ranker.io.config import RunConfig
 from r1ranker.io.provenance import write_provenance
 from r1ranker.problem import Problem, first_by_task
 from r1ranker.training.rollout import check_prompts
-from r1ranker.verl.data import DEV, TRAIN, write_rows
-from r1ranker.verl.settings import hydra_file, refuse
+from r1ranker.training.verl.data import DEV, TRAIN, write_rows
+from r1ranker.training.verl.settings import hydra_file, refuse
 
 CONFIG_NAME = "verl"
 

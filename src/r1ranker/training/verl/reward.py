@@ -14,7 +14,7 @@ from r1ranker.evaluation.measures import evaluate
 from r1ranker.problem import Problem, Usage
 from r1ranker.prompts import NO_THOUGHT
 from r1ranker.rewards import score_ranking
-from r1ranker.verl.data import problem_of
+from r1ranker.training.verl.data import problem_of
 
 
 def compute_score(
