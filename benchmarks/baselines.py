@@ -30,7 +30,7 @@ from rich.table import Table
 from r1ranker.baselines import BASELINES
 from r1ranker.baselines.notes import load_splits
 from r1ranker.baselines.specialists import SPECIALISTS
-from r1ranker.cli_common import write_json
+from r1ranker.cli.common import write_json
 from r1ranker.datasets import load
 from r1ranker.datasets.interactions import interactions
 from r1ranker.datasets.llmrouter import OBJECTIVES

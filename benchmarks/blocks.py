@@ -25,7 +25,7 @@ from rich.table import Table
 from r1ranker.answers import parse_removal, removal_of
 from r1ranker.backends.models import MINILM, here
 from r1ranker.backends.transformers_ import TransformersBackend
-from r1ranker.cli_common import write_json
+from r1ranker.cli.common import write_json
 from r1ranker.io.provenance import provenance
 from r1ranker.problem import Candidate, Problem
 from r1ranker.prompts import build_prompt

@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 
 from r1ranker.backends.loading import load
-from r1ranker.cli_common import write_json
+from r1ranker.cli.common import write_json
 from r1ranker.io.provenance import provenance
 from r1ranker.training.batch import Batch, Sample, pack, score
 

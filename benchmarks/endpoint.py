@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from r1ranker.backends.openai_ import OpenAIBackend
-from r1ranker.cli_common import write_json
+from r1ranker.cli.common import write_json
 from r1ranker.io.provenance import provenance
 from r1ranker.problem import Candidate, Problem
 from r1ranker.ranking.rankers import DRanker, IRanker, Ranker

@@ -32,7 +32,7 @@ from endpoint import endpoint
 from rich.console import Console
 from rich.table import Table
 
-from r1ranker.cli_common import write_json
+from r1ranker.cli.common import write_json
 from r1ranker.io.problems import write_jsonl
 from r1ranker.io.provenance import provenance
 from r1ranker.problem import Candidate, Problem

@@ -27,7 +27,7 @@ from rich.table import Table
 from r1ranker.answers import parse_removal, removal_of
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.baselines.notes import load_splits
-from r1ranker.cli_common import write_json
+from r1ranker.cli.common import write_json
 from r1ranker.datasets import mini_recommendation
 from r1ranker.evaluation.systems import evaluate_systems
 from r1ranker.io.config import ScratchConfig, load_config

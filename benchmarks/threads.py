@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from r1ranker.cli_common import write_json
+from r1ranker.cli.common import write_json
 from r1ranker.io.provenance import provenance
 
 BATCH, LENGTH, PASSES = 32, 200, 3

@@ -35,7 +35,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from r1ranker.backends.base import STOP
 from r1ranker.backends.loading import load
-from r1ranker.cli_common import write_json
+from r1ranker.cli.common import write_json
 from r1ranker.datasets import mini
 from r1ranker.io.config import RunConfig
 from r1ranker.io.provenance import provenance

@@ -28,7 +28,7 @@ from r1ranker.backends.base import Backend
 from r1ranker.backends.loading import NANO
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.backends.vllm_ import VLLMBackend
-from r1ranker.cli_common import write_json
+from r1ranker.cli.common import write_json
 from r1ranker.io.provenance import provenance
 from r1ranker.problem import Problem
 from r1ranker.prompts import LAYOUTS

@@ -21,9 +21,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from r1ranker import cli
 from r1ranker.backends.base import Ask, AsyncBackend, Backend, CallError, Choice, Completion, PromptError, Session
 from r1ranker.backends.scripted import ScriptedBackend
+from r1ranker.cli import main as cli
 from r1ranker.errors import BackendError, ConfigError, DataError
 from r1ranker.io.locks import held
 from r1ranker.io.problems import iter_jsonl, write_jsonl

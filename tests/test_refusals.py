@@ -14,7 +14,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from r1ranker.cli import app
-from r1ranker.cli_common import App
+from r1ranker.cli.common import App
 from r1ranker.errors import DataError
 from r1ranker.io.locks import held
 from r1ranker.io.problems import write_jsonl

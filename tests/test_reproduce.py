@@ -23,18 +23,19 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from r1ranker.baselines.notes import load_splits
+from r1ranker.cli import reproduce as command
+from r1ranker.cli.reproduce import reproduce
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.evaluation.results import COSTS, read_results
 from r1ranker.evaluation.systems import read_per_query
 from r1ranker.io.config import DataConfig, RunConfig, load_config
 from r1ranker.io.problems import read_jsonl, write_jsonl
 from r1ranker.problem import Problem, Ranking
-from r1ranker.reproduce import EXPERIMENTS, ablations, command, main, report, sanity, study, zero_shot
-from r1ranker.reproduce.command import reproduce
+from r1ranker.reproduce import EXPERIMENTS, ablations, main, report, sanity, study, zero_shot
 from r1ranker.reproduce.study import Study
 
 MakeProblem = Callable[..., Problem]
-RUN = "import typer; from r1ranker.reproduce.command import reproduce; typer.run(reproduce)"
+RUN = "import typer; from r1ranker.cli.reproduce import reproduce; typer.run(reproduce)"
 APP = typer.Typer()
 APP.command()(reproduce)
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from r1ranker.cli_common import Json, complain, console, errors, warn_of_answers, write_json
+from r1ranker.cli.common import Json, complain, console, errors, warn_of_answers, write_json
 from r1ranker.prompts import Design, Layout, Readout, Wanted
 from r1ranker.ranking.spec import Engine
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from r1ranker.cli_common import (
+from r1ranker.cli.common import (
     Against,
     App,
     Config,
@@ -23,11 +23,11 @@ from r1ranker.cli_common import (
     errors,
     write_json,
 )
-from r1ranker.cli_model import model_app
-from r1ranker.cli_rank import rank
+from r1ranker.cli.model import model_app
+from r1ranker.cli.rank import rank
+from r1ranker.cli.reproduce import reproduce
 from r1ranker.errors import ConfigError
 from r1ranker.problem import Problem, Splits
-from r1ranker.reproduce.command import reproduce
 
 if TYPE_CHECKING:
     from r1ranker.evaluation.systems import ModelSystem
@@ -406,7 +406,3 @@ def _named(text: str) -> tuple[str, str]:
     if not equals or not name or not value:
         raise ConfigError(f"{text!r}: give NAME=VALUE")
     return name, value
-
-
-if __name__ == "__main__":
-    app()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 import yaml
 
-from r1ranker.cli_common import Json, Settings, complain, console, errors, write_json
+from r1ranker.cli.common import Json, Settings, complain, console, errors, write_json
 from r1ranker.errors import ConfigError, R1RankerError
 from r1ranker.io.files import write_whole
 from r1ranker.io.locks import check_folder, check_outputs, held

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from r1ranker.cli_common import App, Json, console, errors, stderr, write_json
+from r1ranker.cli.common import App, Json, console, errors, stderr, write_json
 
 model_app = App(help="Get the models that have names here, and see which are on this machine.")
 
