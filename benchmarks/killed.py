@@ -32,9 +32,9 @@ import torch
 from safetensors import safe_open
 
 import r1ranker.evaluation.systems
+import r1ranker.experiments.main
 import r1ranker.ranking.distributed
 import r1ranker.ranking.jobs
-import r1ranker.reproduce.main
 import r1ranker.training.ppo
 import r1ranker.training.warmstart  # noqa: F401  (what the commands import when they run)
 from r1ranker.cli import app

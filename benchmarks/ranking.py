@@ -30,13 +30,13 @@ from r1ranker.baselines.notes import load_splits
 from r1ranker.cli.common import write_json
 from r1ranker.datasets import mini_recommendation
 from r1ranker.evaluation.systems import evaluate_systems
+from r1ranker.experiments.report import by_system
 from r1ranker.io.config import ScratchConfig, load_config
 from r1ranker.io.provenance import provenance
 from r1ranker.problem import Candidate, Problem, first_by_task
 from r1ranker.prompts import build_prompt
 from r1ranker.ranking.plans import Budget
 from r1ranker.ranking.rankers import DRanker, Hybrid, IRanker, Ranker, Shuffled, Tournament, Windows
-from r1ranker.reproduce.report import by_system
 from r1ranker.training.scratch import new_network, train_tokenizer
 
 THOUGHT_TOKENS = 24

@@ -21,9 +21,9 @@ from rich.console import Console
 from rich.table import Table
 
 from r1ranker.cli.common import write_json
+from r1ranker.experiments.quickstart import quickstart_config
+from r1ranker.experiments.study import Study
 from r1ranker.io.provenance import provenance
-from r1ranker.quickstart import quickstart_config
-from r1ranker.reproduce.study import Study
 from r1ranker.training.logs import read_log
 
 Curve = list[tuple[float, int, int]]

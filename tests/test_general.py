@@ -14,12 +14,12 @@ import torch
 from r1ranker.backends.loading import load
 from r1ranker.errors import BackendError, ConfigError
 from r1ranker.evaluation.results import comparison, read_results, rows_of
+from r1ranker.experiments import general as experiment
+from r1ranker.experiments.general import PAPER, Task, ask, asker, before_and_after, general, harness, write_tasks
+from r1ranker.experiments.study import Study
 from r1ranker.io.config import RunConfig, load_config
 from r1ranker.io.problems import write_jsonl
 from r1ranker.problem import Problem
-from r1ranker.reproduce import general as experiment
-from r1ranker.reproduce.general import PAPER, Task, ask, asker, before_and_after, general, harness, write_tasks
-from r1ranker.reproduce.study import Study
 
 MakeProblem = Callable[..., Problem]
 pytestmark = pytest.mark.filterwarnings("default")  # the harness and its libraries warn

@@ -28,11 +28,11 @@ from r1ranker.cli.reproduce import reproduce
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.evaluation.results import COSTS, read_results
 from r1ranker.evaluation.systems import read_per_query
+from r1ranker.experiments import EXPERIMENTS, ablations, main, report, sanity, study, zero_shot
+from r1ranker.experiments.study import Study
 from r1ranker.io.config import DataConfig, RunConfig, load_config
 from r1ranker.io.problems import read_jsonl, write_jsonl
 from r1ranker.problem import Problem, Ranking
-from r1ranker.reproduce import EXPERIMENTS, ablations, main, report, sanity, study, zero_shot
-from r1ranker.reproduce.study import Study
 
 MakeProblem = Callable[..., Problem]
 RUN = "import typer; from r1ranker.cli.reproduce import reproduce; typer.run(reproduce)"
@@ -150,7 +150,7 @@ def test_processes_end_when_the_one_that_started_them_is_killed(tmp_path: Path) 
     script.write_text(
         "import sys, time\nfrom pathlib import Path\n"
         "def live(beat):\n    while True:\n        Path(beat).write_text(str(time.time()))\n        time.sleep(0.02)\n"
-        "if __name__ == '__main__':\n    from r1ranker.quickstart import worker_pool\n"
+        "if __name__ == '__main__':\n    from r1ranker.experiments.quickstart import worker_pool\n"
         "    with worker_pool(1) as pool:\n        pool.submit(live, sys.argv[1]).result()\n"
     )
     process = subprocess.Popen([sys.executable, str(script), str(beat)])
@@ -362,7 +362,7 @@ def test_errors_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "did you mean 'ppo.steps'?" in message("main", "-s", "ppo.stepz=3")
     untold = ("-s", "ppo.token_budget=null", "-s", "warmstart.scratch=null", "-s", "model=nano")
     assert "set ppo.token_budget" in message("main", "--scale", "small", *untold)
-    monkeypatch.setitem(sys.modules, "r1ranker.reproduce.ir", None)
+    monkeypatch.setitem(sys.modules, "r1ranker.experiments.ir", None)
     with pytest.raises(ConfigError, match="ir cannot be run here"):
         EXPERIMENTS["ir"](Study("ir", "small", packaged("small"), tmp_path, tmp_path / "models", None))
 

@@ -15,10 +15,10 @@ from r1ranker.datasets import mini
 from r1ranker.errors import BackendError, DataError
 from r1ranker.evaluation.results import read_results
 from r1ranker.evaluation.routing import Outcome
+from r1ranker.experiments import ir, specialists
+from r1ranker.experiments.study import Study
 from r1ranker.io.config import load_config
 from r1ranker.problem import Candidate, Problem
-from r1ranker.reproduce import ir, specialists
-from r1ranker.reproduce.study import Study
 
 TINY = ["ppo.token_budget=600", "ppo.batch=4", "ppo.minibatch=2", "ppo.validate_every=100", "ppo.checkpoint_every=100"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from r1ranker.evaluation.results import Row, write_csv
-from r1ranker.reproduce.report import Table, page_of, save_tables, write_results
+from r1ranker.experiments.report import Table, page_of, save_tables, write_results
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -14,6 +14,8 @@ from r1ranker.backends.scripted import ScriptedBackend
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.errors import BackendError, DataError
 from r1ranker.evaluation.results import read_results
+from r1ranker.experiments import thoughts as experiment
+from r1ranker.experiments.study import Study
 from r1ranker.io.config import load_config
 from r1ranker.io.problems import write_jsonl
 from r1ranker.problem import Problem
@@ -32,8 +34,6 @@ from r1ranker.ranking.thoughts import (
     worth_showing,
     write_thoughts,
 )
-from r1ranker.reproduce import thoughts as experiment
-from r1ranker.reproduce.study import Study
 
 MakeProblem = Callable[..., Problem]
 

@@ -66,8 +66,8 @@ def quickstart(
     Example: `r1ranker quickstart --seed 1 --out runs/seed1`
     """
     from r1ranker.evaluation.table import results_table
+    from r1ranker.experiments.quickstart import run_quickstart
     from r1ranker.io.locks import check_outputs
-    from r1ranker.quickstart import run_quickstart
 
     with errors():
         check_outputs({"--json": json_}, {})

@@ -17,9 +17,9 @@ import yaml
 
 from r1ranker.cli.common import Json, Settings, complain, console, errors, write_json
 from r1ranker.errors import ConfigError, R1RankerError
+from r1ranker.experiments import EXPERIMENTS
 from r1ranker.io.files import write_whole
 from r1ranker.io.locks import check_folder, check_outputs, held
-from r1ranker.reproduce import EXPERIMENTS
 
 if TYPE_CHECKING:
     from r1ranker.io.config import RunConfig
@@ -58,7 +58,7 @@ def reproduce(
 
     Public data: `r1ranker reproduce main --scale paper -s data.0.path=data/ml-1m`
     """
-    from r1ranker.reproduce.report import page_of, write_results
+    from r1ranker.experiments.report import page_of, write_results
 
     began = time.perf_counter()
     name = config.stem if config else scale
@@ -82,7 +82,7 @@ def reproduce(
 
 def run(names: Sequence[str], scale: str, config: RunConfig, out: Path, limit: int | None = None) -> dict[str, str]:
     """Run experiments; of several, one that cannot run does not stop the others. Returns what failed and why."""
-    from r1ranker.reproduce.study import Study
+    from r1ranker.experiments.study import Study
 
     models = out / "models"
     base = Study("base", scale, config, out / "base", models, None)

@@ -19,12 +19,12 @@ from pathlib import Path
 from r1ranker.evaluation.results import Row, TaskValues, comparison
 from r1ranker.evaluation.systems import read_per_query
 from r1ranker.evaluation.table import stars, tasks_of
+from r1ranker.experiments.main import tested
+from r1ranker.experiments.report import Table, results_table, save_tables
+from r1ranker.experiments.study import SHORT, Study
 from r1ranker.io.files import named_by_content
 from r1ranker.problem import first_by_task
 from r1ranker.ranking.thoughts import Thought, recorded, worth_showing, write_thoughts
-from r1ranker.reproduce.main import tested
-from r1ranker.reproduce.report import Table, results_table, save_tables
-from r1ranker.reproduce.study import SHORT, Study
 
 UNTRAINED, SIMILAR, RANDOM, TRAINED = "untrained", "similar-thoughts", "random-thoughts", "iranker"
 PER_TASK = {"mini": 30}

@@ -20,9 +20,9 @@ from typing import Any
 from r1ranker.errors import DataError
 from r1ranker.evaluation.results import AVERAGE, Comparison, Row, read_csv
 from r1ranker.evaluation.table import caption, lines_of, markdown_table, systems_of
+from r1ranker.experiments import EXPERIMENTS
 from r1ranker.io.files import write_whole
 from r1ranker.io.provenance import provenance
-from r1ranker.reproduce import EXPERIMENTS
 
 TABLES = "tables.json"
 MEASURES = ("MRR", "nDCG@5", "nDCG@10", "nDCG@20")

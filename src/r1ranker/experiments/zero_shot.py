@@ -15,12 +15,12 @@ from r1ranker.errors import ConfigError
 from r1ranker.evaluation.results import Row
 from r1ranker.evaluation.systems import read_per_query
 from r1ranker.evaluation.table import SHOWN
+from r1ranker.experiments.main import beside_paper, differences, embedded
+from r1ranker.experiments.report import Table, read_comparisons, results_table, save_tables
+from r1ranker.experiments.study import SHORT, Study
 from r1ranker.io.files import replacing
 from r1ranker.io.problems import write_jsonl
 from r1ranker.problem import SCENARIOS, Ranking
-from r1ranker.reproduce.main import beside_paper, differences, embedded
-from r1ranker.reproduce.report import Table, read_comparisons, results_table, save_tables
-from r1ranker.reproduce.study import SHORT, Study
 from r1ranker.training.logs import read_log
 
 PAIRS = (("zero-shot", "untrained"), ("full", "untrained"), ("zero-shot", "full"))

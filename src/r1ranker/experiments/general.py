@@ -26,12 +26,12 @@ from r1ranker.backends.loading import load
 from r1ranker.errors import BackendError, ConfigError
 from r1ranker.evaluation import table
 from r1ranker.evaluation.results import AVERAGE, Comparison, Row, TaskValues, comparison, rows_of, write_results
+from r1ranker.experiments.report import Table, save_tables
+from r1ranker.experiments.study import Study
 from r1ranker.io.config import RunConfig
 from r1ranker.io.files import write_whole
 from r1ranker.io.provenance import provenance
 from r1ranker.problem import Problem, by_task
-from r1ranker.reproduce.report import Table, save_tables
-from r1ranker.reproduce.study import Study
 
 BASE, TRAINED, DIFFERENCE = "base", "trained", "difference"
 MEASURE = "accuracy"

@@ -23,9 +23,9 @@ from r1ranker.evaluation.results import (
 )
 from r1ranker.evaluation.systems import read_per_query
 from r1ranker.evaluation.table import stars, systems_of, tasks_of
-from r1ranker.reproduce.report import MEASURES, Table, by_system, read_comparisons, results_table, save_tables
-from r1ranker.reproduce.sanity import sanity
-from r1ranker.reproduce.study import Study
+from r1ranker.experiments.report import MEASURES, Table, by_system, read_comparisons, results_table, save_tables
+from r1ranker.experiments.sanity import sanity
+from r1ranker.experiments.study import Study
 from r1ranker.training.logs import read_log
 
 PAIRS = (("iranker", "base-iterative"), ("dranker", "base-direct"), ("iranker", "dranker"), ("iranker", "prior"))

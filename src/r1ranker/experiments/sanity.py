@@ -16,9 +16,9 @@ from r1ranker.baselines import BASELINES
 from r1ranker.elimination import ranking_from
 from r1ranker.evaluation.measures import evaluate_by_task
 from r1ranker.evaluation.systems import ModelSystem
+from r1ranker.experiments.report import Table, save_tables
+from r1ranker.experiments.study import Study
 from r1ranker.problem import Problem, Ranking, Usage, by_task, first_by_task, part_of, rng_for
-from r1ranker.reproduce.report import Table, save_tables
-from r1ranker.reproduce.study import Study
 
 ORDERS = 5
 PER_TASK = 30

@@ -29,10 +29,10 @@ from r1ranker.evaluation.protocols import full_catalogue, hard_negatives, matche
 from r1ranker.evaluation.results import Row
 from r1ranker.evaluation.routing import Outcome, Outcomes, Weights
 from r1ranker.evaluation.table import systems_of
+from r1ranker.experiments.report import Table, by_system, save_tables
+from r1ranker.experiments.study import Study
 from r1ranker.io.config import DataConfig
 from r1ranker.problem import SCENARIOS, Problem, Ranking, by_task
-from r1ranker.reproduce.report import Table, by_system, save_tables
-from r1ranker.reproduce.study import Study
 
 BASES = ("random", "prior", "oracle")
 LARGEST_CATALOGUE = 500

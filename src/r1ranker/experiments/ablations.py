@@ -20,9 +20,9 @@ from r1ranker.evaluation.charts import number
 from r1ranker.evaluation.results import Row
 from r1ranker.evaluation.systems import model_system
 from r1ranker.evaluation.table import stars
+from r1ranker.experiments.report import Table, by_system, save_tables, tests_by_system
+from r1ranker.experiments.study import SHORT, Study
 from r1ranker.io.config import RunConfig
-from r1ranker.reproduce.report import Table, by_system, save_tables, tests_by_system
-from r1ranker.reproduce.study import SHORT, Study
 from r1ranker.training.demonstrations import demonstrate
 from r1ranker.training.logs import read_log
 

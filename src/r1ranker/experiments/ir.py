@@ -25,10 +25,10 @@ from r1ranker.datasets.mini_words import words
 from r1ranker.errors import DataError
 from r1ranker.evaluation.results import Row
 from r1ranker.evaluation.table import stars, systems_of
+from r1ranker.experiments.report import Table, by_system, save_tables, tests_by_system
+from r1ranker.experiments.study import Study
 from r1ranker.io.config import DataConfig
 from r1ranker.problem import Problem, first_by_task
-from r1ranker.reproduce.report import Table, by_system, save_tables, tests_by_system
-from r1ranker.reproduce.study import Study
 
 TOP_KS = (20, 100)
 WINDOW = 20

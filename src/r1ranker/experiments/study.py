@@ -27,11 +27,11 @@ from r1ranker.errors import ConfigError
 from r1ranker.evaluation.measures import MEASURES
 from r1ranker.evaluation.results import Row, read_results
 from r1ranker.evaluation.systems import ModelSystem, evaluate_systems, model_system, name_of
+from r1ranker.experiments.quickstart import train_side_by_side, worker_pool
 from r1ranker.io.config import DataConfig, RunConfig, load_config
 from r1ranker.io.files import named_by_content, write_whole
 from r1ranker.io.problems import write_jsonl
 from r1ranker.problem import Problem, Ranking, Splits, first_by_task
-from r1ranker.quickstart import train_side_by_side, worker_pool
 from r1ranker.ranking.drive import RANKING
 from r1ranker.ranking.jobs import WHERE, rank_file
 from r1ranker.ranking.spec import RankerSpec, parse_spec

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from r1ranker.errors import ConfigError
 
 if TYPE_CHECKING:
-    from r1ranker.reproduce.study import Study
+    from r1ranker.experiments.study import Study
 
 Experiment = Callable[["Study"], None]
 
@@ -25,7 +25,7 @@ def _named(module: str, function: str) -> Experiment:
 
     def experiment(study: Study) -> None:
         try:
-            run = getattr(import_module(f"r1ranker.reproduce.{module}"), function)
+            run = getattr(import_module(f"r1ranker.experiments.{module}"), function)
         except ImportError as error:
             raise ConfigError(f"{study.name} cannot be run here: {error}; install what it needs first") from error
         run(study)
