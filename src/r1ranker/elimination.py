@@ -1,6 +1,6 @@
 """The pool's state machine: pure, no model, no I/O. In: identifiers. Out: an order, made into a `Ranking`.
 
-Next in the data flow: `rankers` drive it, one model call a step; `evaluation` reads the rankings.
+Next in the data flow: `ranking` drives it, one model call a step; `evaluation` reads the rankings.
 
     state = start((1, 2, 3)).remove(2).remove(3)
     state.order((1,))  # (1, 3, 2): last removed = second best

@@ -34,7 +34,7 @@ class Candidate:
     """One thing that can be ranked: a passage, an item, an LLM.
 
     text: what it is; baselines read it too. note: what else the model reads behind it, such as other rankers'
-        places (`notes`).
+        places (`baselines.notes`).
     """
 
     docid: str

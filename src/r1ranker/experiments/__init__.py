@@ -2,8 +2,9 @@
 
     r1ranker reproduce main --scale mini
 
-Read `study` (what an experiment works with), then any experiment, then `report`. An experiment is a function of a
-`Study`; to add one, write it in a module of its own and name it in `EXPERIMENTS`.
+Beside them stands `quickstart`, the main table in minutes. Read `study` (what an experiment works with), then any
+experiment, then `report`. An experiment is a function of a `Study`; to add one, write it in a module of its own and
+name it in `EXPERIMENTS`.
 """
 
 from __future__ import annotations
