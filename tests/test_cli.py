@@ -16,7 +16,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from r1ranker.cli import app
-from r1ranker.cli.main import data_app
+from r1ranker.cli.data import data_app
 from r1ranker.datasets import SOURCES
 from r1ranker.io.config import load_config
 from r1ranker.io.problems import read_jsonl, write_jsonl

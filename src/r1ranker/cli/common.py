@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from r1ranker.errors import R1RankerError
+from r1ranker.errors import ConfigError, R1RankerError
 from r1ranker.io.files import write_whole
+
+if TYPE_CHECKING:
+    from r1ranker.io.config import RunConfig
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 MANY = 0.1
@@ -100,3 +103,18 @@ def write_json(path: Path | None, result: Any) -> None:
     if path is not None:
         with errors():
             write_whole(path, json.dumps(result, indent=2, default=str) + "\n")
+
+
+def run_config(
+    config: Path | None, settings: Sequence[str] | None, json_: Path | None, written: Mapping[str, Path] | None = None
+) -> RunConfig:
+    """The run that a command is asked for. ConfigError where it is not said, or where an output would hit an input."""
+    from r1ranker.io.config import load_config
+    from r1ranker.io.locks import check_outputs
+
+    if config is None and not settings:
+        raise ConfigError("which run? Give its YAML, such as configs/mini.yaml, or set keys: -s data.0.source=mini")
+    loaded = load_config(config, settings or [])
+    read = {"the config": config} | {f"data.{n}.path": one.path for n, one in enumerate(loaded.data)}
+    check_outputs({**(written or {}), "--json": json_}, read)
+    return loaded

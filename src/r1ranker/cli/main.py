@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -21,8 +20,10 @@ from r1ranker.cli.common import (
     complain,
     console,
     errors,
+    run_config,
     write_json,
 )
+from r1ranker.cli.data import data_app
 from r1ranker.cli.model import model_app
 from r1ranker.cli.rank import rank
 from r1ranker.cli.reproduce import reproduce
@@ -31,7 +32,6 @@ from r1ranker.problem import Problem, Splits
 
 if TYPE_CHECKING:
     from r1ranker.evaluation.systems import ModelSystem
-    from r1ranker.io.config import RunConfig
 
 EVALUATION = ("results.json", "results.csv", "per_query.json", "comparisons.json", "provenance.json", "report.html")
 """What an evaluation writes, beside its runs."""
@@ -46,7 +46,6 @@ NO_BETTER = (
     "no step was better on dev than the start: what was kept is {model}, as it came. Train longer, change "
     "ppo.actor_lr, or give more dev problems (ppo.validate_problems) if their score is mostly noise"
 )
-data_app = App(help="Look at, check and convert problems.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(model_app, name="model")
 
@@ -93,7 +92,7 @@ def warmstart(
     from r1ranker.training.warmstart import warmstart as run
 
     with errors():
-        loaded = _config(config, settings, json_)
+        loaded = run_config(config, settings, json_)
         check_folder(loaded.out, "out")
         directory = run(loaded, load_splits(loaded.data)["train"], overwrite=overwrite)
     if join_crew().leads:
@@ -128,7 +127,7 @@ def train(
     from r1ranker.training.ppo import train as run
 
     with errors("`train --resume` with the same settings goes on from the last checkpoint"):
-        loaded = _config(config, settings, json_)
+        loaded = run_config(config, settings, json_)
         check_folder(loaded.out, "out")
         if resume and overwrite:
             raise ConfigError("--resume goes on with the run that --overwrite deletes: give one of them")
@@ -187,7 +186,7 @@ def evaluate(
 
     again = "the same command begins anew; `rank --resume` can go on, and --run NAME=FILE takes what it wrote"
     with errors(again), ExitStack() as stack:
-        loaded = _config(config, settings, json_, written={f"{name} of --out": out / name for name in EVALUATION})
+        loaded = run_config(config, settings, json_, written={f"{name} of --out": out / name for name in EVALUATION})
         given = [_named(text) for text in run or []]
         models = [parse_system(text, loaded) for text in system or []]
         systems: list[str | ModelSystem] = [*filter(None, baselines.split(",")), *models]
@@ -276,123 +275,6 @@ def push(
         url = run(model, repo, results=results, private=private)
     console.print(f"published {url}", soft_wrap=True)
     write_json(json_, {"url": url})
-
-
-@data_app.command("list")
-def data_list(json_: Json = None) -> None:
-    """The sources that can be loaded, what they need and where they come from.
-
-    Example: `r1ranker data list`
-    """
-    from rich.table import Table
-
-    from r1ranker.datasets import SOURCES
-
-    table = Table("source", "what", "layout", "licence")
-    for name, source in SOURCES.items():
-        table.add_row(name, source.description, source.layout, source.licence)
-    console.print(table)
-    write_json(json_, {name: {"layout": s.layout, "options": list(s.options)} for name, s in SOURCES.items()})
-
-
-@data_app.command("validate")
-def data_validate(
-    path: Annotated[Path, typer.Argument(help="A .jsonl file, or a folder with train/dev/test.jsonl.")],
-    json_: Json = None,
-) -> None:
-    """Check your own problems; every fault is named with its line. Exits with 1 when there is one.
-
-    Example: `r1ranker data validate problems.jsonl`
-    """
-    from r1ranker.datasets.jsonl import validate_jsonl
-    from r1ranker.io.locks import check_outputs
-    from r1ranker.io.problems import is_note
-
-    with errors():
-        check_outputs({"--json": json_}, {"the problems": path})
-        messages = validate_jsonl(path)
-    for message in messages:
-        console.print(message, highlight=False, soft_wrap=True, markup=False)
-    faults = [message for message in messages if not is_note(message)]
-    console.print(f"{len(faults)} faults, {len(messages) - len(faults)} notes")
-    write_json(json_, {"faults": faults, "messages": messages})
-    if faults:
-        raise typer.Exit(1)
-
-
-@data_app.command("convert")
-def data_convert(
-    out: Annotated[Path, typer.Argument(help="Folder for train.jsonl, dev.jsonl and test.jsonl.")],
-    config: Annotated[Path | None, typer.Option(help="YAML whose `data` to convert.")] = None,
-    settings: Settings = None,
-    overwrite: Overwrite = False,
-    json_: Json = None,
-) -> None:
-    """Write the problems of any source as JSON Lines.
-
-    Example: `r1ranker data convert ml -s data.0.source=movielens -s data.0.path=ml-1m`
-    """
-    from r1ranker.baselines.notes import load_splits
-    from r1ranker.datasets import SPLIT_NAMES
-    from r1ranker.io.locks import check_folder
-    from r1ranker.io.problems import write_jsonl
-
-    with errors():
-        files = {split: out / f"{split}.jsonl" for split in SPLIT_NAMES}
-        loaded = _config(config, settings, json_, written={f"{split}.jsonl": file for split, file in files.items()})
-        check_folder(out, "OUT")
-        taken = [file for file in files.values() if file.exists()]
-        if taken and not overwrite:
-            raise ConfigError(f"{taken[0]} exists; name another folder, or give --overwrite to replace it")
-        splits = load_splits(loaded.data)
-        for split, problems in splits.items():
-            if problems:
-                write_jsonl(problems, files[split])
-            else:  # an empty file is a fault, and one from before would be another conversion's
-                files[split].unlink(missing_ok=True)
-    counts = {split: len(problems) for split, problems in splits.items()}
-    console.print(f"wrote {out}: {counts}")
-    write_json(json_, counts)
-
-
-@data_app.command("stats")
-def data_stats(
-    config: Annotated[Path | None, typer.Option(help="YAML whose `data` to look at.")] = None,
-    settings: Settings = None,
-    json_: Json = None,
-) -> None:
-    """Problems, pool sizes, ties, words per task and split.
-
-    Example: `r1ranker data stats -s data.0.source=lastfm -s data.0.path=hetrec-lastfm`
-    """
-    from rich.table import Column, Table
-
-    from r1ranker.baselines.notes import load_splits
-    from r1ranker.datasets.data import stats
-
-    with errors():
-        rows = stats(load_splits(_config(config, settings, json_).data))
-    table = Table(*(Column(name, overflow="fold") for name in rows[0]))  # a cut name names no task
-    table.columns[0].overflow = "fold"  # long names of tasks are told apart by their ends
-    for row in rows:
-        table.add_row(*(f"{value:.1f}" if isinstance(value, float) else str(value) for value in row.values()))
-    console.print(table)
-    write_json(json_, rows)
-
-
-def _config(
-    config: Path | None, settings: Sequence[str] | None, json_: Path | None, written: Mapping[str, Path] | None = None
-) -> RunConfig:
-    """The run that a command is asked for. ConfigError where it is not said, or where an output would hit an input."""
-    from r1ranker.io.config import load_config
-    from r1ranker.io.locks import check_outputs
-
-    if config is None and not settings:
-        raise ConfigError("which run? Give its YAML, such as configs/mini.yaml, or set keys: -s data.0.source=mini")
-    loaded = load_config(config, settings or [])
-    read = {"the config": config} | {f"data.{n}.path": one.path for n, one in enumerate(loaded.data)}
-    check_outputs({**(written or {}), "--json": json_}, read)
-    return loaded
 
 
 def _split(splits: Splits, split: str) -> list[Problem]:
