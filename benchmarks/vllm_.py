@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from r1ranker.backends.base import Backend
-from r1ranker.backends.loading import NANO
+from r1ranker.backends.models import NANO
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.backends.vllm_ import VLLMBackend
 from r1ranker.cli.common import write_json
