@@ -69,7 +69,7 @@ def test_a_prompt_begins_with_one_beginning_token(
     if adds:
         special = [("<|end|>", tokenizer.bos_token_id)]
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<|end|> $A", special_tokens=special)
-    (row, *_) = dataset(problems, tokenizer, "dranker")
+    (row, *_) = dataset(problems, tokenizer, "dranker", think=True)
     prompt = build_prompt(problems[0], problems[0].identifiers, "dranker")
     read = tokenizer(row["prompt"])["input_ids"]
     assert read == Encoder(tokenizer).encode(prompt)
@@ -171,7 +171,7 @@ def test_a_conversation_is_scored_by_its_new_message(tiny: TransformersBackend, 
 def test_a_removal_after_a_thought_earns_the_stated_reward(
     written: str, expected: float, tiny: TransformersBackend, make_problem: MakeProblem
 ) -> None:
-    rows = dataset([make_problem(2)], tiny.encoder.tokenizer, "iranker")
+    rows = dataset([make_problem(2)], tiny.encoder.tokenizer, "iranker", think=True)
     assert reward(list(rows["prompt"]), [written], **columns(rows)) == [expected]
 
 

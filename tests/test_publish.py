@@ -140,7 +140,7 @@ def test_the_card_has_every_task_and_system_of_the_evaluation(finished: Path, mo
     for row in shown:
         assert f"{row.value:.3f} " in table[row.task, row.measure][order.index(row.system)].strip("*") + " "
     assert "Split test, 6 queries of 2 tasks. Data: mini." in card
-    assert "- `mine`: this model as iranker, layout relist, think off" in card
+    assert "- `mine`: this model as iranker, think off" in card
     assert "- `base`: another model as dranker, think off" in card
     made = json.loads((finished / "eval" / "provenance.json").read_text())
     assert f"revision {made['revision']}" in card
@@ -187,6 +187,8 @@ def test_a_folder_that_is_no_run_or_no_evaluation_is_named(bare: Path, model: Pa
     "settings",
     [
         {"layout": "append"},
+        {"layout": "blocks", "ask": "best", "ppo": {"critic": "head"}},
+        {"layout": "blocks", "design": "dranker", "ppo": {"critic": "head"}},
         {"think": True, "ppo": {"max_new_tokens": 6}},
         {"design": "dranker", "ppo": {"max_new_tokens": 6}},
     ],
@@ -213,7 +215,7 @@ def test_what_the_card_tells_to_do_ranks_as_the_model_was_trained_to(
     result = CliRunner().invoke(app, shlex.split(spoken)[1:])
     assert result.exit_code == 0, result.output
     spec = json.loads((tmp_path / "rank.json").read_text())["spec"]
-    wanted = {"design": "iranker", "layout": "relist", "think": False} | {
+    wanted = {"design": "iranker", "layout": None, "ask": None, "think": False} | {  # None: as it was trained
         k: v for k, v in settings.items() if k != "ppo"
     }
     assert {key: spec[key] for key in wanted} == wanted

@@ -246,7 +246,7 @@ def test_the_experiment_records_shows_and_compares_and_is_found_done(
     study = Study("thoughts", "small", config, tmp_path / "out" / "thoughts", tmp_path / "out" / "models", limit=1)
     experiment.thoughts(study)
     rows = read_results(study.out / "results.json")
-    systems = {"random", "prior", "untrained", "random-thoughts", "similar-thoughts", "iranker"}
+    systems = {"random", "untrained", "random-thoughts", "similar-thoughts", "iranker"}  # the problems have no prior
     assert {row.system for row in rows} == systems
     (store,) = study.out.glob("thoughts-*.jsonl")
     assert {t.task for t in read_thoughts(store)} == {"owls", "foxes"}

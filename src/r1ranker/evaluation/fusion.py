@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
+from r1ranker.errors import DataError
 from r1ranker.evaluation.measures import evaluate_by_task
 from r1ranker.problem import Problem, Ranking
 from r1ranker.ranking.fusing import fuse
@@ -26,9 +27,11 @@ def choose_weight(
     Raises DataError where a problem has no ranking or no prior.
     """
     by_qid = {ranking.qid: ranking for ranking in rankings}
+    if missing := [problem.qid for problem in problems if problem.qid not in by_qid]:
+        raise DataError(f"{len(missing)} problems have no ranking, the first {missing[0]!r}; rank all of dev")
 
     def quality(weight: float) -> float:
-        fused = [fuse(problem, by_qid[problem.qid], weight) for problem in problems if problem.qid in by_qid]
+        fused = [fuse(problem, by_qid[problem.qid], weight) for problem in problems]
         values = evaluate_by_task(fused, problems)
         return fmean(fmean(of_task[measure].values()) for of_task in values.values())
 

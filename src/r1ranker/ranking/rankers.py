@@ -14,13 +14,13 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from r1ranker.backends.base import AsyncBackend, Backend
 from r1ranker.errors import ConfigError
 from r1ranker.io.progress import track
 from r1ranker.problem import Problem, Ranking
-from r1ranker.prompts import LAYOUTS, Layout, Prompt, Readout, Wanted
+from r1ranker.prompts import Layout, Prompt, Readout, Wanted
 from r1ranker.ranking import plans
 from r1ranker.ranking.drive import Finished, drive
 from r1ranker.ranking.fusing import Fusion
@@ -149,8 +149,8 @@ class IRanker(Ranker):
 
 def check_layout(layout: Layout) -> None:
     """ConfigError for a layout that does not exist."""
-    if layout not in LAYOUTS:
-        raise ConfigError(f"layout {layout!r} is not one of {', '.join(LAYOUTS)}")
+    if layout not in get_args(Layout):
+        raise ConfigError(f"layout {layout!r} is not one of {', '.join(get_args(Layout))}")
 
 
 def check_blocks(backend: Backend | AsyncBackend, think: bool) -> None:

@@ -175,9 +175,12 @@ def _usage(repo: str, config: RunConfig | None) -> str:
     options, arguments = "", f", think={bool(config and config.think)}"
     if ranker == "DRanker":
         options += " --design dranker"
-    elif config and config.layout != "relist":
-        options += f" --layout {config.layout}"
-        arguments += f', layout="{config.layout}"'
+    # Lists are written in one layout, or in blocks.
+    if config and config.layout != "relist" and (ranker == "IRanker" or config.layout == "blocks"):
+        way = {key: value for key, value in config.way.items() if value != RunConfig.model_fields[key].default}
+        way = {key: value for key, value in way.items() if key != "ask" or ranker == "IRanker"}
+        options += "".join(f" --{key} {value}" for key, value in way.items())
+        arguments += "".join(f', {key}="{value}"' for key, value in way.items())
     if config and config.think:
         options += " --think"
     if config and (config.think or ranker == "DRanker"):
@@ -241,7 +244,7 @@ def _system(described: Mapping[str, Any], directory: Path) -> str:
         model = "this model"
     elif model not in NAMES and not _on_hub(model, directory):
         model = "another model"
-    layout = f", layout {spec['layout']}" if spec["design"] == "iranker" else ""
+    layout = f", layout {spec['layout']}" if spec["design"] == "iranker" and spec["layout"] else ""
     return f"- `{described['name']}`: {model} as {spec['design']}{layout}, think {'on' if spec['think'] else 'off'}"
 
 
