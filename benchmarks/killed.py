@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import os
 import platform
 import random
@@ -49,6 +50,8 @@ PPO = {
 }
 TIMES = {"seconds", "tokens_per_s", "usage", "time"}
 """What differs from run to run."""
+IN_A_ROW = 8
+"""Kills of one job: one that begins anew each time might never end."""
 
 
 @dataclass(frozen=True)
@@ -142,12 +145,26 @@ def read(path: Path) -> Any:
 
 
 def untimed(value: Any) -> Any:
-    """A JSON value without times; numbers to four places: a probability's last digits depend on who was in a batch."""
+    """A JSON value without times."""
     if isinstance(value, dict):
         return {key: untimed(one) for key, one in value.items() if key not in TIMES}
     if isinstance(value, list):
         return [untimed(one) for one in value if not (isinstance(one, dict) and one.get("measure") in TIMES)]
-    return round(value, 4) if isinstance(value, float) else value
+    return value
+
+
+def difference(one: Any, other: Any, place: str = "") -> str:
+    """Where two values differ first; empty where nowhere. Only JSON has floats: a probability's last digits depend on
+    who was in a batch with it, and that on how fast the machine was."""
+    if isinstance(one, float) and isinstance(other, float):
+        return "" if math.isclose(one, other, rel_tol=1e-4, abs_tol=1e-6) else f"{place}: {one} and {other}"
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        return next(filter(None, (difference(one[key], other[key], f"{place}/{key}") for key in one)), "")
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        return next(
+            filter(None, (difference(*two, f"{place}/{i}") for i, two in enumerate(zip(one, other, strict=True)))), ""
+        )
+    return "" if one == other else f"{place}: {str(one)[:80]!r} and {str(other)[:80]!r}"
 
 
 def results(folder: Path) -> dict[str, Any]:
@@ -169,16 +186,18 @@ def killed(name: str, command: Command, place: Path, moments: int, rng: random.R
     kills = jobs = 0
     while kills < moments:
         out, extra = place / f"{name}-{jobs}", list[str]()
-        while (code := ended(started([*command.arguments(out), *extra], log), rng.uniform(0, seconds))) is None:
-            kills += 1
+        pause: float | None = rng.uniform(0, seconds)
+        row = 0
+        while (code := ended(started([*command.arguments(out), *extra], log), pause)) is None:
+            kills, row = kills + 1, row + 1
+            pause = rng.uniform(0, seconds) if row < IN_A_ROW else None
             faults += [f"after kill {kills}: {fault}" for fault in not_whole(out)]
             extra = command.again(out)
         jobs += 1
         if code:
             faults.append(f"job {jobs} ended with {code} after {kills} kills: {log.read_text()[-300:]}")
-        elif (found := results(out)) != expected:
-            differ = [key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key)]
-            faults.append(f"job {jobs} ended with other results after {kills} kills: {sorted(differ)[:5]}")
+        elif differs := difference(expected, results(out)):
+            faults.append(f"job {jobs} ended with other results after {kills} kills: {differs}")
         shutil.rmtree(out, ignore_errors=True)
     return {"command": name, "seconds": round(seconds, 1), "kills": kills, "jobs": jobs, "faults": faults}
 
