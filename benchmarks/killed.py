@@ -161,9 +161,8 @@ def difference(one: Any, other: Any, place: str = "") -> str:
     if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
         return next(filter(None, (difference(one[key], other[key], f"{place}/{key}") for key in one)), "")
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        return next(
-            filter(None, (difference(*two, f"{place}/{i}") for i, two in enumerate(zip(one, other, strict=True)))), ""
-        )
+        pairs = enumerate(zip(one, other, strict=True))
+        return next(filter(None, (difference(*two, f"{place}/{i}") for i, two in pairs)), "")
     return "" if one == other else f"{place}: {str(one)[:80]!r} and {str(other)[:80]!r}"
 
 
