@@ -29,6 +29,7 @@ from r1ranker.datasets.jsonl import iter_jsonl
 from r1ranker.drive import RANKING, Finished
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.evaluation.runs import run_lines
+from r1ranker.files import naming
 from r1ranker.io.fingerprint import differing, fingerprint_file, fingerprint_model
 from r1ranker.io.locks import check_outputs, held
 from r1ranker.problem import Problem, Ranking, Usage, name_fault
@@ -138,6 +139,7 @@ def rank_file(
     with ExitStack() as stack:
         for path in filter(None, (out, trace)):
             stack.enter_context(held(path))
+        stack.enter_context(naming(out))
         return _rank_file(problems, spec, files, resume, ray)
 
 
