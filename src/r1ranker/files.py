@@ -30,8 +30,9 @@ def replacing(path: Path) -> Iterator[Path]:
         with naming(path):
             yield fresh
     except (RuntimeError, SafetensorError) as error:
+        room = f"{shutil.disk_usage(path.parent).free >> 20} MB were free"  # torch names a place in its own code
         remove(fresh)
-        raise OSError(errno.EIO, str(error).splitlines()[0], str(path)) from error
+        raise OSError(errno.EIO, f"{str(error).splitlines()[0]} ({room})", str(path)) from error
     except BaseException:
         remove(fresh)
         raise
