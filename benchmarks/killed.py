@@ -46,7 +46,7 @@ PPO = {
     "batch": 4,
     "minibatch": 4,
     "validate_every": 2,
-    "validate_problems": 1,
+    "validate_problems": 0,
     "checkpoint_every": 1,
     "largest_pool": 6,
 }
@@ -141,7 +141,8 @@ def read(path: Path) -> Any:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name).numpy().tobytes() for name in file.keys()}  # noqa: SIM118
     if path.suffix == ".pt":
-        return torch.load(path, weights_only=True)["step"]
+        state = torch.load(path, weights_only=True)
+        return {name: value.numpy().tobytes() for name, value in state["policy"].items()} | {"step": state["step"]}
     if path.suffix == ".csv":
         return list(csv.DictReader(path.read_text().splitlines()))
     if path.suffix == ".html" and not path.read_text().rstrip().endswith("</html>"):
@@ -173,7 +174,7 @@ def difference(one: Any, other: Any, place: str = "") -> str:
 
 def results(folder: Path) -> dict[str, Any]:
     """What must come out the same: runs, traces, values of each query, weights."""
-    wanted = ("*.trec", "trace.jsonl", "per_query.json", "model/model.safetensors")
+    wanted = ("*.trec", "trace.jsonl", "per_query.json", "model/model.safetensors", "checkpoint-*.pt")
     found = {path for pattern in wanted for path in folder.rglob(pattern)}
     return {str(path.relative_to(folder)): read(path) for path in sorted(found)}
 
