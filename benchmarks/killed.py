@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import os
 import platform
 import random
@@ -38,17 +39,23 @@ import r1ranker.ranking.jobs
 import r1ranker.training.ppo
 import r1ranker.training.warmstart  # noqa: F401  (what the commands import when they run)
 from r1ranker.cli import app
+from r1ranker.io.problems import write_jsonl
+from r1ranker.problem import Candidate, Problem
 
 PPO = {
-    "batch": 8,
-    "minibatch": 8,
+    "batch": 4,
+    "minibatch": 4,
     "validate_every": 2,
-    "validate_problems": 1,
+    "validate_problems": 0,
     "checkpoint_every": 1,
     "largest_pool": 6,
 }
 TIMES = {"seconds", "tokens_per_s", "usage", "time"}
 """What differs from run to run."""
+WORDS = ("owls", "mice", "live", "long", "tractors", "night", "forest", "bark", "river", "stone", "winter", "bread")
+POOL = 5
+IN_A_ROW = 8
+"""Kills of one job: one that begins anew each time might never end."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,7 @@ def commands(data: Path) -> dict[str, Command]:
     """The commands on small data."""
     source = ["-s", "data.0.source=jsonl", "-s", f"data.0.path={data}"]
     run = [f"{'ppo.' if key in PPO else ''}{key}={value}" for key, value in (PPO | {"model": "nano"}).items()]
-    train = [part for setting in (*run, "ppo.steps=8", "ppo.token_budget=90000") for part in ("-s", setting)]
+    train = [part for setting in (*run, "ppo.steps=4", "ppo.token_budget=90000") for part in ("-s", setting)]
     system = ["--system", "x=iranker:nano", "--baselines", "random,prior"]
     return {
         "rank": Command(
@@ -76,7 +83,8 @@ def commands(data: Path) -> dict[str, Command]:
         ),
         "evaluate": Command(lambda out: ["evaluate", *source, *system, "--out", str(out)], lambda out: ["--overwrite"]),
         "reproduce": Command(
-            lambda out: ["reproduce", "main", "--scale", "small", "--limit", "2", "--out", str(out)], lambda out: []
+            lambda out: ["reproduce", "main", "--scale", "small", *source, "--limit", "2", "--out", str(out)],
+            lambda out: [],
         ),
     }
 
@@ -133,7 +141,8 @@ def read(path: Path) -> Any:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name).numpy().tobytes() for name in file.keys()}  # noqa: SIM118
     if path.suffix == ".pt":
-        return torch.load(path, weights_only=True)["step"]
+        state = torch.load(path, weights_only=True)
+        return {name: value.numpy().tobytes() for name, value in state["policy"].items()} | {"step": state["step"]}
     if path.suffix == ".csv":
         return list(csv.DictReader(path.read_text().splitlines()))
     if path.suffix == ".html" and not path.read_text().rstrip().endswith("</html>"):
@@ -142,45 +151,116 @@ def read(path: Path) -> Any:
 
 
 def untimed(value: Any) -> Any:
-    """A JSON value without times; numbers to four places: a probability's last digits depend on who was in a batch."""
+    """A JSON value without times."""
     if isinstance(value, dict):
         return {key: untimed(one) for key, one in value.items() if key not in TIMES}
     if isinstance(value, list):
         return [untimed(one) for one in value if not (isinstance(one, dict) and one.get("measure") in TIMES)]
-    return round(value, 4) if isinstance(value, float) else value
+    return value
+
+
+def difference(one: Any, other: Any, place: str = "") -> str:
+    """Where two values differ first; empty where nowhere. Only JSON has floats: a probability's last digits depend on
+    who was in a batch with it, and that on how fast the machine was."""
+    if isinstance(one, float) and isinstance(other, float):
+        return "" if math.isclose(one, other, rel_tol=1e-4, abs_tol=1e-6) else f"{place}: {one} and {other}"
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        return next(filter(None, (difference(one[key], other[key], f"{place}/{key}") for key in one)), "")
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        pairs = enumerate(zip(one, other, strict=True))
+        return next(filter(None, (difference(*two, f"{place}/{i}") for i, two in pairs)), "")
+    return "" if one == other else f"{place}: {str(one)[:80]!r} and {str(other)[:80]!r}"
 
 
 def results(folder: Path) -> dict[str, Any]:
     """What must come out the same: runs, traces, values of each query, weights."""
-    wanted = ("*.trec", "trace.jsonl", "per_query.json", "model/model.safetensors")
+    wanted = ("*.trec", "trace.jsonl", "per_query.json", "model/model.safetensors", "checkpoint-*.pt")
     found = {path for pattern in wanted for path in folder.rglob(pattern)}
     return {str(path.relative_to(folder)): read(path) for path in sorted(found)}
 
 
-def killed(name: str, command: Command, place: Path, moments: int, rng: random.Random) -> dict[str, Any]:
-    """Kill the command that often; returns counts and what was wrong."""
+def killed(name: str, command: Command, place: Path, moments: int, workers: int, seed: int) -> dict[str, Any]:
+    """Kill the command that often, by so many processes side by side; returns counts and what was wrong."""
     whole, log = place / f"{name}-whole", place / f"{name}.log"
     began = time.monotonic()
     code = ended(started(command.arguments(whole), log))
     seconds = time.monotonic() - began
     if code:
         raise SystemExit(f"{name} ended with {code} undisturbed: {log.read_text()[-500:]}")
-    expected, faults = results(whole), list[str]()
+    expected, counts, pids = results(whole), list[Path](), list[int]()
+    for worker in range(workers):
+        own = place / f"{name}-{worker}"
+        own.mkdir()
+        counts.append(own / "count.json")
+        if pid := os.fork():
+            pids.append(pid)
+            continue
+        try:
+            share = moments // workers + (worker < moments % workers)
+            count = kill_often(command, own, share, seconds, expected, random.Random(f"{name}:{seed}:{worker}"))
+            counts[-1].write_text(json.dumps(count))
+        finally:
+            os._exit(0)
+    for pid in pids:
+        os.waitpid(pid, 0)
+    kills, jobs, faults = zip(*(json.loads(path.read_text()) for path in counts), strict=True)
+    return {
+        "command": name,
+        "seconds": round(seconds, 1),
+        "kills": sum(kills),
+        "jobs": sum(jobs),
+        "faults": [fault for of_worker in faults for fault in of_worker],
+    }
+
+
+def kill_often(
+    command: Command, place: Path, moments: int, seconds: float, expected: dict[str, Any], rng: random.Random
+) -> tuple[int, int, list[str]]:
+    """(kills, jobs that ended, what was wrong)."""
     kills = jobs = 0
+    faults = list[str]()
     while kills < moments:
-        out, extra = place / f"{name}-{jobs}", list[str]()
-        while (code := ended(started([*command.arguments(out), *extra], log), rng.uniform(0, seconds))) is None:
-            kills += 1
+        out, log, extra = place / f"{jobs}" / "out", place / "log", list[str]()
+        pause: float | None = rng.uniform(0, seconds)
+        row = 0
+        while (code := ended(started([*command.arguments(out), *extra], log), pause)) is None:
+            kills, row = kills + 1, row + 1
+            pause = rng.uniform(0, seconds) if row < IN_A_ROW else None
             faults += [f"after kill {kills}: {fault}" for fault in not_whole(out)]
             extra = command.again(out)
         jobs += 1
         if code:
             faults.append(f"job {jobs} ended with {code} after {kills} kills: {log.read_text()[-300:]}")
-        elif (found := results(out)) != expected:
-            differ = [key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key)]
-            faults.append(f"job {jobs} ended with other results after {kills} kills: {sorted(differ)[:5]}")
-        shutil.rmtree(out, ignore_errors=True)
-    return {"command": name, "seconds": round(seconds, 1), "kills": kills, "jobs": jobs, "faults": faults}
+        elif differs := difference(expected, results(out)):
+            faults.append(f"job {jobs} ended with other results after {kills} kills: {differs}")
+        shutil.rmtree(out.parent, ignore_errors=True)
+        print(
+            f"{place.name}: {kills} of {moments} kills, {jobs} jobs", *faults, sep="\n  ", file=sys.stderr, flush=True
+        )
+    return kills, jobs, faults
+
+
+def write_data(folder: Path, queries: int) -> None:
+    """Small problems of the three splits."""
+    rng = random.Random(0)
+    for split in ("train", "dev", "test"):
+        write_jsonl((problem(f"{split}{i}", rng) for i in range(queries)), folder / f"{split}.jsonl")
+
+
+def problem(qid: str, rng: random.Random) -> Problem:
+    """A question with one word of its best passage."""
+    texts = [" ".join(rng.choices(WORDS, k=6)) for _ in range(POOL)]
+    candidates = tuple(Candidate(f"{qid}-{k}", text) for k, text in enumerate(texts))
+    best = rng.randrange(POOL)
+    return Problem(
+        qid=qid,
+        task="toy",
+        scenario="passage",
+        query=f"which text says {texts[best].split()[0]}",
+        candidates=candidates,
+        gains={f"{qid}-{best}": 1},
+        prior={candidate.docid: rng.random() for candidate in candidates},
+    )
 
 
 def main() -> None:
@@ -188,7 +268,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--moments", type=int, default=50, help="kills of each command")
     parser.add_argument("--commands", nargs="+", default=["rank", "train", "evaluate", "reproduce"])
-    parser.add_argument("--per-task", type=int, default=6, help="test queries of each embedded task")
+    parser.add_argument("--queries", type=int, default=12, help="of each split")
+    parser.add_argument("--workers", type=int, default=2, help="processes that kill side by side")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
@@ -196,11 +277,9 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         place, data = Path(folder), Path(folder) / "data"
-        mini = ["-s", "data.0.source=mini", "-s", f"data.0.limit={given.per_task}"]
-        if ended(started(["data", "convert", str(data), *mini], place / "convert.log")):
-            raise SystemExit((place / "convert.log").read_text())
+        write_data(data, given.queries)
         for name in given.commands:
-            row = killed(name, commands(data)[name], place, given.moments, random.Random(f"{name}:{given.seed}"))
+            row = killed(name, commands(data)[name], place, given.moments, given.workers, given.seed)
             rows.append(row)
             print(
                 f"{name}: {row['kills']} kills in {row['jobs']} jobs of {row['seconds']} s", *row["faults"], sep="\n  "

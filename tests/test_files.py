@@ -8,12 +8,24 @@ import pytest
 
 from r1ranker.io.files import recover, replacing, write_whole
 
+FULL = Path("/dev/full")
+
 
 def test_after_an_error_all_is_as_it_was(tmp_path: Path) -> None:
     write_whole(tmp_path / "a", "before")
-    with pytest.raises(OSError, match="no space") as raised, replacing(tmp_path / "a") as fresh:
+    with pytest.raises(OSError, match=r"no space \(\d+ MB were free\)") as raised, replacing(tmp_path / "a") as fresh:
         fresh.write_text("half")
         raise RuntimeError("no space\nleft")  # as torch says it
+    assert raised.value.filename == str(tmp_path / "a")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "before")]
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="needs a device that is always full")
+def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    write_whole(tmp_path / "a", "before")
+    with pytest.raises(OSError, match="No space left") as raised, replacing(tmp_path / "a") as fresh:
+        fresh.symlink_to(FULL)
+        fresh.write_text("after")
     assert raised.value.filename == str(tmp_path / "a")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "before")]
 

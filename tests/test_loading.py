@@ -10,8 +10,10 @@ import torch
 
 from conftest import small_problem
 from r1ranker.backends import loading
-from r1ranker.backends.loading import bfloat16_gain, cast, load, pick_dtype
+from r1ranker.backends.loading import bfloat16_gain, cast, load, pick_dtype, way_of
+from r1ranker.backends.models import WAY
 from r1ranker.backends.transformers_ import TransformersBackend
+from r1ranker.errors import BackendError, DataError
 from r1ranker.io.config import RunConfig
 from r1ranker.ranking.spec import RankerSpec
 from r1ranker.training.learner import new_learner
@@ -80,3 +82,10 @@ def test_a_ranker_ranks_in_the_dtype_of_its_spec(tiny_dir: Path) -> None:
     assert isinstance(ranker.backend, TransformersBackend)
     assert ranker.backend.network.dtype == torch.bfloat16
     assert len(ranker.rank(small_problem(4)).docids) == 4
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"layout": "append", "layout": "rebuild"}', "\xff"])
+def test_a_damaged_note_of_how_a_model_is_asked_is_named(content: str, tmp_path: Path) -> None:
+    (tmp_path / WAY).write_text(content, encoding="latin-1")
+    with pytest.raises((BackendError, DataError), match=WAY):
+        way_of(str(tmp_path))

@@ -181,6 +181,9 @@ def test_a_folder_that_is_no_run_or_no_evaluation_is_named(bare: Path, model: Pa
     (model.parent / "provenance.json").write_text("{")
     with pytest.raises(DataError, match=r"provenance\.json is not JSON"):
         model_card(model, repo=REPO)
+    (model.parent / "provenance.json").write_text('{"time": "now", "time": "then"}')
+    with pytest.raises(DataError, match=r"provenance\.json is not JSON \(key 'time' stands twice"):
+        model_card(model, repo=REPO)
 
 
 @pytest.mark.parametrize(

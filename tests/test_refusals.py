@@ -184,13 +184,13 @@ def test_a_full_disk_ends_in_words_and_damages_nothing(
         assert "--resume" in refused(*rank, tmp_path / "none.trec")  # the journal's first line alone is longer
     with small_disk(1000):
         text = refused(*rank, out)
-    assert "File too large" in text and "--resume" in text
+    assert f"{out}: File too large" in text and "--resume" in text
     assert run(*rank, out, "--resume").exit_code == 0
     assert out.read_bytes() == (tmp_path / "whole.trec").read_bytes()
 
     evaluate = ("evaluate", *data, "--baselines", "random,bm25", "--against", "random", "--out", tmp_path / "e")
     with small_disk(600):
-        assert "File too large" in refused(*evaluate)
+        assert f"{tmp_path / 'e' / 'results.json'}: File too large" in refused(*evaluate)
     left = [path for path in (tmp_path / "e").rglob("*") if path.is_file()]
     assert all(path.stat().st_size < 600 for path in left) and not (tmp_path / "e" / "results.json").exists()
     assert run(*evaluate).exit_code == 0

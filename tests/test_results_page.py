@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from r1ranker.errors import DataError
 from r1ranker.evaluation.results import Row, write_csv
 from r1ranker.experiments.report import Table, page_of, save_tables, write_results
 
@@ -33,3 +34,11 @@ def test_several_runs_have_one_page_beside_their_folder_and_one_run_a_page_in_it
     headings = ["## first", "### main", "#### Cost", "## second", "#### second"]
     assert [line for line in lines if line.startswith("##")] == headings
     assert "0.500" in text and "prior" in text
+
+
+def test_damaged_tables_are_named(tmp_path: Path) -> None:
+    save_tables(tmp_path / "main", [Table("Cost", ("system", "calls"), [("iranker", "11")])])
+    whole = (tmp_path / "main" / "tables.json").read_bytes()
+    (tmp_path / "main" / "tables.json").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"main/tables\.json: not JSON"):
+        write_results(tmp_path, tmp_path / "results.md")

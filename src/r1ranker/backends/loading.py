@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import time
@@ -19,6 +18,8 @@ from transformers.utils import logging as transformers_logging
 from r1ranker.backends import models
 from r1ranker.backends.models import MINILM, WAY
 from r1ranker.errors import BackendError, NotFiniteError
+from r1ranker.io.documents import parse_json
+from r1ranker.io.text import read_text
 
 transformers_logging.disable_progress_bar()  # a bar for each load and save would drown those of the work itself
 
@@ -45,10 +46,10 @@ def way_of(directory: str) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        way = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        way = parse_json(read_text(path))
+        return {key: str(value) for key, value in way.items()}
+    except (ValueError, AttributeError) as error:
         raise BackendError(f"{path} is damaged: {error}; delete it and give layout and ask yourself") from error
-    return {key: str(value) for key, value in way.items()}
 
 
 def pick_device(device: str = "auto") -> torch.device:
@@ -195,10 +196,10 @@ def bfloat16_gain() -> float:
     ends = time.perf_counter() + PROBE_SECONDS
     for trial in range(8):
         for dtype, (x, w) in inputs.items():
-            began = time.perf_counter()
+            began = time.thread_time()  # of this thread alone: others on a busy machine would decide
             F.linear(x, w)
             if trial:  # the first one prepares
-                best[dtype] = min(best[dtype], time.perf_counter() - began)
+                best[dtype] = min(best[dtype], time.thread_time() - began)
         if trial and time.perf_counter() > ends:
             break
     return best[torch.float32] / best[torch.bfloat16]

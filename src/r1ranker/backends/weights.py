@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -25,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from r1ranker.backends.models import WAY
 from r1ranker.errors import BackendError
+from r1ranker.io.documents import read_json
 
 WEIGHTS = "model.safetensors"
 PLAIN_LORA = {
@@ -70,7 +70,7 @@ def dequantize(path: Path, out: Path) -> None:
 
 def add_adapter(base: Path, adapter: Path, out: Path) -> None:
     """Write `base` with a LoRA adapter of peft's layout added into its weights: W + (alpha / r) B A."""
-    settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    settings = read_json(adapter / "adapter_config.json")
     for key, plain in PLAIN_LORA.items():
         if settings.get(key, plain) not in (plain, None):
             raise BackendError(f"the adapter {adapter} has {key}={settings[key]!r}, which adds no plain B A")

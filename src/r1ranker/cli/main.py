@@ -126,7 +126,7 @@ def train(
     from r1ranker.training.parallel import join_crew
     from r1ranker.training.ppo import train as run
 
-    with errors("`train --resume` with the same settings goes on from the last checkpoint"):
+    with errors("`train --resume` with the same settings goes on from the last checkpoint, where there is one already"):
         loaded = run_config(config, settings, json_)
         check_folder(loaded.out, "out")
         if resume and overwrite:

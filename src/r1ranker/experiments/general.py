@@ -29,6 +29,7 @@ from r1ranker.evaluation.results import AVERAGE, Comparison, Row, TaskValues, co
 from r1ranker.experiments.report import Table, save_tables
 from r1ranker.experiments.study import Study
 from r1ranker.io.config import RunConfig
+from r1ranker.io.documents import read_json
 from r1ranker.io.files import write_whole
 from r1ranker.io.provenance import provenance
 from r1ranker.problem import Problem, by_task
@@ -164,7 +165,7 @@ def _values(study: Study, model: str, tasks: Sequence[Task], folder: Path) -> Ta
     if failed:
         remedy = "look whether their data can be had from here, then run the same again: what is done stays"
         raise BackendError(f"{model} could not be asked some tasks; {remedy}\n" + "\n".join(failed))
-    return {task.name: {MEASURE: json.loads(file.read_text(encoding="utf-8"))} for task, file in files.items()}
+    return {task.name: {MEASURE: read_json(file)} for task, file in files.items()}
 
 
 def asker(model: str, config: RunConfig) -> Any:

@@ -21,6 +21,7 @@ from r1ranker.errors import DataError
 from r1ranker.evaluation.results import AVERAGE, Comparison, Row, read_csv
 from r1ranker.evaluation.table import caption, lines_of, markdown_table, systems_of
 from r1ranker.experiments import EXPERIMENTS
+from r1ranker.io.documents import read_json
 from r1ranker.io.files import write_whole
 from r1ranker.io.provenance import provenance
 
@@ -133,7 +134,7 @@ def _part(folder: Path, out: Path, target: Path, heading: str) -> list[str]:
     tables, results = folder / TABLES, folder / "results.csv"
     shown: list[str] = []
     if tables.is_file():
-        for saved in json.loads(tables.read_text(encoding="utf-8")):
+        for saved in read_json(tables):
             shown += _markdown(Table(**saved), heading)
     else:
         table = markdown_table(read_csv(results), read_comparisons(folder))
@@ -178,7 +179,7 @@ def _relative(value: Any, out: Path) -> str:
 
 
 def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_json(path) if path.is_file() else None
 
 
 def _write(path: Path, content: Any) -> None:

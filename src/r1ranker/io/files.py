@@ -12,6 +12,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""What the system says where a file cannot be written to its end."""
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -24,10 +27,12 @@ def replacing(path: Path) -> Iterator[Path]:
     recover(path)
     remove(fresh)
     try:
-        yield fresh
+        with naming(path):
+            yield fresh
     except (RuntimeError, SafetensorError) as error:
+        room = f"{shutil.disk_usage(path.parent).free >> 20} MB were free"  # torch names a place in its own code
         remove(fresh)
-        raise OSError(errno.EIO, str(error).splitlines()[0], str(path)) from error
+        raise OSError(errno.EIO, f"{str(error).splitlines()[0]} ({room})", str(path)) from error
     except BaseException:
         remove(fresh)
         raise
@@ -35,6 +40,17 @@ def replacing(path: Path) -> Iterator[Path]:
         path.rename(old)
     fresh.rename(path)
     remove(old)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Has an error of a full disk name the file that was being written: as it comes from the system, it names none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in NO_ROOM:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
 
 
 def recover(path: Path) -> None:

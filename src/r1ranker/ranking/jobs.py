@@ -26,6 +26,7 @@ from typing import IO, Any
 
 from r1ranker.backends.loading import resolve
 from r1ranker.errors import ConfigError, DataError
+from r1ranker.io.files import naming
 from r1ranker.io.fingerprint import differing, fingerprint_file, fingerprint_model
 from r1ranker.io.locks import check_outputs, held
 from r1ranker.io.problems import iter_jsonl
@@ -138,6 +139,7 @@ def rank_file(
     with ExitStack() as stack:
         for path in filter(None, (out, trace)):
             stack.enter_context(held(path))
+        stack.enter_context(naming(out))
         return _rank_file(problems, spec, files, resume, ray)
 
 

@@ -9,7 +9,6 @@ this package reads what comes out.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +28,8 @@ from r1ranker.errors import BackendError, ConfigError, DataError
 from r1ranker.evaluation.results import AVERAGE, Comparison, Row, read_results
 from r1ranker.evaluation.table import markdown_table
 from r1ranker.io.config import RunConfig, load_config
+from r1ranker.io.documents import parse_json
+from r1ranker.io.text import read_text
 from r1ranker.training.logs import read_log
 
 PAPER = "https://arxiv.org/abs/2506.21638"
@@ -268,8 +269,8 @@ def _run_of(directory: Path) -> _Run | None:
 
 def _json(path: Path, default: Any) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
-    except json.JSONDecodeError as error:
+        return parse_json(read_text(path)) if path.is_file() else default
+    except ValueError as error:
         raise DataError(f"{path} is not JSON ({error}); repair it, or remove it to publish without it") from error
 
 
@@ -317,7 +318,7 @@ def _check_tokens(directory: Path, tokenizer: Any) -> None:
 
 def _write_card(directory: Path, card: str, results: Path | None) -> None:
     path = directory / "README.md"
-    if path.is_file() and MARK not in path.read_text(encoding="utf-8"):
+    if path.is_file() and MARK not in read_text(path):
         if results:
             raise ConfigError(f"{path} is a card of your own and would not show {results}; remove one of the two")
         return
