@@ -195,3 +195,9 @@ def test_problems_that_teach_nothing_are_left_out(config: Callable[..., RunConfi
     run = config(ppo={"steps": 1})
     train(run, {"train": [*useless, make_problem(3, qid="q3")], "dev": [], "test": []})
     assert read_log(run.out)[-1]["reward"] > 0
+
+
+def test_a_damaged_line_of_a_run_s_log_is_named(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"step": 0}\n{"step": \n{"step": 2}\n{"st')
+    with pytest.raises(DataError, match=r"log\.jsonl:2: not JSON"):
+        read_log(tmp_path)

@@ -10,6 +10,7 @@ from types import TracebackType
 
 from torch.utils.tensorboard import SummaryWriter
 
+from r1ranker.errors import DataError
 from r1ranker.io.files import write_whole
 
 LOG_NAME = "log.jsonl"
@@ -51,11 +52,22 @@ class RunLog:
 
 
 def read_log(out: Path) -> list[dict[str, float]]:
-    """The logged lines of a run directory, without one that was cut when the run was killed; empty without a log."""
+    """The logged lines of a run directory, without one that was cut when the run was killed; empty without a log.
+
+    Raises DataError with the line where another one is damaged.
+    """
     path = out / LOG_NAME
     # What stands behind the last line end was being written when the run was killed.
     whole = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
-    return [json.loads(line) for line in whole]
+    return [_row(line, f"{path}:{number}") for number, line in enumerate(whole, start=1)]
+
+
+def _row(line: str, where: str) -> dict[str, float]:
+    try:
+        row: dict[str, float] = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{where}: not JSON ({error}); remove the line, or train into another folder") from error
+    return row
 
 
 @dataclass(frozen=True, slots=True)
