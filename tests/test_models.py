@@ -371,3 +371,13 @@ def fetched(hub: Hub, home: Path) -> Any:
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def test_the_adapter_that_ships_is_whole_small_and_says_how_it_is_asked() -> None:
+    weights = load_file(models.ADAPTER / "adapter_model.safetensors")
+    pairs = {name.rsplit(".lora_", 1)[0] for name in weights}
+    assert len(weights) == 2 * len(pairs) == 420  # seven linear layers in each of thirty
+    assert all(bool(value.isfinite().all()) for value in weights.values())
+    assert all(bool(weights[f"{pair}.lora_B.weight"].any()) for pair in pairs)  # trained: it begins at zero
+    assert (models.ADAPTER / "adapter_model.safetensors").stat().st_size <= 10_000_000
+    assert way_of(str(models.ADAPTER)) == {"layout": "blocks", "readout": "judge", "ask": "best"}
