@@ -170,9 +170,8 @@ def block_prompt(problem: Problem, readout: Readout, ask: Wanted, rng: random.Ra
     if rng is not None:
         rng.shuffle(order)
     labels = {place: label for label, place in enumerate(order, start=1)}
-    question = f"{task_of('iranker', ask)}"
     named = tuple(labels[place] for place in range(len(blocks)))
-    return Prompt(context_of(problem), prefill=question, stays=True, blocks=blocks, labels=named)
+    return Prompt(context_of(problem), prefill=task_of("iranker", ask), stays=True, blocks=blocks, labels=named)
 
 
 def next_prompt(prompt: Prompt, past: Sequence[str], *, think: bool = True) -> Prompt:

@@ -129,13 +129,8 @@ def score_removal(
     ask: Wanted = "worst",
 ) -> Reward:
     """The reward of one IRanker step; `pool` is what the model could choose from."""
-    return _total(completion, step_parts(answer, problem, pool, kind, ask))
-
-
-def step_parts(answer: Answer, problem: Problem, pool: Sequence[int], kind: str, ask: Wanted) -> dict[str, float]:
-    """What one step earns for what it names, by name: `exclusion`, or `selection` where the best is asked for."""
     name = "selection" if ask == "best" else "exclusion"
-    return {name: _reward_part(kind, name)(answer, problem, pool)}
+    return _total(completion, {name: _reward_part(kind, name)(answer, problem, pool)})
 
 
 def score_ranking(

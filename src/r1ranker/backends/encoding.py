@@ -12,7 +12,7 @@ import re
 import string
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import chain
 from typing import Any
 
@@ -140,7 +140,7 @@ class Encoder:
 
         A judge speaks at the end of every block: there the turn ends, and the model's own begins.
         """
-        opening, closing = self._turn("\N{SECTION SIGN}").split("\N{SECTION SIGN}")
+        opening, closing = self._turn
         head = self._piece_ids(f"{opening}{self.harmless(prompt.text)}")
         texts = [self.harmless(text) for text in prompt.blocks]
         if not prompt.labels:
@@ -167,9 +167,11 @@ class Encoder:
             f"the tokenizer has no {n} names of one token each for candidates; use smaller pools, or the judge readout"
         )
 
-    def _turn(self, text: str) -> str:
-        """The user's turn, and what opens the assistant's."""
-        return self.head(text) if self.tokenizer.chat_template else f"{self.tokenizer.bos_token or ''}{text}\n"
+    @cached_property
+    def _turn(self) -> tuple[str, str]:
+        """What stands before a user's text, and what ends their turn and opens the assistant's."""
+        opening, closing = self.head("\N{SECTION SIGN}").split("\N{SECTION SIGN}")
+        return opening, closing
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of plain text, nothing added."""

@@ -165,6 +165,11 @@ class PPOConfig(_Strict):
     checkpoint_every: int = Field(50, ge=1)
     keep: int = Field(1, ge=1, description="checkpoints that are kept, the newest; delete one to resume from before it")
 
+    @property
+    def one_update(self) -> bool:
+        """Whether a batch is one update, so that the policy it is updated from is the one that sampled."""
+        return self.epochs == 1 and self.minibatch >= self.batch
+
     def learns_from(self, problem: Problem) -> bool:
         """Whether a training problem earns rewards: it can teach, and is of these scenarios."""
         return problem.trainable and problem.scenario in self.scenarios
@@ -231,7 +236,7 @@ class RunConfig(_Strict):
         The policy that is updated is then the one that would have drawn, so its own probabilities are the old ones.
         """
         ppo = self.ppo
-        alone = self.design == "iranker" and ppo.episode_share == 0 and ppo.epochs == 1 and ppo.minibatch >= ppo.batch
+        alone = self.design == "iranker" and ppo.episode_share == 0 and ppo.one_update
         return self.layout == "blocks" and ppo.answer == "expected" and alone and not ppo.kl
 
     @property

@@ -93,9 +93,15 @@ def _by_judge(episode: _Episode, ask: Wanted) -> Iterator[Mapping[int, float]]:
 
 
 def _draw(episode: _Episode, weights: Mapping[int, float]) -> None:
-    identifiers, chances = zip(*weights.items(), strict=True)
     episode.left.append(_left(episode))
-    episode.named.append(episode.rng.choices(identifiers, weights=chances)[0])
+    episode.named.append(drawn(weights, episode.rng))
+
+
+def drawn(weights: Mapping[int, float], rng: random.Random) -> int:
+    """An identifier, each as often as its weight says."""
+    identifiers, chances = zip(*weights.items(), strict=True)
+    identifier: int = rng.choices(identifiers, weights=chances)[0]
+    return identifier
 
 
 def _sample(episode: _Episode, config: RunConfig) -> Sample:
@@ -121,7 +127,7 @@ def _sample(episode: _Episode, config: RunConfig) -> Sample:
 
 def _stepwise(sample: Sample, episode: _Episode, config: RunConfig) -> Sample:
     """Each step earns its own reward, and what each candidate left would have earned in its place is known."""
-    earned = [_earned(episode.problem, left, config) for left in episode.left]
+    earned = [earned_by_each(episode.problem, left, config) for left in episode.left]
     got = [rewards[k] for rewards, k in zip(earned, episode.named, strict=True)]
     name = "selection" if wanted(config) == "best" else "exclusion"
     credited = {t: tuple(rewards.values()) for t, rewards in enumerate(earned)}
@@ -135,8 +141,8 @@ def _stepwise(sample: Sample, episode: _Episode, config: RunConfig) -> Sample:
     )
 
 
-def _earned(problem: Problem, left: tuple[int, ...], config: RunConfig) -> dict[int, float]:
-    """What naming each identifier that is left earns."""
+def earned_by_each(problem: Problem, left: tuple[int, ...], config: RunConfig) -> dict[int, float]:
+    """What naming each identifier that is left earns, in good form."""
     steps = {k: chosen_step(left, (k,), {}) for k in left}
     return {
         k: score_removal(step.completion, step.answer, problem, left, config.ppo.reward, wanted(config)).total

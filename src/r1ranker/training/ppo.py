@@ -270,7 +270,7 @@ def ppo_loss(
         for name in ("old_logprobs", "reference", "old_values", "advantages", "returns")
     }
     scores = score(learner.policy, batch, "trained" if ppo.entropy else "shown")
-    if isinstance(batch, PoolBatch) and ppo.epochs == 1 and ppo.minibatch >= ppo.batch:
+    if isinstance(batch, PoolBatch) and ppo.one_update:
         # The policy is still the one that sampled: its ratio is 1, whatever bfloat16 rounds otherwise in another batch.
         old["old_logprobs"] = scores.logprobs_B_T.detach()
         if not ppo.kl:

@@ -227,7 +227,7 @@ def lists(backend: TransformersBackend, states: Sequence[State], config: RunConf
 
 
 def _name(one: _List, choice: Choice, encoder: Encoder) -> None:
-    drawn = _drawn(choice, one.rng)
+    drawn = pools.drawn(choice.probabilities, one.rng)
     if one.named:
         between = encoder.encode_text(NEXT)
         one.written += between
@@ -284,12 +284,6 @@ def _worth(identifiers: Sequence[int], choice: Choice, earned: Mapping[int, floa
     return sum(choice.probabilities[k] * earned[k] for k in identifiers) / total
 
 
-def _drawn(choice: Choice, rng: random.Random) -> int:
-    identifiers, weights = zip(*choice.probabilities.items(), strict=True)
-    drawn: int = rng.choices(identifiers, weights=weights)[0]
-    return drawn
-
-
 def _chosen(
     backend: TransformersBackend,
     state: State,
@@ -298,7 +292,7 @@ def _chosen(
     config: RunConfig,
 ) -> Removal:
     """An identifier drawn by the policy's probabilities, as the tokens that name it."""
-    drawn = _drawn(choice, state.rng)
+    drawn = pools.drawn(choice.probabilities, state.rng)
     trie = backend.encoder.trie(state.pool)
     step = chosen_step(state.pool, (drawn,), choice.probabilities)
     reward = score_removal(step.completion, step.answer, state.problem, state.pool, config.ppo.reward, config.ask)
@@ -306,7 +300,8 @@ def _chosen(
     _check_prompt(len(prompt_ids), config)
     sample = _sample(prompt_ids, list(trie.paths[drawn]), trie.allowed(drawn), reward, step.answer, state.problem)
     if config.ppo.answer == "expected":
-        sample = dataclasses.replace(sample, answer_rewards=_credit(trie, drawn, choice, _earned(state, config)))
+        earned = pools.earned_by_each(state.problem, state.pool, config)
+        sample = dataclasses.replace(sample, answer_rewards=_credit(trie, drawn, choice, earned))
     return Removal(_with_chance(sample, state, config), step.answer, step.completion)
 
 
@@ -314,16 +309,8 @@ def _with_chance(sample: Sample, state: State, config: RunConfig) -> Sample:
     """With `ppo.centre`, what a removal at random from this pool would have earned, in good form."""
     if not config.ppo.centre:
         return sample
-    return dataclasses.replace(sample, chance={len(sample.completion_ids) - 1: fmean(_earned(state, config).values())})
-
-
-def _earned(state: State, config: RunConfig) -> dict[int, float]:
-    """What the removal of each identifier of the pool earns, in good form."""
-    steps = {k: chosen_step(state.pool, (k,), {}) for k in state.pool}
-    return {
-        k: score_removal(step.completion, step.answer, state.problem, state.pool, config.ppo.reward, config.ask).total
-        for k, step in steps.items()
-    }
+    earned = pools.earned_by_each(state.problem, state.pool, config)
+    return dataclasses.replace(sample, chance={len(sample.completion_ids) - 1: fmean(earned.values())})
 
 
 def _sample(
