@@ -15,7 +15,7 @@ import difflib
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -30,11 +30,14 @@ _KEYS = "must hold keys and values: {key: value}, or a line key: value for each"
 FORMS = dict.fromkeys(("tuple_type", "list_type"), _LIST)
 FORMS |= dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), _KEYS)
 """What pydantic calls by Python's names, in those of YAML."""
+Config = TypeVar("Config", bound=BaseModel)
 BESIDE_BYTES = 6
 """Of a vocabulary from nothing: padding, the end, and four tags."""
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Unknown keys are refused, numbers are finite, and `~` is the home folder wherever a path may stand."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
@@ -52,7 +55,7 @@ def _from_home(value: Any) -> Any:
     return str(Path(value).expanduser()) if isinstance(value, str | Path) and str(value).startswith("~") else value
 
 
-class DataConfig(_Strict):
+class DataConfig(Strict):
     """One source: its name in `datasets.SOURCES`, where it lies, and the loader's own options."""
 
     source: str = "mini"
@@ -63,7 +66,7 @@ class DataConfig(_Strict):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-class ScratchConfig(_Strict):
+class ScratchConfig(Strict):
     """Shape of a model made from nothing (see `scratch`)."""
 
     vocab: int = Field(4096, ge=300, description="at least 256 bytes, tags and identifiers")
@@ -82,7 +85,7 @@ class ScratchConfig(_Strict):
         return self
 
 
-class WarmstartConfig(_Strict):
+class WarmstartConfig(Strict):
     """Supervised start: `steps` batches of `batch` demonstrations."""
 
     scratch: ScratchConfig | None = None
@@ -105,7 +108,7 @@ class WarmstartConfig(_Strict):
     log_every: int = Field(10, ge=1)
 
 
-class PPOConfig(_Strict):
+class PPOConfig(Strict):
     """The paper's settings are the defaults (section Training of its appendix), for a 3 B model."""
 
     steps: int = Field(1500, ge=1)
@@ -195,7 +198,7 @@ class PPOConfig(_Strict):
         return self
 
 
-class RunConfig(_Strict):
+class RunConfig(Strict):
     """One run."""
 
     model: str = "Qwen/Qwen2.5-3B-Instruct"
@@ -255,27 +258,36 @@ class RunConfig(_Strict):
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     """The run of a YAML file with `key.sub=value` overrides (values are YAML). Raises ConfigError."""
-    raw: dict[str, Any] = {}
-    if path is not None:
-        try:
-            raw = parse_yaml(read_text(path)) or {}
-        except DataError as error:
-            raise ConfigError(str(error).replace("cannot read", "cannot read the config", 1)) from error
-        except ValueError as error:
-            raise ConfigError(f"{path} is not YAML: {error}") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path} must hold keys and values, not a {type(raw).__name__}")
+    raw = {} if path is None else read_keys(path)
     for override in overrides:
         _apply(raw, override)
     return validated(raw, str(path or "command line"))
 
 
+def read_keys(path: Path) -> dict[str, Any]:
+    """Keys and values of a YAML file. Raises ConfigError."""
+    try:
+        raw = parse_yaml(read_text(path)) or {}
+    except DataError as error:
+        raise ConfigError(str(error).replace("cannot read", "cannot read the config", 1)) from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} must hold keys and values, not a {type(raw).__name__}")
+    return raw
+
+
 def validated(raw: dict[str, Any], where: str) -> RunConfig:
     """`raw` as a RunConfig, or a ConfigError that names the key."""
+    return valid_as(RunConfig, raw, where)
+
+
+def valid_as(model: type[Config], raw: dict[str, Any], where: str) -> Config:
+    """`raw` as such a model, or a ConfigError that names the key."""
     try:
-        return RunConfig.model_validate(raw)
+        return model.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{where}: {_explain(e)}" for e in error.errors())) from error
+        raise ConfigError("\n".join(f"{where}: {_explain(e, model)}" for e in error.errors())) from error
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:
@@ -307,12 +319,12 @@ def _child(node: Any, part: str, fresh: Any, key: str) -> Any:
     raise ConfigError(f"{key}: {part!r} cannot stand there; lists are counted from 0, and a value has no keys")
 
 
-def _explain(error: Any) -> str:
+def _explain(error: Any, model: type[BaseModel]) -> str:
     path = [str(part) for part in error["loc"]]
     key = ".".join(path)
     if error["type"] != "extra_forbidden":
         return f"{key}: {FORMS.get(error['type'], error['msg'])}"
-    known = sorted(_known_keys(RunConfig))
+    known = sorted(_known_keys(model))
     by_last = {k.rsplit(".", 1)[-1]: k for k in known}
     near = difflib.get_close_matches(key, known, n=1) or [
         by_last[name] for name in difflib.get_close_matches(path[-1], by_last, n=1)

@@ -1,0 +1,44 @@
+"""`r1ranker serve`: rankers over HTTP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from r1ranker.cli.common import errors
+from r1ranker.io.extras import library
+
+
+def serve(
+    model: Annotated[str | None, typer.Option(help="Directory, hub name, nano or smol; default nano.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML of rankers, keys and limits (docs/serving.md).")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; another than this machine's needs keys.")] = (
+        None
+    ),
+    port: Annotated[int | None, typer.Option(help="Port to listen on; default 8100.")] = None,
+) -> None:
+    """Serve rankers over HTTP, in the shapes of Cohere, Jina, vLLM, TEI and Voyage.
+
+    Example: `r1ranker serve --model smol`
+
+    Several rankers, keys, limits: `r1ranker serve --config serve.yaml`
+    """
+    with errors():
+        uvicorn = library("uvicorn", "serve")
+        library("fastapi", "serve")
+        from r1ranker.serving.app import create_app
+        from r1ranker.serving.settings import load_settings
+
+        changes: dict[str, Any] = {"rankers": {Path(model).name: {"model": model}}} if model else {}
+        changes |= {key: value for key, value in (("host", host), ("port", port)) if value is not None}
+        settings = load_settings(config, changes)
+        uvicorn.run(
+            create_app(settings),
+            host=settings.host,
+            port=settings.port,
+            http="h11",
+            h11_max_incomplete_event_size=settings.limits.header_bytes,
+            log_level="warning",
+        )
