@@ -32,6 +32,9 @@ Config = Annotated[Path | None, typer.Argument(help="YAML of the run; see config
 Settings = Annotated[
     list[str] | None, typer.Option("--set", "-s", help="Override any key of the YAML, such as -s ppo.steps=100.")
 ]
+Scenarios = Annotated[
+    Path | None, typer.Option("--scenarios", help="YAML of your own scenarios' wordings, by name (docs/scenarios.md).")
+]
 Against = Annotated[str, typer.Option(help="System the others are tested against.")]
 
 
@@ -106,7 +109,11 @@ def write_json(path: Path | None, result: Any) -> None:
 
 
 def run_config(
-    config: Path | None, settings: Sequence[str] | None, json_: Path | None, written: Mapping[str, Path] | None = None
+    config: Path | None,
+    settings: Sequence[str] | None,
+    json_: Path | None,
+    written: Mapping[str, Path] | None = None,
+    scenarios: Path | None = None,
 ) -> RunConfig:
     """The run that a command is asked for. ConfigError where it is not said, or where an output would hit an input."""
     from r1ranker.io.config import load_config
@@ -114,7 +121,9 @@ def run_config(
 
     if config is None and not settings:
         raise ConfigError("which run? Give its YAML, such as configs/mini.yaml, or set keys: -s data.0.source=mini")
-    loaded = load_config(config, settings or [])
-    read = {"the config": config} | {f"data.{n}.path": one.path for n, one in enumerate(loaded.data)}
+    loaded = load_config(config, settings or [], scenarios)
+    read = {"the config": config, "--scenarios": scenarios} | {
+        f"data.{n}.path": one.path for n, one in enumerate(loaded.data)
+    }
     check_outputs({**(written or {}), "--json": json_}, read)
     return loaded

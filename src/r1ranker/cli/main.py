@@ -16,6 +16,7 @@ from r1ranker.cli.common import (
     Config,
     Json,
     Overwrite,
+    Scenarios,
     Settings,
     complain,
     console,
@@ -81,7 +82,11 @@ def quickstart(
 
 @app.command()
 def warmstart(
-    config: Config = None, settings: Settings = None, overwrite: Overwrite = False, json_: Json = None
+    config: Config = None,
+    settings: Settings = None,
+    scenarios: Scenarios = None,
+    overwrite: Overwrite = False,
+    json_: Json = None,
 ) -> None:
     """Supervised start: teach a model the format and a weak first opinion.
 
@@ -93,9 +98,9 @@ def warmstart(
     from r1ranker.training.warmstart import warmstart as run
 
     with errors():
-        loaded = run_config(config, settings, json_)
+        loaded = run_config(config, settings, json_, scenarios=scenarios)
         check_folder(loaded.out, "out")
-        directory = run(loaded, load_splits(loaded.data)["train"], overwrite=overwrite)
+        directory = run(loaded, load_splits(loaded.data, loaded.scenarios)["train"], overwrite=overwrite)
     if join_crew().leads:
         console.print(f"model {directory}")
         write_json(json_, {"model": directory})
@@ -105,6 +110,7 @@ def warmstart(
 def train(
     config: Config = None,
     settings: Settings = None,
+    scenarios: Scenarios = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the run's folder.")] = False,
     engine: Annotated[
         Literal["own", "verl"], typer.Option(help="own, or verl on Ray for many GPUs (docs/verl.md).")
@@ -128,7 +134,7 @@ def train(
     from r1ranker.training.ppo import train as run
 
     with errors("`train --resume` with the same settings goes on from the last checkpoint, where there is one already"):
-        loaded = run_config(config, settings, json_)
+        loaded = run_config(config, settings, json_, scenarios=scenarios)
         check_folder(loaded.out, "out")
         if resume and overwrite:
             raise ConfigError("--resume goes on with the run that --overwrite deletes: give one of them")
@@ -141,7 +147,7 @@ def train(
             console.print(f"model {directory}")
             write_json(json_, {"model": directory})
             return
-        directory = run(loaded, load_splits(loaded.data), resume=resume, overwrite=overwrite)
+        directory = run(loaded, load_splits(loaded.data, loaded.scenarios), resume=resume, overwrite=overwrite)
     if not join_crew().leads:
         return
     last, kept = read_log(loaded.out)[-1], kept_of(loaded.out)
@@ -160,6 +166,7 @@ app.command()(serve)
 def evaluate(
     config: Config = None,
     settings: Settings = None,
+    scenarios: Scenarios = None,
     system: Annotated[
         list[str] | None, typer.Option(help="NAME=DESIGN:MODEL, such as iranker=iranker:runs/x/model; repeatable.")
     ] = None,
@@ -188,7 +195,8 @@ def evaluate(
 
     again = "the same command begins anew; `rank --resume` can go on, and --run NAME=FILE takes what it wrote"
     with errors(again), ExitStack() as stack:
-        loaded = run_config(config, settings, json_, written={f"{name} of --out": out / name for name in EVALUATION})
+        written = {f"{name} of --out": out / name for name in EVALUATION}
+        loaded = run_config(config, settings, json_, written, scenarios)
         given = [_named(text) for text in run or []]
         models = [parse_system(text, loaded) for text in system or []]
         systems: list[str | ModelSystem] = [*filter(None, baselines.split(",")), *models]
@@ -200,7 +208,7 @@ def evaluate(
         runs = {name: read_run(Path(path).expanduser()) for name, path in given}
         for one in models:
             one.spec.check()
-        problems = _split(load_splits(loaded.data), split)
+        problems = _split(load_splits(loaded.data, loaded.scenarios), split)
         check_names(problems)
         result = evaluate_systems(
             systems,

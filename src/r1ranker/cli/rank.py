@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from r1ranker.cli.common import Json, complain, console, errors, warn_of_answers, write_json
+from r1ranker.cli.common import Json, Scenarios, complain, console, errors, warn_of_answers, write_json
 from r1ranker.prompts import Design, Layout, Readout, Wanted
 from r1ranker.ranking.spec import Engine
 
@@ -23,6 +23,7 @@ def rank(
     trace: Annotated[
         Path | None, typer.Option(help="Also write whole rankings here: steps, thoughts, usage (JSON Lines).")
     ] = None,
+    scenarios: Scenarios = None,
     json_: Json = None,
     model: Annotated[
         str, typer.Option(help="Directory, hub name, GGUF file, nano or smol; at an endpoint, its name there.")
@@ -128,6 +129,7 @@ def rank(
 
     Endpoints: `r1ranker rank problems.jsonl --model org/model --base-url http://a:8000/v1 --base-url http://b:8000/v1`
     """
+    from r1ranker.io.config import read_scenarios
     from r1ranker.io.locks import check_outputs
     from r1ranker.ranking.fusing import parse_fusion
     from r1ranker.ranking.jobs import failed_of, journal_of, rank_file
@@ -168,8 +170,10 @@ def rank(
         )
         written = {"--out": out, "--trace": trace, "the journal": journal_of(out), "the failures": failed_of(out)}
         read = {"the problems": problems, "--prices": prices, "--thoughts": Path(thoughts) if thoughts else None}
+        read["--scenarios"] = scenarios
         check_outputs(written | {"--json": json_}, read)
-        result = rank_file(problems, spec, out, resume=resume, trace=trace, ray=ray)
+        records = read_scenarios(scenarios) if scenarios else {}
+        result = rank_file(problems, spec, out, resume=resume, trace=trace, ray=ray, scenarios=records)
     usage = result.usage
     console.print(
         f"run {out}   queries {result.queries}   kept {result.kept}   broken answers {result.broken}   "

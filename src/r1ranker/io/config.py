@@ -17,13 +17,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.io.documents import parse_yaml
 from r1ranker.io.text import read_text
-from r1ranker.problem import SCENARIOS, Problem, Scenario
+from r1ranker.problem import Problem
 from r1ranker.prompts import Design, Layout, Readout, Wanted
+from r1ranker.rewards import REWARDS, is_own
+from r1ranker.scenarios import Scenario, scenarios_of
 
 _LIST = "must be a list: [a, b], or a line that begins with - for each entry"
 _KEYS = "must hold keys and values: {key: value}, or a line key: value for each"
@@ -121,9 +123,11 @@ class PPOConfig(Strict):
     curriculum: float = Field(
         0.0, ge=0, le=1, description="share of the run over which the largest pool grows from 2 candidates to all"
     )
-    reward: Literal["paper", "graded"] = "graded"
-    scenarios: tuple[Scenario, ...] = Field(
-        SCENARIOS, description="whose problems earn rewards; validation is on all that the data hold"
+    reward: str = Field(
+        "graded", description="paper, graded, or module:function of your own (docs/training.md, Rewards of your own)"
+    )
+    scenarios: tuple[str, ...] | None = Field(
+        None, description="whose problems earn rewards (null: all); validation is on all that the data hold"
     )
     answer: Literal["sampled", "expected"] = Field(
         "sampled",
@@ -175,7 +179,14 @@ class PPOConfig(Strict):
 
     def learns_from(self, problem: Problem) -> bool:
         """Whether a training problem earns rewards: it can teach, and is of these scenarios."""
-        return problem.trainable and problem.scenario in self.scenarios
+        return problem.trainable and (self.scenarios is None or problem.scenario in self.scenarios)
+
+    @field_validator("reward")
+    @classmethod
+    def _has_a_form(cls, reward: str) -> str:
+        if reward not in REWARDS and not is_own(reward):
+            raise ValueError(f"{reward!r} is neither {' nor '.join(REWARDS)} nor module:function of your own")
+        return reward
 
     @model_validator(mode="after")
     def _groups_are_compared(self) -> PPOConfig:
@@ -208,6 +219,9 @@ class RunConfig(Strict):
     readout: Readout = "judge"
     ask: Wanted = "worst"
     data: tuple[DataConfig, ...] = (DataConfig(),)
+    scenarios: dict[str, Scenario] = Field(
+        default_factory=dict, description="wordings of your own scenarios by name (docs/scenarios.md)"
+    )
     seed: int = 0
     out: Path = Path("runs/run")
     device: str = "auto"
@@ -215,6 +229,14 @@ class RunConfig(Strict):
     threads: int | None = Field(None, ge=1, description="CPU threads; by default one for a small model")
     warmstart: WarmstartConfig = WarmstartConfig()
     ppo: PPOConfig = PPOConfig()
+
+    @field_validator("scenarios", mode="before")
+    @classmethod
+    def _records(cls, records: Any) -> dict[str, Scenario]:
+        try:
+            return scenarios_of(records)
+        except DataError as error:
+            raise ValueError(str(error)) from error
 
     @model_validator(mode="after")
     def _blocks_are_judged(self) -> RunConfig:
@@ -256,12 +278,24 @@ class RunConfig(Strict):
             )
 
 
-def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """The run of a YAML file with `key.sub=value` overrides (values are YAML). Raises ConfigError."""
+def load_config(path: Path | None, overrides: Sequence[str] = (), scenarios: Path | None = None) -> RunConfig:
+    """The run of a YAML file with `key.sub=value` overrides (values are YAML). Raises ConfigError.
+
+    scenarios: a file of records, in place of those of the same names in the run.
+    """
     raw = {} if path is None else read_keys(path)
     for override in overrides:
         _apply(raw, override)
-    return validated(raw, str(path or "command line"))
+    run = validated(raw, str(path or "command line"))
+    return run.model_copy(update={"scenarios": run.scenarios | read_scenarios(scenarios)}) if scenarios else run
+
+
+def read_scenarios(path: Path) -> dict[str, Scenario]:
+    """The records of a YAML file, by the scenario's name. Raises ConfigError."""
+    try:
+        return scenarios_of(read_keys(path))
+    except DataError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def read_keys(path: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from r1ranker.errors import DataError, NotFiniteError
+from r1ranker.errors import NotFiniteError
 from r1ranker.io.config import PPOConfig, RunConfig
 from r1ranker.io.progress import track
 from r1ranker.io.provenance import write_provenance
@@ -44,6 +44,7 @@ from r1ranker.training.memory import recomputing, save_adapter
 from r1ranker.training.parallel import Crew, join_crew
 from r1ranker.training.rollout import State, check_prompts, collect, draw
 from r1ranker.training.sharding import clip_gradients
+from r1ranker.training.start import rewarded
 from r1ranker.training.validation import dev_mrr
 from r1ranker.training.warmstart import cosine
 
@@ -72,11 +73,7 @@ def train(config: RunConfig, splits: Splits, *, resume: bool = False, overwrite:
 
 
 def _train(config: RunConfig, splits: Splits, resume: bool) -> Path:
-    config.check_training()
-    problems = [p for p in splits["train"] if config.ppo.learns_from(p)]
-    if not problems:
-        asked = ", ".join(config.ppo.scenarios)
-        raise DataError(f"no training problem ({asked}) has two candidates, one relevant: there is nothing to reward")
+    problems = rewarded(config, splits["train"])
     learner = new_learner(config)
     check_prompts(learner.backend.encoder, problems, config)
     learner.origin = origin_of(config, splits)
