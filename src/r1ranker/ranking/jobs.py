@@ -306,6 +306,8 @@ def _check_same(old: dict[str, Any], new: dict[str, Any], out: Path) -> None:
             raise ConfigError(f"{out} was begun with {key}={was}, not {key}={now}; {remedy}")
     if old["problems"] != new["problems"]:
         raise ConfigError(f"{out} was begun with other problems: the file has changed or is another one; {remedy}")
+    if old.get("scenarios") != new["scenarios"]:
+        raise ConfigError(f"{out} was begun with other scenarios: their records (--scenarios) differ; {remedy}")
     if old["thoughts"] != new["thoughts"]:
         raise ConfigError(f"{out} was begun with other thoughts: their file has changed; {remedy}")
     if new["model"] and (parts := differing(old["model"], new["model"])):
