@@ -38,7 +38,7 @@ def problems(draw: st.DrawFn) -> Problem:
     return Problem(
         qid=draw(names),
         task=f"t{relevant_at}",  # measures need one value within a task
-        scenario=draw(st.sampled_from(list(SCENARIOS))),  # type: ignore[arg-type]
+        scenario=draw(st.sampled_from(list(SCENARIOS))),
         candidates=tuple(Candidate(docid, draw(texts)) for docid in docids),
         query=draw(names),
         history=tuple(draw(st.lists(texts, max_size=3))),

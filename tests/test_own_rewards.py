@@ -6,17 +6,16 @@ import importlib
 import json
 import math
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from examples import rewards as examples
 
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.io.config import RunConfig
+from r1ranker.io.problems import write_jsonl
 from r1ranker.problem import Answer, Candidate, Problem, Splits
 from r1ranker.rewards import kind_of, moved_up, score_ranking, score_removal
 from r1ranker.training.checkpoint import checkpoints
@@ -25,7 +24,9 @@ from r1ranker.training.ppo import train
 from r1ranker.training.start import rewarded
 from r1ranker.training.verl.reward import compute_score
 from r1ranker.training.verl.settings import hydra_file
+from test_cli import fail
 
+ROOT = Path(__file__).parents[1]
 GOOD = "<think>x</think>\n<answer>[1]</answer>"
 OWN = """
 import math
@@ -45,13 +46,14 @@ number = 3
 
 
 @pytest.fixture(autouse=True)
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A module of the user's in the working directory, which is not on the path."""
-    (tmp_path / "work").mkdir()
-    (tmp_path / "work" / "mine.py").write_text(OWN)
-    monkeypatch.chdir(tmp_path / "work")
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    yield
+    here = tmp_path / "work"
+    here.mkdir()
+    (here / "mine.py").write_text(OWN)
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
+    yield here
     sys.modules.pop("mine", None)
     kind_of.cache_clear()
     importlib.invalidate_caches()
@@ -145,15 +147,16 @@ def test_verl_scores_by_it_and_its_workers_find_it(tmp_path: Path) -> None:
     assert variables["PYTHONPATH"].split(os.pathsep)[0] == str(Path.cwd())
 
 
-def test_a_command_finds_the_module_in_its_working_directory_and_stops_before_a_model_is_loaded() -> None:
-    # As the installed command runs: not by `python -m`, which would put the directory on the path itself.
-    code = "import sys; sys.path = [p for p in sys.path if p not in ('', '.')]; from r1ranker.cli import app; app()"
-    command = [sys.executable, "-c", code, "train", "-s", "data.0.limit=1", "-s", "model=absent"]
-    done = subprocess.run([*command, "-s", "ppo.reward=mine:nan"], capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and "mine:nan returned nan" in done.stderr.replace("\n", " ")
+def test_a_command_finds_the_module_in_its_working_directory_and_stops_before_a_model_is_loaded(own: Path) -> None:
+    assert str(own) not in sys.path
+    write_jsonl([problem(qid=f"q{k}") for k in range(5)], own / "p.jsonl")
+    run = ("train", "-s", "data.0.source=jsonl", "-s", "data.0.path=p.jsonl", "-s", "model=absent", "-s")
+    assert "mine:nan returned nan" in fail(*run, "ppo.reward=mine:nan")
+    assert "no function 'nun'" in fail(*run, "ppo.reward=mine:nun")
 
 
 def test_prices_and_kinds_of_the_example() -> None:
+    examples = importlib.import_module("examples.rewards")
     llms = (Candidate("a", "big, $2.00: all"), Candidate("b", "small, $0.50: quick"), Candidate("c", "free: none"))
     routed = Problem("q", "t", "routing", llms, query="q", gains={"a": 8, "b": 6})
     assert examples.price_aware(routed, (1, 2, 3)) == {1: 0.5, 2: 0.625, 3: 0.0}
@@ -176,7 +179,14 @@ RUNS = {
 def test_the_example_trains(name: str, config: Callable[..., RunConfig], mini_splits: Splits) -> None:
     function, settings = RUNS[name]
     scenario = {"price_aware": "routing", "diverse": "recommendation"}[function]
-    own = {"reward": f"examples.rewards:{function}", "scenarios": [scenario], "steps": 2, "validate_problems": 0}
+    own = {
+        "reward": f"examples.rewards:{function}",
+        "scenarios": [scenario],
+        "steps": 2,
+        "batch": 4,
+        "minibatch": 4,
+        "validate_problems": 0,
+    }
     run = config(model="nano", **settings | {"ppo": settings["ppo"] | own})
     train(run, mini_splits)
     log = read_log(run.out)
