@@ -54,7 +54,7 @@ class Guard:
         """The key's name. HttpError for a request that may not come in."""
         key = self._key(headers, path)
         self._check_hosts(headers)
-        sizes = (len(name) + len(value) for name, value in headers.raw)
+        sizes = (len(name) + len(value) + 4 for name, value in headers.raw)
         if sum(sizes) > self.settings.limits.header_bytes:
             raise HttpError(431, f"headers of more than {self.settings.limits.header_bytes} bytes", code="too_large")
         length = headers.get("content-length", "")

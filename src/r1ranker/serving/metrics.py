@@ -58,7 +58,7 @@ class _OfRankers(Collector):
             "te_healthy": ("1 where queries are being answered", lambda live: int(live.healthy)),
         }
         for name, (what, value) in told.items():
-            gauge = GaugeMetricFamily(name, what, labels=("model",))  # type: ignore[no-untyped-call]
+            gauge = GaugeMetricFamily(name, what, labels=("model",))
             for model, live in self.rankers.items():
-                gauge.add_metric((model,), value(live))
+                gauge.add_metric((model,), value(live))  # type: ignore[no-untyped-call]
             yield gauge
