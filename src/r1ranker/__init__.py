@@ -2,7 +2,7 @@
 
 The package reads in the order of the data. First the core, at the root and without torch: `problem`, `prompts`,
 `answers`, `elimination`, `rewards`. Then the rooms: `io`, `datasets`, `backends`, `ranking`, `baselines`, `evaluation`,
-`training`, `experiments`, `cli`; each says at its top what it holds. None imports one that comes after it.
+`training`, `experiments`, `serving`, `cli`; each says at its top what it holds. None imports one that comes after it.
 """
 
 from __future__ import annotations
