@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
@@ -399,6 +401,19 @@ def test_what_does_not_end_in_time_is_answered_with_an_error_at_closing(make_pro
     live.close(0.05)
     assert "stopped" in pending.result(WAIT).error
     backend.gate.set()
+
+
+def test_what_was_answered_is_not_kept(make_problem: MakeProblem) -> None:
+    gc.disable()  # nothing may wait for it
+    try:
+        with running(IRanker(Gated())) as live:
+            problem = own(make_problem, "q", 3)
+            seen = weakref.ref(problem)
+            live.submit(problem).result(WAIT)
+            del problem
+            wait_for(lambda: seen() is None)
+    finally:
+        gc.enable()
 
 
 def test_nothing_to_rank_asks_nothing(make_problem: MakeProblem) -> None:

@@ -25,6 +25,7 @@ import r1ranker.serving
 from fault_server import FaultServer
 from r1ranker.cli import app
 from r1ranker.errors import ConfigError
+from r1ranker.serving import guard as guard_module
 from r1ranker.serving.guard import Guard
 from r1ranker.serving.settings import ServeSettings, load_settings
 from serving_server import Server, hashed, running
@@ -362,3 +363,33 @@ def test_what_runs_is_finished_when_the_server_is_told_to_stop(tmp_path: Path) -
     assert set(seen) <= {0, 200, 503}
     assert seen.count(200) == sum(line["status"] == 200 for line in lines), "none that was taken was lost"
     assert {line["status"] for line in lines} <= {200, 503}
+
+
+def test_a_body_that_does_not_come_is_refused_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard_module, "BODY_SECONDS", 0.05)
+    sent: list[dict[str, Any]] = []
+
+    async def reads(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive()).get("more_body"):
+            pass
+
+    async def drips() -> dict[str, Any]:
+        await asyncio.sleep(0.02)
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    async def keep(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/x", "headers": [(b"host", b"localhost")]}
+    asyncio.run(Guard(reads, ServeSettings())(scope, drips, keep))
+    assert sent[0]["status"] == 408
+
+
+def test_a_client_that_goes_in_the_middle_leaves_nothing_behind(alive: Server) -> None:
+    head = "POST /rerank HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer key-a\r\nContent-Length: 500\r\n\r\n"
+    whole = json.dumps(ASKED | {"model": "slow"}).encode()
+    for sent in (head.encode() + b'{"query":', head.replace("500", str(len(whole))).encode() + whole, b"POST /rer"):
+        with socket.create_connection(("127.0.0.1", alive.port), timeout=60) as sock:
+            sock.sendall(sent)
+    time.sleep(0.2)
+    assert not [line for line in alive.lines() if line["level"] == "error" and "request " in line.get("message", "")]

@@ -17,6 +17,7 @@ import asyncio
 import logging
 import threading
 import time
+import weakref
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -116,7 +117,8 @@ class Live:
         if not problem.candidates:
             query.finish(Ranking(problem.qid, (), ()))
             return pending
-        pending.add_done_callback(lambda _: self._stop_calls(query))
+        known = weakref.ref(query)  # else both would hold each other, and their texts, until garbage is collected
+        pending.add_done_callback(lambda _: self._stop_calls(known()))
         with self._turn:
             if self._closing:
                 raise Closed("nothing more is taken: it is stopping")
@@ -139,45 +141,47 @@ class Live:
                 asyncio.run(self._call_out())
             else:
                 self._run_batches()
-        except BaseException:  # also a SystemExit, of which a thread ends in silence
-            log.exception("the thread that asks the model has ended")
+        except BaseException as error:  # also a SystemExit, of which a thread ends in silence
+            log.error("the thread that asks the model has ended: %s", type(error).__name__, exc_info=error)
         finally:
             self._wake()
 
     def _run_batches(self) -> None:
-        while self._fill():
-            with self._plans:
-                asking = [(query, query.active) for query in self._running if query.active and query.active.ask]
-                asks = [active.ask for _, active in asking if active.ask]
-            self._calling_since = time.monotonic()
-            replies = halved(self.ranker.backend, asks, unforeseen=True) if asks else []  # type: ignore[arg-type]
-            self._calling_since = float("inf")
-            self.stats.steps += 1
-            self.stats.batch = len(asks)
-            with self._plans:
-                for (query, active), reply in zip(asking, replies, strict=True):
-                    if not query.over:
-                        self._advance(query, active, reply)
-                self._running = [query for query in self._running if not query.over]
-
-    def _fill(self) -> bool:
-        """Let new queries join; wait where there is none. False: closed, and nothing is left to do."""
         while True:
             with self._turn:
                 while not (self._running or len(self._waiting) or self._closing):
                     self._turn.wait()
-                new: list[Query] = []
-                while len(self._running) + len(new) < self._batch and (query := self._waiting.take()):
-                    new.append(query)
-                self._running = [*self._running, *new]
-            with self._plans:
-                for query in new:
-                    self._begin(query)
-                self._running = [query for query in self._running if not query.over]
-            if self._running:
-                return True
-            if self._closing and not len(self._waiting):
-                return False
+                if not (self._running or len(self._waiting)):
+                    return
+            self._join()
+            self._step()
+
+    def _join(self) -> None:
+        """Let new queries join what runs, as many as there is room for."""
+        new: list[Query] = []
+        with self._turn:
+            while len(self._running) + len(new) < self._batch and (query := self._waiting.take()):
+                new.append(query)
+        with self._plans:
+            for query in new:
+                self._begin(query)
+            self._running = [query for query in (*self._running, *new) if not query.over]
+
+    def _step(self) -> None:
+        """One call for what all of them ask."""
+        with self._plans:
+            asking = [(query, query.active) for query in self._running if query.active and query.active.ask]
+            asks = [active.ask for _, active in asking if active.ask]
+        self._calling_since = time.monotonic()
+        replies = halved(self.ranker.backend, asks, unforeseen=True) if asks else []  # type: ignore[arg-type]
+        self._calling_since = float("inf")
+        self.stats.steps += bool(asks)
+        self.stats.batch = len(asks)
+        with self._plans:
+            for (query, active), reply in zip(asking, replies, strict=True):
+                if not query.over:
+                    self._advance(query, active, reply)
+            self._running = [query for query in self._running if not query.over]
 
     def _begin(self, query: Query) -> None:
         if query.over:
@@ -221,7 +225,7 @@ class Live:
                     query = self._waiting.take()
                     if query:
                         self._running = [*(one for one in self._running if not one.over), query]
-                    closing = self._closing
+                    self.stats.batch, closing = len(self._running), self._closing
                 if query:
                     query.task = self._loop.create_task(self._ask(query, session))
                     query.task.add_done_callback(lambda _: room.release())
@@ -264,21 +268,24 @@ class Live:
         self._tell_loop()
 
     def _watch(self) -> None:
-        while True:
+        while not self._closing or self._worker.is_alive():
             with self._turn:
                 self._known = {query for query in self._known if not query.over}
                 now, alive = time.monotonic(), self._worker.is_alive()
-                if self._closing and not alive:
-                    return
                 self._look_at = min([now + LOOK_SECONDS, *(query.deadline for query in self._known)])
                 if self._look_at > now and (alive or now < self._replace_at):
                     self._look.wait(self._look_at - now)
-                known, self._look_at = list(self._known), 0.0
-            if not (self._closing or self._worker.is_alive()) and time.monotonic() >= self._replace_at:
-                self._replace()
-            for query in known:
-                if query.deadline <= time.monotonic() and not query.over:
-                    self._end(query)
+                self._look_at = 0.0
+            self._see()
+
+    def _see(self) -> None:
+        """End what is late, and replace the other thread where it has died."""
+        with self._turn:
+            late = [query for query in self._known if query.deadline <= time.monotonic() and not query.over]
+        if not (self._closing or self._worker.is_alive()) and time.monotonic() >= self._replace_at:
+            self._replace()
+        for query in late:
+            self._end(query)
 
     def _replace(self) -> None:
         with self._turn:
@@ -308,9 +315,9 @@ class Live:
                 ranking = None
             query.finish(_known(query.problem, ranking), query.active.cause if query.active else None)
 
-    def _stop_calls(self, query: Query) -> None:
+    def _stop_calls(self, query: Query | None) -> None:
         """What is asked for a query that has its answer, or whom nobody waits for, is asked in vain."""
-        task, loop = query.task, self._loop
+        task, loop = query.task if query else None, self._loop
         ours = threading.current_thread() is self._worker
         if task is not None and loop is not None and not ours:
             with suppress(RuntimeError):  # the loop has ended
@@ -319,9 +326,10 @@ class Live:
     def _end_all(self, why: str) -> None:
         with self._turn:
             left = list(self._known)
-        for query in left:
-            if not query.over:
-                query.finish(_failed(query, why), BackendError(why))
+        with self._plans:
+            for query in left:
+                if not query.over:
+                    query.finish(_failed(query, why), BackendError(why))
 
 
 def _failed(query: Query, why: object) -> Ranking:

@@ -29,7 +29,7 @@ class Pending(Future[Ranking]):
     cause: Exception | None = None
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Query:
     """One that was submitted. active: None until it has begun. task: of the event loop that asks an endpoint."""
 
