@@ -2,8 +2,8 @@
 
 The package reads in the order of the data. First the core, at the root and without torch: `scenarios`, `problem`,
 `prompts`, `answers`, `elimination`, `rewards`. Then the rooms: `io`, `datasets`, `backends`, `ranking`, `baselines`,
-`evaluation`, `training`, `experiments`, `cli`; each says at its top what it holds. None imports one that comes after
-it.
+`evaluation`, `training`, `experiments`, `adapters`, `serving`, `cli`; each says at its top what it holds. None imports
+one that comes after it.
 """
 
 from __future__ import annotations

@@ -198,7 +198,7 @@ class Usage:
     """What a ranking cost. Tokens that a backend did not have to compute again are not in it.
 
     retries: calls over a network made again. cost: money, in the currency of the price file. cut: lists whose texts
-    were cut to fit.
+    were cut to fit. cut_short: lists that a deadline ended, ordered by what was known then.
     """
 
     calls: int = 0
@@ -208,6 +208,7 @@ class Usage:
     retries: int = 0
     cost: float = 0.0
     cut: int = 0
+    cut_short: int = 0
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -218,6 +219,7 @@ class Usage:
             self.retries + other.retries,
             self.cost + other.cost,
             self.cut + other.cut,
+            self.cut_short + other.cut_short,
         )
 
 

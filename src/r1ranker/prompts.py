@@ -73,6 +73,7 @@ class Prompt:
     stays: `text` will be the same at the next step, so a backend may keep what it computed for it.
     blocks: candidates in layout `blocks`, by identifier; `text` is then what stands before them and `prefill` the
         question behind them. labels: what each block is called (1..n); none where they are judged at their ends.
+    owner: whose prompt it is, where several share a model; what a backend keeps of one's prompts serves no other.
     """
 
     text: str
@@ -81,6 +82,7 @@ class Prompt:
     stays: bool = False
     blocks: tuple[str, ...] = ()
     labels: tuple[int, ...] = ()
+    owner: str = ""
 
     @property
     def transcript(self) -> str:

@@ -342,12 +342,13 @@ def _checked(ids_B_L: Tensor, scores_B_V: Tensor) -> Tensor:
 def _rows(
     prompts: Sequence[Prompt], encoded: Sequence[list[int]], branches: Sequence[tuple[Path, ...]] | None = None
 ) -> list[Row]:
-    """Rows of the prefix cache, found again by the prompt's text; equal texts are told apart by their order."""
-    seen: Counter[str] = Counter()
+    """Rows of the prefix cache, found again by owner and text; equal ones are told apart by their order."""
+    seen: Counter[tuple[str, str]] = Counter()
     rows = []
     for i, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True)):
-        rows.append(Row(f"{seen[prompt.text]}:{prompt.text}", ids, branches[i] if branches else ()))
-        seen[prompt.text] += 1
+        whose = (prompt.owner, prompt.text)
+        rows.append(Row(f"{seen[whose]}:{prompt.owner}:{prompt.text}", ids, branches[i] if branches else ()))
+        seen[whose] += 1
     return rows
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import signal
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +20,7 @@ def serve(
         None
     ),
     port: Annotated[int | None, typer.Option(help="Port to listen on; default 8100.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No line in the log for each request.")] = False,
 ) -> None:
     """Serve rankers over HTTP, in the shapes of Cohere, Jina, vLLM, TEI and Voyage.
 
@@ -28,17 +31,26 @@ def serve(
     with errors():
         uvicorn = library("uvicorn", "serve")
         library("fastapi", "serve")
-        from r1ranker.serving.app import create_app
+        from r1ranker.serving.app import GRACE_SECONDS, create_app, log_to_stderr
         from r1ranker.serving.settings import load_settings
 
         changes: dict[str, Any] = {"rankers": {Path(model).name: {"model": model}}} if model else {}
         changes |= {key: value for key, value in (("host", host), ("port", port)) if value is not None}
         settings = load_settings(config, changes)
+        for spec in settings.rankers.values():
+            spec.check()
+        # uvicorn finishes what runs, and then raises the signal again: told to stop, it has done as it was told.
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        log_to_stderr(logging.WARNING if quiet else logging.INFO)
         uvicorn.run(
             create_app(settings),
             host=settings.host,
             port=settings.port,
-            http="h11",
+            http="h11",  # whose limit on headers can be set
             h11_max_incomplete_event_size=settings.limits.header_bytes,
-            log_level="warning",
+            limit_concurrency=settings.limits.connections,
+            timeout_graceful_shutdown=int(GRACE_SECONDS),
+            server_header=False,
+            log_config=None,
+            access_log=False,
         )

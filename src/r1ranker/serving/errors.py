@@ -11,6 +11,8 @@ from fastapi import Response
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 """What OpenAI's clients call a status; other 4xx are an `invalid_request_error`."""
 
+TEI_TYPES = {401: "Unauthorized", 429: "Overloaded", 500: "Backend", 502: "Backend", 503: "Overloaded"}
+
 
 class HttpError(Exception):
     """A request that is refused, or that could not be answered. param: the field at fault; code: a name for it."""
@@ -32,7 +34,7 @@ def error_body(error: HttpError, family: str = "") -> dict[str, Any]:
     """One object for OpenAI's, Cohere's and Jina's clients, who read `error`, `message` and `detail`; TEI's differs."""
     kind = TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
     if family == "tei":
-        return {"error": error.message, "error_type": kind}
+        return {"error": error.message, "error_type": TEI_TYPES.get(error.status, "Validation")}
     what = {"message": error.message, "type": kind, "param": error.param, "code": error.code}
     return {"error": what, "message": error.message, "detail": error.message}
 

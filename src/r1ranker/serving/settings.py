@@ -43,9 +43,10 @@ class Key(Strict):
 
 
 class Limits(Strict):
-    """What one request may hold. documents: of one request; characters: of one of them; queue: requests that wait.
+    """What one request may hold. documents: of one request; characters: of one of them, and of the query.
 
-    deadline_s: seconds after which the rest of a list is ordered by what is known.
+    queue: requests of one key that wait for a ranker. connections: open at a time.
+    deadline_s: seconds after which the rest of a list is ordered by what is known; a request may ask for less.
     """
 
     body_bytes: int = Field(4_000_000, ge=1)
@@ -54,14 +55,15 @@ class Limits(Strict):
     characters: int = Field(20_000, ge=1)
     all_characters: int = Field(2_000_000, ge=1)
     queue: int = Field(256, ge=1)
+    connections: int = Field(1024, ge=1)
     deadline_s: float = Field(5.0, gt=0)
 
 
 class ServeSettings(Strict):
     """All that `serve` is told. rankers: by name, any field of `RankerSpec`; default: that of requests without `model`.
 
-    keys: none is no authentication, and then only this machine may ask. allowed_hosts: names that the `Host` header
-    may have beside `host` and localhost.
+    keys: none is no authentication, and then only this machine may ask. allowed_hosts: names that the headers `Host`
+    and `Origin` may have beside `host` and localhost; "*" allows all.
     """
 
     host: str = "127.0.0.1"
@@ -90,9 +92,15 @@ class ServeSettings(Strict):
             raise ValueError(f"default: {self.default!r} is none of the rankers {', '.join(self.rankers)}")
         if len({key.name for key in self.keys}) < len(self.keys):
             raise ValueError("keys: two have one name; a name says whose a request is")
+        if any(not key.name.isprintable() for key in self.keys):
+            raise ValueError("keys: a name is one line of printable text")
         if not self.keys and not is_here(self.host):
             raise ValueError(f"host {self.host} is open to others: give `keys`, or host: 127.0.0.1")
         return self
+
+    def key(self, name: str) -> Key | None:
+        """The key of this name; None where there is none, as for a request where keys are not asked for."""
+        return next((key for key in self.keys if key.name == name), None)
 
     @property
     def default_ranker(self) -> str:
