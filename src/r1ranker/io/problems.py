@@ -60,7 +60,7 @@ def write_jsonl(problems: Iterable[Problem], path: Path) -> None:
     """Write problems so that `read_jsonl` gives equal ones back."""
     with replacing(path) as fresh, fresh.open("w", encoding="utf-8", newline="\n") as lines:
         for problem in problems:
-            lines.write(json.dumps(_record(problem), ensure_ascii=False) + "\n")
+            lines.write(json.dumps(to_record(problem), ensure_ascii=False) + "\n")
 
 
 def read_with_faults(
@@ -85,7 +85,8 @@ def is_note(message: str) -> bool:
     return re.search(rf":\d+: {NOTE}", message) is not None
 
 
-def _record(problem: Problem) -> dict[str, Any]:
+def to_record(problem: Problem) -> dict[str, Any]:
+    """A problem as one line of the file holds it, before it is JSON."""
     record: dict[str, Any] = {
         "qid": problem.qid,
         "task": problem.task,

@@ -1,0 +1,3 @@
+// placeholder
+function startTabs() {}
+function offerRouters() {}
