@@ -28,8 +28,8 @@ from r1ranker.cli.data import data_app
 from r1ranker.cli.model import model_app
 from r1ranker.cli.rank import rank
 from r1ranker.cli.reproduce import reproduce
-from r1ranker.cli.view import view
 from r1ranker.cli.serve import serve
+from r1ranker.cli.view import view
 from r1ranker.errors import ConfigError
 from r1ranker.problem import Problem, Splits
 

@@ -2,8 +2,8 @@
 
     page = build({"mode": "serve"}, asks=True)
 
-Its parts stand in the folder `assets`: a frame, a style and a script in several files, which are joined here. The policy
-lets these very texts run, by their hashes, and nothing else; data are JSON in which no markup can begin.
+Its parts stand in the folder `assets`: a frame, a style, and a script in several files, which are joined here. The
+policy lets these very texts run, by their hashes, and nothing else; data are JSON in which no markup can begin.
 """
 
 from __future__ import annotations

@@ -32,13 +32,15 @@ document.addEventListener("keydown", (event) => {
     Home: (panel) => panel.show(0),
     End: (panel) => panel.show(panel.view.steps.length - 1),
   };
-  const move = moves[event.key];
-  if (move && current.panels.length) {
-    current.panels.forEach(move);
-    event.preventDefault();
-  } else if (DATA.mode === "traces" && (event.key === "n" || event.key === "p")) {
-    byId(event.key === "n" ? "next" : "previous").click();
+  const others = { ArrowRight: "next", ArrowLeft: "previous" };
+  if (event.shiftKey) {
+    if (DATA.mode !== "traces" || !others[event.key]) return;
+    byId(others[event.key]).click();
+  } else {
+    if (!moves[event.key] || !current.panels.length) return;
+    current.panels.forEach(moves[event.key]);
   }
+  event.preventDefault();
 });
 
 if (DATA.mode === "traces") startTraces(DATA);

@@ -69,6 +69,7 @@ class RunPanel {
   drawOrder() {
     const { view } = this;
     const known = view.candidates.length > 0;
+    const some = view.candidates.some((_, i) => gainOf(view, i + 1) && isRelevant(view, i + 1));
     const rows = this.all ? view.order : view.order.slice(0, SHOWN);
     const given = known ? view.candidates.slice(0, this.all ? undefined : SHOWN) : [];
     const height = Math.max(rows.length, given.length) * ROW;
@@ -80,7 +81,7 @@ class RunPanel {
         "div", { class: known ? "slopes" : "slopes bare" },
         known && el("p", { class: "head" }, "given"),
         known && el("span"),
-        el("p", { class: "head" }, "final"),
+        el("p", { class: "head" }, "final", some && el("span", { class: "key" }, el("i", { class: "good" }), "relevant")),
         known && el("ol", { class: "given" }, given.map((_, i) => el("li", {}, this.rowButton(i + 1, "given")))),
         known && this.drawLines(height),
         el("ol", { class: "final" }, rows.map((entry, i) => el("li", {}, this.finalRow(entry, i)))),
@@ -109,7 +110,7 @@ class RunPanel {
     const place = el("span", { class: "place" }, `${i + 1}`);
     if (!entry.id) return el("div", { class: "row final" }, place, el("span", { class: "text" }, entry.docid));
     const gain = gainOf(view, entry.id);
-    const mark = gain && isRelevant(view, entry.id) ? el("span", { class: "tag good" }, "relevant") : null;
+    const mark = gain && isRelevant(view, entry.id) ? el("i", { class: "good", role: "img", "aria-label": "relevant" }) : null;
     const row = this.rowButton(entry.id, "final", mark, this.leftTag(entry.id));
     row.prepend(place);
     return row;
@@ -214,8 +215,8 @@ class RunPanel {
     const some = Object.keys(chances).length > 0;
     const inPool = new Set(step.pool);
     const ids = view.asked.length > SHOWN ? view.asked.filter((id) => inPool.has(id)) : view.asked;
-    const what = view.wanted === "worst" ? "removed next" : view.wanted === "best" ? "selected next" : view.wanted === "list" ? "the best" : "named";
-    const note = some ? `Bars: the model's probability of being ${what}.` : "The model wrote freely: no probabilities.";
+    const what = { worst: "removed next", best: "selected next", list: "the best", unknown: "named" }[view.wanted];
+    const note = some ? `Bars: the model's probability of being ${what}.` : "This answer has no probabilities.";
     return el(
       "div", {},
       el("p", { class: "soft note" }, note),

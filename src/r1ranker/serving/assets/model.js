@@ -2,16 +2,15 @@
 // Identifiers are places in `candidates`, from 1; they never change while candidates leave.
 
 const KINDS = {
-  valid: "valid",
-  unknown_id: "names one that is not in the pool",
+  unknown_id: "names a candidate that is not in the pool",
   missing: "holds no answer",
-  truncated: "was cut by the token limit",
-  malformed: "is not in the stated form",
+  truncated: "was cut by the token limit before it answered",
+  malformed: "holds an answer that is not in the stated form",
   incomplete: "leaves some of the pool out",
-  duplicate: "names some twice",
+  duplicate: "names some candidates twice",
 };
 
-// problem may be null: then only docids of the final order are known, and identifiers have no texts.
+// What is drawn of one ranking. problem may be null: then only docids of the final order are known, and identifiers have no texts.
 function viewOf(name, problem, ranking, extra = {}) {
   const steps = ranking.steps || [];
   const candidates = (problem && problem.candidates) || [];
@@ -29,8 +28,7 @@ function viewOf(name, problem, ranking, extra = {}) {
     asked: [...new Set(steps.flatMap((step) => step.pool))].sort((a, b) => a - b),
     size: Math.max(candidates.length, ranking.docids.length),
     warnings: extra.warnings || [],
-    seconds: extra.seconds,
-    raw: extra.raw || { problem, ranking },
+    ranking,
   };
   view.wanted = wantedOf(view, extra.ask);
   view.left = leavings(view);
@@ -94,13 +92,14 @@ function stepWords(view, i) {
 }
 
 function brokenWords(kind) {
-  return kind === "valid" ? "" : `${kind}: the answer ${KINDS[kind] || "is not valid"}`;
+  return kind === "valid" ? "" : `${kind}: the completion ${KINDS[kind] || "holds no valid answer"}`;
 }
 
 function percent(share) {
   const hundred = 100 * share;
   if (hundred > 0 && hundred < 0.1) return "<0.1\u00a0%";
-  return `${hundred.toFixed(hundred > 99.9 && hundred < 100 ? 2 : 1)}\u00a0%`;
+  if (hundred > 99.9 && hundred < 100) return ">99.9\u00a0%";
+  return `${hundred.toFixed(1)}\u00a0%`;
 }
 
 function number(value, digits = 4) {
@@ -111,7 +110,7 @@ function number(value, digits = 4) {
 // Label and value of what a ranking cost. Money is in the currency of the price file.
 function factsOf(view) {
   const u = view.usage;
-  const milliseconds = 1000 * (view.seconds === undefined ? u.seconds || 0 : view.seconds);
+  const milliseconds = 1000 * (u.seconds || 0);
   const facts = [
     ["calls", number(u.calls, 6)],
     ["tokens read", number(u.prompt_tokens, 9)],

@@ -48,16 +48,17 @@ async function call(url, body, signal) {
 async function askModels() {
   let models = [];
   try {
-    models = (await call("v1/models")).data || [];
+    models = (await call("v1/models")).data;
     alertOf("");
   } catch (error) {
-    alertOf(`The server does not name its rankers: ${error.message}`);
+    alertOf(`The server does not name its rankers. ${error.message}`);
   }
-  const rankers = models.filter((model) => model.kind === "ranker" || !model.kind).map((model) => model.id);
+  const named = (kind) => models.filter((model) => model.kind === kind).map((model) => model.id);
+  const rankers = named("ranker");
   byId("model").replaceChildren(...rankers.map((name) => el("option", {}, name)));
   byId("model-b").replaceChildren(el("option", { value: "" }, "nothing"), ...rankers.map((name) => el("option", {}, name)));
   byId("model-b").closest(".field").hidden = rankers.length < 2;
-  offerRouters(models.filter((model) => model.kind === "router").map((model) => model.id));
+  offerRouters(named("router"));
 }
 
 function documentsNow() {
@@ -164,25 +165,18 @@ function drawAnswers(problem, state = {}) {
   say(first ? `Ranked. First: ${first.id ? textOf(views[0], first.id) : first.docid}` : "No ranking");
 }
 
-// The answer's trace as a view; gains and priors of an uploaded problem are shown beside it.
+// The answer's trace as a view; gains and priors of an uploaded problem are shown beside it, by place.
 function explained(answer, problem) {
   const trace = answer.explain;
-  const ranking = trace.ranking || trace;
-  const docids = (trace.candidates || problem.candidates).map((candidate) => candidate.docid);
-  const named = (scores) => Object.fromEntries(
-    docids.flatMap((docid, i) => {
-      const own = problem.candidates[i] && problem.candidates[i].docid;
-      return scores && own in scores ? [[docid, scores[own]]] : [];
-    }),
-  );
-  const shown = {
-    ...problem,
-    candidates: problem.candidates.map((candidate, i) => ({ ...candidate, docid: docids[i] })),
-    gains: named(problem.gains),
-    prior: named(problem.prior),
+  if (!trace) throw new Error("The answer holds no trace.");
+  const docids = trace.candidates.map((candidate) => candidate.docid);
+  const renamed = (scores = {}) => {
+    const known = problem.candidates.map((candidate, i) => [docids[i], scores[candidate.docid]]);
+    return Object.fromEntries(known.filter(([, score]) => score !== undefined));
   };
-  const warnings = (answer.meta && answer.meta.warnings) || [];
-  return viewOf(answer.model, shown, ranking, { warnings, ask: trace.ask });
+  const candidates = problem.candidates.map((candidate, i) => ({ ...candidate, docid: docids[i] }));
+  const shown = { ...problem, candidates, gains: renamed(problem.gains), prior: renamed(problem.prior) };
+  return viewOf(answer.model, shown, trace, { warnings: answer.meta.warnings || [], ask: trace.ask });
 }
 
 function stateNow() {

@@ -23,6 +23,7 @@ function startTraces(data) {
   byId("only-broken").addEventListener("change", () => relist(data));
   byId("previous").addEventListener("click", () => move(data, -1));
   byId("next").addEventListener("click", () => move(data, 1));
+  window.addEventListener("hashchange", () => location.reload()); // another permalink was opened here
   byId("pick").addEventListener("submit", (event) => event.preventDefault());
 }
 
@@ -100,7 +101,7 @@ function showQuery(data, state = {}) {
   const tools = el(
     "div", { class: "tools" },
     copyButton("Copy permalink", () => { changed(); return location.href; }),
-    copyButton("Copy as JSON", () => JSON.stringify({ problem: query.problem, rankings: views.map((v) => v.raw.ranking) }, null, 2)),
+    copyButton("Copy as JSON", () => JSON.stringify({ problem: query.problem, rankings: views.map((view) => view.ranking) }, null, 2)),
   );
   current = drawRuns(byId("results"), views, query.problem, query.qid, { changed, tools, steps: state.steps, picked: state.picked });
   if (!("steps" in state)) say(`Query ${query.qid}: ${queryOf(query.problem)}`);
