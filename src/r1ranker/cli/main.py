@@ -28,6 +28,7 @@ from r1ranker.cli.data import data_app
 from r1ranker.cli.model import model_app
 from r1ranker.cli.rank import rank
 from r1ranker.cli.reproduce import reproduce
+from r1ranker.cli.rerank import rerank
 from r1ranker.cli.serve import serve
 from r1ranker.cli.view import view
 from r1ranker.errors import ConfigError
@@ -159,6 +160,7 @@ def train(
 
 
 app.command()(rank)
+app.command()(rerank)
 app.command()(reproduce)
 app.command()(view)
 app.command()(serve)
