@@ -296,7 +296,7 @@ def peers(python: str | None) -> dict[str, Callable[[Data], Iterator[Row]]]:
 def main() -> None:
     """Parse, compare, print each row when it is there, and write JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=Path(__file__).parents[1] / "configs" / "real.yaml")
+    parser.add_argument("--config", type=Path, default=Path("real"))
     parser.add_argument("--limit", type=int, default=LIMIT, help="test queries a task")
     parser.add_argument("--only", nargs="+", choices=COMPARED, default=list(COMPARED), metavar="NAME")
     parser.add_argument("--peers-python", metavar="PATH", help="a Python that has implicit")

@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from r1ranker.errors import ConfigError, DataError
+from r1ranker.io import configs
 from r1ranker.io.documents import parse_yaml
 from r1ranker.io.text import read_text
 from r1ranker.problem import Problem
@@ -281,9 +282,10 @@ class RunConfig(Strict):
 def load_config(path: Path | None, overrides: Sequence[str] = (), scenarios: Path | None = None) -> RunConfig:
     """The run of a YAML file with `key.sub=value` overrides (values are YAML). Raises ConfigError.
 
+    path: a file; where there is none, the name of a config in this package, such as `smol`.
     scenarios: a file of records, in place of those of the same names in the run.
     """
-    raw = {} if path is None else read_keys(path)
+    raw = {} if path is None else read_keys(configs.found(path))
     for override in overrides:
         _apply(raw, override)
     run = validated(raw, str(path or "command line"))
