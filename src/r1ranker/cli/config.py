@@ -22,7 +22,9 @@ Written by `r1ranker config reference`. A run is one YAML; `-s ppo.steps=500` se
 
 @config_app.command("init")
 def init(
-    name: Annotated[str | None, typer.Argument(help="search, recommendation, routing or smol; without: a list.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="search, recommendation, routing or smol; without: a list.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Where to write it; default: NAME.yaml here.", show_default=False)
     ] = None,
@@ -73,14 +75,16 @@ def reference(json_: Json = None) -> None:
 def pages() -> str:
     """The whole reference: the keys of a run, and the options of every source."""
     from r1ranker.datasets import SOURCES
+    from r1ranker.datasets.recommendation import recommendation_problems
     from r1ranker.io.config_reference import reference as keys
     from r1ranker.io.config_reference import type_words, value_words
 
     lines = [TITLE, keys(), "", "## `data.0.options`", "", "Of each source (`r1ranker data list`):", ""]
     lines += ["| source | option | type | default |", "| --- | --- | --- | --- |"]
+    shared = inspect.signature(recommendation_problems).parameters
     for name, source in SOURCES.items():
-        given = inspect.signature(source.load).parameters
+        given = shared | inspect.signature(source.load).parameters
         for option, kind in source.kinds.items():
-            default = f"`{value_words(given[option].default)}`" if option in given else "as all recommendations"
-            lines.append(f"| `{name}` | `{option}` | {type_words(kind)} | {default} |")
+            default = value_words(given[option].default)
+            lines.append(f"| `{name}` | `{option}` | {type_words(kind)} | `{default}` |")
     return "\n".join(lines)

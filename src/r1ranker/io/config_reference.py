@@ -43,7 +43,9 @@ def _section(prefix: str, part: type[BaseModel], field: FieldInfo) -> Iterator[s
 
 
 def _row(key: str, field: FieldInfo) -> str:
-    bounds = ", ".join(f"{sign} {getattr(m, at):g}" for m in field.metadata for at, sign in SIGNS.items() if hasattr(m, at))
+    bounds = ", ".join(
+        f"{sign} {getattr(m, at):g}" for m in field.metadata for at, sign in SIGNS.items() if hasattr(m, at)
+    )
     cells = (f"`{key}`", type_words(field.annotation), _default(field), bounds, field.description or "")
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 

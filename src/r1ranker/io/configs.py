@@ -1,6 +1,6 @@
 """The configs in the package, by name. In: a name. Out: its file.
 
-    found(Path("smol"))     # .../r1ranker/configs/smol.yaml, where no file here is called `smol`
+found(Path("smol"))     # .../r1ranker/configs/smol.yaml, where no file here is called `smol`
 """
 
 from __future__ import annotations
