@@ -157,7 +157,7 @@ class PPOConfig(Strict):
     kl: float = Field(0.001, ge=0, description="weight of the divergence (k3) from the model at the start")
     entropy: float = Field(0.001, ge=0, description="weight of the entropy bonus")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to it")
-    max_prompt_tokens: int = Field(1400, ge=1, description="training problems with longer prompts are left out")
+    max_prompt_tokens: int = Field(1400, ge=1, description="a longer training prompt is refused")
     max_new_tokens: int = Field(1024, ge=1, description="longest completion")
     lora: int | None = Field(
         None, ge=1, description="train adapters of this rank on all linear layers, and keep the model as it is"
