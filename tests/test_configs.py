@@ -91,7 +91,9 @@ def test_a_config_to_begin_with_reads_what_it_is_for(tmp_path: Path) -> None:
         "".join(json.dumps({"_id": f"q{i}", "text": f"owl {i}"}) + "\n" for i in range(9))
     )
     for split, places in (("train", range(4)), ("dev", range(4, 6)), ("test", range(6, 9))):
-        (trec / "qrels" / f"{split}.tsv").write_text("q\td\tscore\n" + "".join(f"q{i}\td{i}\t1\n" for i in places))
+        (trec / "qrels" / f"{split}.tsv").write_text(
+            "query-id\tcorpus-id\tscore\n" + "".join(f"q{i}\td{i}\t1\n" for i in places)
+        )
     for name, path in (("routing", tmp_path / "log.jsonl"), ("recommendation", shop), ("search", trec)):
         counts = tmp_path / f"{name}.json"
         settings = ["-s", f"data.0.path={path}"]
