@@ -5,7 +5,8 @@
 
     load(Path("shop"), interactions="orders.csv", user="customer", item="sku", time="at", item_id="sku", title="name")
 
-Fields are parted by commas, tabs, semicolons or `::`, which the header shows. `time` is a number or a date in ISO form
+Fields are parted by commas, tabs, semicolons or `::`, which the header shows; files named `.jsonl` hold an object a
+line. `time` is a number or a date in ISO form
 (without a zone: UTC); without that column, rows stand in the order in which things happened. A user's item that comes
 again counts once, where it came first. Next in the data flow is `recommendation`.
 """
@@ -22,7 +23,8 @@ from r1ranker.datasets.common import Source
 from r1ranker.datasets.recommendation import Event, RecommendationOptions, histories_of, recommendation_problems
 from r1ranker.datasets.tables import Rows, identifier, named_file, records, set_once, split_rows
 from r1ranker.errors import ConfigError, DataError
-from r1ranker.io.text import finite, read_csv, read_lines
+from r1ranker.io.documents import read_json_lines, text_of
+from r1ranker.io.text import bare, finite, read_csv, read_lines
 from r1ranker.problem import Splits
 
 log = logging.getLogger(__name__)
@@ -60,17 +62,40 @@ def load(
     columns = {"user": user, "item": item} | {k: v for k, v in (("rating", rating), ("time", time)) if v}
     of_items = {"item_id": item_id or item, "title": title} | {f"details[{i}]": name for i, name in enumerate(details)}
     met, known = named_file(path, "interactions", interactions), named_file(path, "items", items)
-    titles, texts = _items(known, of_items)
-    histories = histories_of(_events(met, columns), min_rating)
+    titles, texts = read_items(known, of_items)
+    histories = histories_of(read_events(met, columns), min_rating)
     return recommendation_problems(histories, titles, texts=texts, task=task, seed=seed, limit=limit, **options)
 
 
 def _rows(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
     """Where each row stands, and its fields by option."""
+    if bare(path.name).endswith(".jsonl"):
+        yield from _json_rows(path, columns)
+        return
     separator = _separator(path, columns)
     rows: Rows = split_rows(path, separator) if len(separator) > 1 else read_csv(path, separator)
     for number, row in records(path, rows, tuple(columns.values())):
         yield f"{path}:{number}", {option: row[name] for option, name in columns.items()}
+
+
+def _json_rows(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """The same of JSON Lines. A line may lack a field; one that all lack is a fault."""
+    met: set[str] = set()
+    for number, record in read_json_lines(path):
+        met |= record.keys()
+        where = f"{path}:{number}"
+        yield where, {option: _shown(record.get(name), f"{where}: {name}") for option, name in columns.items()}
+    for option, name in columns.items():
+        if name not in met:
+            raise DataError(
+                f"{path}: no line has a field {name!r}; there are {', '.join(sorted(met))[:300]}; name the one that is "
+                f"meant by the option {option.partition('[')[0]}"
+            )
+
+
+def _shown(value: object, where: str) -> str:
+    """A field as text; a list is its texts with commas between."""
+    return ", ".join(text_of(one, where) for one in (value if isinstance(value, list) else [value]))
 
 
 def _separator(path: Path, columns: Mapping[str, str]) -> str:
@@ -89,8 +114,8 @@ def _separator(path: Path, columns: Mapping[str, str]) -> str:
     return separator
 
 
-def _items(path: Path, columns: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Title by item, and what a candidate shows."""
+def read_items(path: Path, columns: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Title by item, and what a candidate shows. columns: by option, `item_id` and `title` first, then details."""
     titles: dict[str, str] = {}
     texts: dict[str, str] = {}
     for where, row in _rows(path, columns):
@@ -100,7 +125,8 @@ def _items(path: Path, columns: Mapping[str, str]) -> tuple[dict[str, str], dict
     return titles, texts
 
 
-def _events(path: Path, columns: Mapping[str, str]) -> Iterator[Event]:
+def read_events(path: Path, columns: Mapping[str, str]) -> Iterator[Event]:
+    """Rows of interactions. columns: by option, `user` and `item`, perhaps `rating` and `time`."""
     if "time" not in columns:
         log.info("%s: no option time, so its rows count as standing in the order in which things happened", path)
     for place, (where, row) in enumerate(_rows(path, columns)):

@@ -245,6 +245,33 @@ def depth(problem: Problem, inner: Planner, size: int) -> Plan:
     return ranking_from(problem, (*order, *tail), steps, usage)
 
 
+def reached(problem: Problem, inner: Planner, fits: Callable[[Ask, int], bool]) -> Plan:
+    """Rank as many of the first candidates as `inner` can read at once; the others keep their order behind them.
+
+    fits: whether a model can read what is asked first of so many.
+    """
+    ids = problem.identifiers
+    low, high = 1, len(ids)
+    if high < 2 or _begins(inner(problem), lambda ask: fits(ask, high)):
+        return (yield from inner(problem))
+    while low + 1 < high:  # high does not fit; of 1 nothing is asked
+        middle = (low + high) // 2
+        begins = inner(part_of(problem, ids[:middle]))
+        low, high = (middle, high) if _begins(begins, lambda ask, n=middle: fits(ask, n)) else (low, middle)  # type: ignore[misc]
+    # Where not even two can be read, the model says so itself.
+    return (yield from (depth(problem, inner, low) if low > 1 else inner(problem)))
+
+
+def _begins(plan: Plan, sound: Callable[[Ask], bool]) -> bool:
+    """Whether what a plan asks first is sound; one that asks nothing is."""
+    try:
+        return sound(next(plan))
+    except StopIteration:
+        return True
+    finally:
+        plan.close()
+
+
 def fitted(problem: Problem, inner: Planner, length: Callable[[Prompt], int], most: int) -> Plan:
     """What `inner` asks, with texts cut evenly so that its first prompt is at most `most` long, where that is enough.
 
@@ -252,13 +279,7 @@ def fitted(problem: Problem, inner: Planner, length: Callable[[Prompt], int], mo
     """
 
     def fits(cut: int) -> bool:
-        plan = inner(_cut(problem, cut))
-        try:
-            return length(next(plan).prompt) <= most
-        except StopIteration:
-            return True
-        finally:
-            plan.close()
+        return _begins(inner(_cut(problem, cut)), lambda ask: length(ask.prompt) <= most)
 
     low, high = 1, max(len(candidate.text) for candidate in problem.candidates)
     if fits(high):

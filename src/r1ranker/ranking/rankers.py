@@ -14,9 +14,10 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
-from r1ranker.backends.base import AsyncBackend, Backend
+from r1ranker.backends.base import Ask, AsyncBackend, Backend
 from r1ranker.errors import ConfigError
 from r1ranker.io.progress import track
 from r1ranker.problem import Problem, Ranking
@@ -193,13 +194,34 @@ class Depth(_Composed):
         return plans.depth(problem, self.inner.plan, self.size)
 
 
+def length_of(backend: Backend | AsyncBackend, prompt: Prompt) -> int:
+    """Tokens of a prompt; of a model at an endpoint, which are not known, a third of the bytes: seldom too few."""
+    encoder = getattr(backend, "encoder", None)
+    if encoder is None:
+        return len((prompt.text + prompt.transcript).encode()) // 3
+    if not prompt.blocks:
+        return len(encoder.encode(prompt))
+    head, blocks, question = encoder.blocks(prompt)  # which stand side by side: the longest one counts
+    return len(head) + max(map(len, blocks)) + len(question)
+
+
+def reads(backend: Backend | AsyncBackend, ask: Ask, candidates: int) -> bool:
+    """Whether the context has room for a query's first ask, and for what is added to it until all are ranked.
+
+    True where the context is not known, as at an endpoint: a prompt that is too long fails by itself.
+    """
+    context: int | None = getattr(backend, "context", None)
+    added = plans.EMPTY_THOUGHT_TOKENS + plans.TOKENS_PER_CANDIDATE * candidates if ask.prompt.stays else 0
+    return context is None or length_of(backend, ask.prompt) + max(added, ask.max_new_tokens) <= context
+
+
 @dataclass
 class Fitted(_Composed):
     """Texts of candidates are cut to one length where a query's first prompt would have more than `tokens`.
 
-    Tokens are the model's; of a model at an endpoint, which are not known, a third of the bytes: seldom too few.
-    tokens: None is the model's context, less `written`, what a thought may have, and room for identifiers. Where the
-    context is not known, as at an endpoint, nothing is cut: a prompt that is too long fails by itself.
+    tokens: as `length_of` counts them. None is the model's context, less `written`, what a thought may have, and room
+    for identifiers. Where the context is not known, as at an endpoint, nothing is cut: a prompt that is too long fails
+    by itself.
     """
 
     inner: Ranker
@@ -213,21 +235,13 @@ class Fitted(_Composed):
     def plan(self, problem: Problem) -> Plan:
         """See `plans.fitted`."""
         most = self.tokens or self._room(len(problem.candidates))
-        return plans.fitted(problem, self.inner.plan, self._length, most) if most else self.inner.plan(problem)
+        length = partial(length_of, self.backend)
+        return plans.fitted(problem, self.inner.plan, length, most) if most else self.inner.plan(problem)
 
     def _room(self, candidates: int) -> int | None:
         context: int | None = getattr(self.backend, "context", None)
         beside = self.written + plans.EMPTY_THOUGHT_TOKENS + plans.TOKENS_PER_CANDIDATE * candidates
         return context and max(1, context - beside)
-
-    def _length(self, prompt: Prompt) -> int:
-        encoder = getattr(self.backend, "encoder", None)
-        if encoder is None:
-            return len((prompt.text + prompt.transcript).encode()) // 3
-        if not prompt.blocks:
-            return len(encoder.encode(prompt))
-        head, blocks, question = encoder.blocks(prompt)  # which stand side by side: the longest one counts
-        return len(head) + max(map(len, blocks)) + len(question)
 
 
 @dataclass

@@ -12,7 +12,8 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
-from r1ranker.serving import health, page, rerank
+from r1ranker.serving import health, items, page, rerank
+from r1ranker.serving.catalogue import read_catalogues
 from r1ranker.serving.errors import HttpError, error_response
 from r1ranker.serving.guard import Guard
 from r1ranker.serving.service import Service
@@ -23,7 +24,7 @@ GRACE_SECONDS = 10.0
 
 
 def create_app(settings: ServeSettings) -> FastAPI:
-    """The app; models are loaded when it starts."""
+    """The app. Catalogues are read here, models are loaded when it starts. Raises R1RankerError for a catalogue."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -35,11 +36,13 @@ def create_app(settings: ServeSettings) -> FastAPI:
     # No documentation pages: they load scripts of others into this origin. The schema is at /openapi.json.
     app = FastAPI(title="r1-ranker", lifespan=lifespan, redirect_slashes=False, docs_url=None, redoc_url=None)
     app.state.service = Service(settings)
+    app.state.catalogues = read_catalogues(settings.catalogues)
     app.add_middleware(Guard, settings=settings)
     app.add_exception_handler(HttpError, _refused)
     app.add_exception_handler(HTTPException, _not_here)
     app.include_router(health.router)
     app.include_router(rerank.router)
+    app.include_router(items.router)
     app.include_router(page.router)
     return app
 

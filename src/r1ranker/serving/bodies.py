@@ -1,4 +1,4 @@
-"""Bodies of the rerank family: what clients send, read as leniently as they need, and as strictly as is safe.
+"""Bodies of the rerank family and of /v1/recommend: what clients send, read as leniently as they need.
 
 In: JSON. Out: requests whose every limit holds. Unknown fields are left aside; but those that name an address or a key
 of another server are refused, since nothing is ever sent, or fetched from, where a request says.
@@ -74,6 +74,24 @@ class ScoreBody(_Lenient):
     documents: Texts | None = None
     text_1: Texts | None = None
     text_2: Texts | None = None
+
+
+class RecommendBody(_Lenient):
+    """Ours. history: what the user took, oldest first, as identifiers or titles of the catalogue; or a query; or both.
+
+    exclude: more identifiers or titles that are not wanted. top_n: how many results; none or 0: the whole pool.
+    """
+
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
+    catalogue: str | None = None
+    history: list[str] | None = None
+    query: str | None = None
+    exclude: list[str] | None = None
+    model: str | None = None
+    top_n: int | None = Field(None, ge=0)
+    deadline_s: float | None = Field(None, gt=0)
+    explain: bool | None = None
 
 
 Body = TypeVar("Body", bound=BaseModel)

@@ -28,14 +28,14 @@ DECIMALS = 9
 """Of scores: enough to fall strictly over a thousand documents."""
 
 
-def _takes(model: type[BaseModel]) -> dict[str, Any]:
+def takes(model: type[BaseModel]) -> dict[str, Any]:
     """The body's schema, for OpenAPI; FastAPI's own reading of bodies is stricter than clients are."""
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}}}
 
 
-@router.post("/rerank", openapi_extra=_takes(RerankBody))
-@router.post("/v1/rerank", openapi_extra=_takes(RerankBody))
-@router.post("/v2/rerank", openapi_extra=_takes(RerankBody))
+@router.post("/rerank", openapi_extra=takes(RerankBody))
+@router.post("/v1/rerank", openapi_extra=takes(RerankBody))
+@router.post("/v2/rerank", openapi_extra=takes(RerankBody))
 async def rerank(request: Request) -> Response:
     """Order documents for a query: Cohere's, Jina's and vLLM's shape; with `texts` for `documents`, TEI's."""
     body = await read(request, RerankBody)
@@ -53,7 +53,7 @@ async def rerank(request: Request) -> Response:
         key=request.state.key,
         explain=wants_all,
     )
-    _tell(request, served, len(texts))
+    tell(request, served, len(texts))
     if tei:
         return json_response([_tei_result(i, score, texts, body) for i, score in _places(served)])
     places = _places(served)[: body.top_n or None]
@@ -66,7 +66,7 @@ async def rerank(request: Request) -> Response:
             {"index": i, "relevance_score": score} | ({"document": {"text": texts[i]}} if body.return_documents else {})
             for i, score in places
         ],
-        "usage": _usage([usage]),
+        "usage": usage_of([usage]),
         "meta": {
             "api_version": {"version": "2"},
             "billed_units": {"search_units": 1},
@@ -76,11 +76,11 @@ async def rerank(request: Request) -> Response:
     if served.warnings:
         answer["meta"]["warnings"] = list(served.warnings)
     if body.explain:
-        answer["explain"] = _explained(problem, served, service.rankers[served.ranker].ranker)
+        answer["explain"] = explained(problem, served, service.rankers[served.ranker].ranker)
     return json_response(answer)
 
 
-@router.post("/voyage/v1/rerank", openapi_extra=_takes(VoyageBody))
+@router.post("/voyage/v1/rerank", openapi_extra=takes(VoyageBody))
 async def voyage(request: Request) -> Response:
     """Order documents for a query: Voyage's shape."""
     body = await read(request, VoyageBody)
@@ -89,17 +89,17 @@ async def voyage(request: Request) -> Response:
     query = check(body.query, texts, service.settings.limits)
     problem = _problem(query, texts)
     served = await service.rank(problem, ranker=body.model, top_n=body.top_k, key=request.state.key)
-    _tell(request, served, len(texts))
+    tell(request, served, len(texts))
     data = [
         {"index": i, "relevance_score": score} | ({"document": texts[i]} if body.return_documents else {})
         for i, score in _places(served)[: body.top_k or None]
     ]
-    total = _usage([served.ranking.usage])["total_tokens"]
+    total = usage_of([served.ranking.usage])["total_tokens"]
     return json_response({"object": "list", "data": data, "model": served.ranker, "usage": {"total_tokens": total}})
 
 
-@router.post("/score", openapi_extra=_takes(ScoreBody))
-@router.post("/v1/score", openapi_extra=_takes(ScoreBody))
+@router.post("/score", openapi_extra=takes(ScoreBody))
+@router.post("/v1/score", openapi_extra=takes(ScoreBody))
 async def score(request: Request) -> Response:
     """A score for each pair, in the order given: vLLM's shape. Documents of one query are ranked together."""
     body = await read(request, ScoreBody)
@@ -124,7 +124,7 @@ async def score(request: Request) -> Response:
     scores = {
         places[i]: value for one, places in zip(served, of_query.values(), strict=True) for i, value in _places(one)
     }
-    _tell(request, served[0], len(pairs))
+    tell(request, served[0], len(pairs))
     return json_response(
         {
             "id": f"score-{uuid.uuid4().hex}",
@@ -132,7 +132,7 @@ async def score(request: Request) -> Response:
             "created": int(time.time()),
             "model": served[0].ranker,
             "data": [{"index": i, "object": "score", "score": scores[i]} for i in range(len(pairs))],
-            "usage": _usage([one.ranking.usage for one in served]),
+            "usage": usage_of([one.ranking.usage for one in served]),
         }
     )
 
@@ -192,12 +192,13 @@ def _tei_result(place: int, value: float, texts: Sequence[str], body: RerankBody
     return {"index": place, "score": value} | shown
 
 
-def _usage(usages: Sequence[Usage]) -> dict[str, int]:
+def usage_of(usages: Sequence[Usage]) -> dict[str, int]:
+    """Tokens as OpenAI's clients read them."""
     read, written = sum(u.prompt_tokens for u in usages), sum(u.generated_tokens for u in usages)
     return {"prompt_tokens": read, "total_tokens": read + written}
 
 
-def _explained(problem: Problem, served: Served, ranker: Ranker) -> dict[str, Any]:
+def explained(problem: Problem, served: Served, ranker: Ranker) -> dict[str, Any]:
     """A trace's line, with what was asked: query, candidates, and whether steps name the worst or the best."""
     while hasattr(ranker, "inner"):
         ranker = ranker.inner
@@ -209,7 +210,7 @@ def _explained(problem: Problem, served: Served, ranker: Ranker) -> dict[str, An
     return RANKING.dump_python(served.ranking, mode="json") | asked  # type: ignore[no-any-return]
 
 
-def _tell(request: Request, served: Served, documents: int) -> None:
+def tell(request: Request, served: Served, documents: int) -> None:
     """What the log says of it: sizes, never texts."""
     request.state.told = {
         "model": served.ranker,

@@ -8,13 +8,14 @@ import logging
 import math
 import time
 from dataclasses import dataclass, field
+from functools import partial
 
 from r1ranker.backends.base import PromptError
 from r1ranker.errors import ConfigError
 from r1ranker.problem import Problem, Ranking
 from r1ranker.ranking.live import Closed, Full, Live, Pending
-from r1ranker.ranking.plans import Budget, Planner
-from r1ranker.ranking.rankers import IRanker, Ranker
+from r1ranker.ranking.plans import Budget, Planner, reached
+from r1ranker.ranking.rankers import IRanker, Ranker, reads
 from r1ranker.ranking.scores import scores
 from r1ranker.serving.errors import HttpError
 from r1ranker.serving.metrics import Metrics
@@ -88,10 +89,13 @@ class Service:
         deadline_s: float | None = None,
         key: str = "",
         explain: bool = False,
+        reach: bool = False,
     ) -> Served:
         """Rank by the named ranker, or the default one; the whole pool, of which the first `top_n` are surely ordered.
 
         deadline_s: at most that of the settings. explain: the whole order is wanted, and how it came about.
+        reach: of a pool that the model cannot read at once, rank as many of the first as it can; the others keep their
+        places behind them.
         Raises HttpError.
         """
         name = self.named(ranker, key)
@@ -100,6 +104,9 @@ class Service:
         most = self.settings.limits.deadline_s
         deadline = began + (most if deadline_s is None or not 0 < deadline_s < most else deadline_s)
         planner = None if explain else first(live.ranker, top_n, len(problem.candidates))
+        if reach:
+            fits = partial(reads, live.ranker.backend)
+            planner = partial(reached, inner=planner or live.ranker.plan, fits=fits)
         try:
             pending = live.submit(problem, planner=planner, deadline=deadline, key=key)
         except Full as error:

@@ -19,6 +19,7 @@ from pydantic import Field, field_validator, model_validator
 
 from r1ranker.io.config import Strict, read_keys, valid_as
 from r1ranker.ranking.spec import RankerSpec
+from r1ranker.serving.catalogue import CatalogueSettings
 
 SETTINGS_OF_RANKERS = [field.name for field in dataclasses.fields(RankerSpec)]
 
@@ -64,6 +65,7 @@ class ServeSettings(Strict):
 
     keys: none is no authentication, and then only this machine may ask. allowed_hosts: names that the headers `Host`
     and `Origin` may have beside `host` and localhost; "*" allows all.
+    catalogues: by name, what /v1/recommend draws from.
     """
 
     host: str = "127.0.0.1"
@@ -73,6 +75,7 @@ class ServeSettings(Strict):
     keys: tuple[Key, ...] = ()
     limits: Limits = Limits()
     allowed_hosts: tuple[str, ...] = ()
+    catalogues: dict[str, CatalogueSettings] = Field(default_factory=dict)
     store: Path = Path("serve.sqlite")
 
     @field_validator("rankers", mode="before")
