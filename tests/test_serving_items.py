@@ -12,17 +12,18 @@ from typing import Any
 
 import pytest
 
+from r1ranker.backends.base import Ask
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.problem import Candidate, Problem
 from r1ranker.ranking.drive import drive
-from r1ranker.ranking.plans import Plan, reached
+from r1ranker.ranking.plans import Budget, reached
 from r1ranker.ranking.rankers import IRanker, reads
 from r1ranker.serving.catalogue import Catalogue, CatalogueSettings, read_catalogue, read_catalogues
 from r1ranker.serving.settings import load_settings
 from serving_server import VALUES, Server, running
 
-WORDS = "amber birch cedar delta ember fjord grove haven islet jetty knoll ledge".split()
+WORDS = ["amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "haven", "islet", "jetty", "knoll", "ledge"]
 SEA, HILL = [f"s{i}" for i in range(12)], [f"h{i}" for i in range(12)]
 TITLES = {
     item: f"The {word} {'sea' if item in SEA else 'hill'}" for item, word in zip(SEA + HILL, WORDS * 2, strict=True)
@@ -202,19 +203,28 @@ def test_files_that_are_not_as_the_settings_say_are_refused_with_the_catalogue_s
 
 
 def test_as_many_of_the_first_are_ranked_as_the_model_can_read(tiny: TransformersBackend) -> None:
-    ranker = IRanker(tiny, ask="best")
+    ranker = IRanker(tiny, ask="best", budget=Budget(calls=1))
     texts = tuple(Candidate(f"d{k}", f"text number {k}") for k in range(400))
     problem = Problem("q", "toy", "passage", texts, "what")
 
-    def plan(asked: Problem) -> Plan:
-        return reached(asked, replace(ranker, top_k=398).plan, lambda ask, n: reads(tiny, ask, n))
+    def fits(ask: Ask, candidates: int) -> bool:
+        return reads(tiny, ask, candidates)
 
-    small = replace(problem, candidates=texts[:10])
-    assert next(iter(drive([small], plan, tiny, 1)))[1].steps == ()  # of 10, 398 may stay
-    ((_, ranking),) = drive([problem], lambda asked: reached(asked, ranker.plan, lambda ask, n: n <= 7), tiny, 1)
-    assert len(ranking.steps[0].pool) == 7
-    assert ranking.docids[7:] == tuple(one.docid for one in texts[7:])
-    assert sorted(ranking.docids[:7]) == sorted(one.docid for one in texts[:7])
+    def asked_first(candidates: int) -> Ask:
+        return next(ranker.plan(replace(problem, candidates=texts[:candidates])))
+
+    ((_, ranking),) = drive([problem], lambda asked: reached(asked, ranker.plan, fits), tiny, 1)
+    read = len(ranking.steps[0].pool)
+    assert fits(asked_first(read), read)
+    assert not fits(asked_first(read + 1), read + 1)
+    assert ranking.docids[read:] == tuple(one.docid for one in texts[read:])
+    assert sorted(ranking.docids[:read]) == sorted(one.docid for one in texts[:read])
+
+
+def test_a_pool_that_fits_is_ranked_whole(tiny: TransformersBackend, make_problem: Any) -> None:
+    ranker, problem = IRanker(tiny), make_problem(6)
+    ((_, ranking),) = drive([problem], lambda asked: reached(asked, ranker.plan, lambda ask, n: n <= 6), tiny, 1)
+    assert ranking.docids == ranker.rank(problem).docids
 
 
 # Over HTTP
