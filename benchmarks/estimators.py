@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -260,13 +260,13 @@ def pools(kind: str, n: int, count: int, earned: Earned, seed: int) -> list[Pool
         scores, gains = rng.normal(size=n), rng.integers(0, 4, size=n)
         if kind == "one relevant":
             gains = np.eye(n, dtype=int)[rng.integers(n)]
-        if gains.max() > gains.min():
+        if gains.max() > gains.min() == 0:
             found.append(Pool(scores, tuple(map(int, gains)), earned))
     return found
 
 
 def rows(n: int, count: int, seed: int) -> list[dict[str, Any]]:
-    """One row an estimator, objective and kind of pool; means over pools."""
+    """One row an estimator, objective and kind of pool; medians over pools."""
     out = []
     for kind, (objective, earned) in itertools.product(("one relevant", "graded"), OBJECTIVES.items()):
         drawn = pools(kind, n, count, earned, seed)
@@ -279,8 +279,8 @@ def rows(n: int, count: int, seed: int) -> list[dict[str, Any]]:
                     mean, variance = moments_in_groups(pool, GROUPED[name][0], rng)
                 found.append(compared(mean, variance, pool.truth))
             cost = (ALONE | GROUPED)[name][1]  # type: ignore[operator]
-            means = {key: fmean(one[key] for one in found) for key in ("off", "noise")}
-            out.append({"estimator": name, "objective": objective, "pool": kind, "n": n, **means, "rewards": cost})
+            middle = {key: median(one[key] for one in found) for key in ("off", "noise")}
+            out.append({"estimator": name, "objective": objective, "pool": kind, "n": n, **middle, "rewards": cost})
     return out
 
 
