@@ -12,7 +12,8 @@ from r1ranker.adapters.pyterrier import R1Ranker
 QUERY = "how long do barn owls live"
 texts = ["A tractor needs oil.", "A barn owl lives about four years.", "Owls eat mice."]
 rows = [
-    {"qid": "q1", "query": QUERY, "docno": f"d{n}", "text": text, "score": -n, "rank": n} for n, text in enumerate(texts)
+    {"qid": "q1", "query": QUERY, "docno": f"d{n}", "text": text, "score": -n, "rank": n}
+    for n, text in enumerate(texts)
 ]
 first_stage = pt.Transformer.from_df(pd.DataFrame(rows))
 

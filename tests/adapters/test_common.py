@@ -49,7 +49,7 @@ def test_a_blank_query_is_refused(query: str) -> None:
 
 
 def test_what_is_no_text_is_refused() -> None:
-    with pytest.raises(DataError, match="text 1 of query .* is nan"):
+    with pytest.raises(DataError, match=r"text 1 of query .* is nan"):
         order(by_shared_words(), QUERY, ["owls", float("nan")])  # type: ignore[list-item]
 
 

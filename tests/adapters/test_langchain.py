@@ -31,7 +31,9 @@ def test_awaited_it_does_the_same_for_many_at_a_time() -> None:
     compressor = R1Ranker(ranker=by_shared_words(), top_n=2)
 
     async def both() -> list[list[Document]]:
-        return await asyncio.gather(*(compressor.acompress_documents(DOCUMENTS, query) for query in (QUERY, "tractors")))
+        return await asyncio.gather(
+            *(compressor.acompress_documents(DOCUMENTS, query) for query in (QUERY, "tractors"))
+        )
 
     owls, tractors = asyncio.run(both())
     assert owls == compressor.compress_documents(DOCUMENTS, QUERY)

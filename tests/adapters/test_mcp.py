@@ -51,7 +51,11 @@ def test_what_is_wrong_is_told_to_the_agent() -> None:
 
 
 def test_over_stdio_both_tools_answer() -> None:
-    target = stdio_client(StdioServerParameters(command=COMMAND[0], args=COMMAND[1:], env={"PYTHONPATH": path()}))
+    target = stdio_client(
+        StdioServerParameters(
+            command=COMMAND[0], args=COMMAND[1:], env={"PYTHONPATH": ":".join(filter(None, sys.path))}
+        )
+    )
 
     async def answers() -> tuple[list[str], Any, Any]:
         async with Client(target) as client:
@@ -65,10 +69,6 @@ def test_over_stdio_both_tools_answer() -> None:
     assert sorted(row["index"] for row in ranked) == [0, 1, 2, 3]
     assert sorted(row["name"] for row in routed) == sorted(MODELS)
     assert falls([row["score"] for row in routed])
-
-
-def path() -> str:
-    return ":".join(filter(None, sys.path))
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import pandas as pd
 import pytest
 
-pt = pytest.importorskip("pyterrier")
+pytest.importorskip("pyterrier")
+
+import pyterrier as pt
 
 from known_order import BEST_FIRST, QUERY, TEXTS, by_shared_words, falls
 from r1ranker.adapters.pyterrier import R1Ranker

@@ -17,11 +17,20 @@ from r1ranker.ranking.rankers import Ranker
 from r1ranker.ranking.spec import RankerSpec
 
 
+class _NoCard:
+    """Evaluators write what they measured on a model's card, and there is none here."""
+
+    def set_evaluation_metrics(self, *_: Any) -> None:
+        """Nothing."""
+
+
 class R1Ranker:
     """ranker: one of ours, its spec, or a model's name.
 
     What says how a cross-encoder computes, such as batch_size, is accepted and not used.
     """
+
+    model_card_data = _NoCard()
 
     def __init__(self, ranker: Ranker | RankerSpec | str) -> None:
         self.ranker = ranker_of(ranker)
