@@ -1,6 +1,6 @@
 """What all adapters share. In: queries with their texts. Out: places in them with scores, best first.
 
-    order(ranker_of("smol"), "how long do barn owls live", ["A tractor ...", "A barn owl ..."])  # [(1, 1.0), (0, 0.5)]
+    order(ranker_of("smol"), "how long do barn owls live", ["A tractor ...", "A barn owl ..."])  # [(1, 0.8), (0, 0.2)]
 
 Scores are in (0, 1] and strictly fall: they compare the texts of one query, and are no calibrated probabilities.
 """
