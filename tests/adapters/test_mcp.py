@@ -19,6 +19,7 @@ from mcp import Client, StdioServerParameters, stdio_client
 
 from known_order import BEST_FIRST, QUERY, TEXTS, by_shared_words, falls
 from r1ranker.adapters.mcp import server
+from serving_server import START_SECONDS, free_port
 
 COMMAND = [sys.executable, "-m", "r1ranker", "mcp"]
 MODELS = {"small": "cheap, fails at long proofs", "large": "dear, good at everything"}
@@ -71,18 +72,20 @@ def test_over_stdio_both_tools_answer() -> None:
     assert falls([row["score"] for row in routed])
 
 
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen([*COMMAND, "--http", "--port", str(port)])
     try:
-        for _ in range(600):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
+        until = time.monotonic() + START_SECONDS
+        while not listens(port):
             assert process.poll() is None, "the server ended"
+            assert time.monotonic() < until, "the server did not start"
             time.sleep(0.1)
         yield f"http://127.0.0.1:{port}/mcp"
     finally:

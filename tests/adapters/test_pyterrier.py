@@ -43,6 +43,7 @@ def test_each_query_of_a_frame_is_ranked_and_all_in_one_call(monkeypatch: pytest
     assert found[found.qid == "q2"].docno.tolist()[0] == "d0"
 
 
+@pytest.mark.filterwarnings("ignore:There are shared pipeline components")
 def test_it_stands_in_a_pipeline_and_an_experiment() -> None:
     first = pt.Transformer.from_df(FRAME)
     pipeline = first % 3 >> R1Ranker(by_shared_words()) % 1
