@@ -11,13 +11,16 @@ import OpenAI from "openai";
 
 const [url = "http://127.0.0.1:8100", key = "none"] = process.argv.slice(2);
 const query = "how long do barn owls live";
-const documents = ["tractors need oil", "a barn owl lives four years", "owls eat mice at night", "the barn stands alone"];
+const documents = [
+  "tractors need oil", "a barn owl lives four years", "owls eat mice at night", "the barn stands alone",
+];
 const headers = { "content-type": "application/json", authorization: `Bearer ${key}` };
 const plain = await fetch(`${url}/rerank`, {
   method: "POST", headers, body: JSON.stringify({ query, documents, top_n: 3 }),
 }).then((answer) => answer.json());
 const model = plain.model;
 const expected = plain.results.map((row) => row.index);
+console.log(`plain request: ${model} ${expected}`);
 const cohere = { token: key, environment: url };
 const inOrder = (answer) => answer.results.map((row) => row.index);
 
@@ -31,8 +34,10 @@ const clients = {
     const { ranking } = await rerank({ model: reranking, query, documents, topN: 3 });
     return ranking.map((row) => row.originalIndex);
   },
-  "@langchain/cohere": async () =>
-    (await new CohereRerank({ client: new CohereClient(cohere), model, topN: 3 }).rerank(documents, query)).map((row) => row.index),
+  "@langchain/cohere": async () => {
+    const reranker = new CohereRerank({ client: new CohereClient(cohere), model, topN: 3 });
+    return (await reranker.rerank(documents, query)).map((row) => row.index);
+  },
   openai: async () => {
     const { data } = await new OpenAI({ baseURL: `${url}/v1`, apiKey: key }).models.list();
     return data.some((one) => one.id === model) ? expected : data;
