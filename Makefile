@@ -12,7 +12,7 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest -q
 
 test-adapters: .venv-adapters/installed  ## adapters, and clients of `r1ranker serve`, with the real libraries
-	.venv-adapters/bin/python -m pytest -q tests/adapters tests/clients
+	.venv-adapters/bin/python -m pytest -q -W default tests/adapters tests/clients
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check src tests benchmarks examples

@@ -22,6 +22,7 @@ os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"
 
 from serving_server import Server, hashed, running
 
+pytestmark = pytest.mark.filterwarnings("default")  # clients leave sockets open
 KEY = "a key of the tests"
 QUERY = "how long do barn owls live"
 TEXTS = [
