@@ -1,14 +1,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+PACKAGES := import site; print(site.getsitepackages()[0])
 
-.PHONY: quickstart test lint nano clean
+.PHONY: quickstart test test-adapters lint nano clean
 
 quickstart: $(INSTALLED)  ## train and compare everything on the embedded model and data; ARGS="--seed 1 --overwrite"
 	$(BIN)/r1ranker quickstart $(ARGS)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -q
+
+test-adapters: .venv-adapters/installed  ## adapters, and clients of `r1ranker serve`, with the real libraries
+	.venv-adapters/bin/python -m pytest -q -W default tests/adapters tests/clients
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check src tests benchmarks examples
@@ -28,5 +32,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# The libraries that adapters are for: beside .venv, which it reads, since some want other versions of what stands there.
+.venv-adapters/installed: $(INSTALLED) constraints-adapters.txt
+	$(PYTHON) -m venv .venv-adapters
+	printf '%s\n' '$(CURDIR)/src' "$$($(BIN)/python -c '$(PACKAGES)')" \
+		> "$$(.venv-adapters/bin/python -c '$(PACKAGES)')/base.pth"
+	.venv-adapters/bin/pip install --quiet --no-deps --requirement constraints-adapters.txt
+	touch $@
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-adapters runs

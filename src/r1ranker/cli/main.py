@@ -25,6 +25,7 @@ from r1ranker.cli.common import (
     write_json,
 )
 from r1ranker.cli.data import data_app
+from r1ranker.cli.mcp import mcp
 from r1ranker.cli.model import model_app
 from r1ranker.cli.rank import rank
 from r1ranker.cli.reproduce import reproduce
@@ -162,6 +163,7 @@ app.command()(rank)
 app.command()(reproduce)
 app.command()(view)
 app.command()(serve)
+app.command()(mcp)
 
 
 @app.command()
