@@ -25,8 +25,8 @@ from r1ranker.problem import Problem
 
 MakeProblem = Callable[..., Problem]
 MINI = ["-s", "data.0.source=mini", "-s", "data.0.limit=1"]
-COMMANDS = ["quickstart", "warmstart", "train", "rank", "evaluate", "compare", "reproduce", "push", "view"]
-COMMANDS += ["data list", "data validate", "data convert", "data stats", "serve"]
+COMMANDS = ["quickstart", "warmstart", "train", "rank", "evaluate", "compare", "reproduce", "push", "view", "serve"]
+COMMANDS += ["data list", "data validate", "data convert", "data stats"]
 UNTIL_STOPPED = {"serve"}
 """Commands without a result to write."""
 PPO = {"steps": 2, "batch": 6, "minibatch": 6, "validate_every": 1, "validate_problems": 1, "largest_pool": 4}
