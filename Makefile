@@ -21,7 +21,7 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 nano: $(INSTALLED)  ## rebuild the embedded model
-	$(BIN)/r1ranker warmstart src/r1ranker/configs/nano.yaml --overwrite
+	$(BIN)/r1ranker warmstart nano --overwrite
 	rm -rf src/r1ranker/nano
 	cp -r runs/nano/model src/r1ranker/nano
 

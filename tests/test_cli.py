@@ -16,6 +16,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from r1ranker.cli import app
+from r1ranker.cli.config import config_app
 from r1ranker.cli.data import data_app
 from r1ranker.datasets import SOURCES
 from r1ranker.io.config import load_config
@@ -25,8 +26,8 @@ from r1ranker.problem import Problem
 
 MakeProblem = Callable[..., Problem]
 MINI = ["-s", "data.0.source=mini", "-s", "data.0.limit=1"]
-COMMANDS = ["quickstart", "warmstart", "train", "rank", "evaluate", "compare", "reproduce", "push", "view", "serve"]
-COMMANDS += ["data list", "data validate", "data convert", "data stats"]
+COMMANDS = ["quickstart", "warmstart", "train", "rank", "rerank", "evaluate", "compare", "reproduce", "push", "view"]
+COMMANDS += ["config init", "config reference", "data list", "data validate", "data convert", "data stats", "serve"]
 UNTIL_STOPPED = {"serve"}
 """Commands without a result to write."""
 PPO = {"steps": 2, "batch": 6, "minibatch": 6, "validate_every": 1, "validate_problems": 1, "largest_pool": 4}
@@ -89,6 +90,7 @@ def test_the_help_of_every_command_shows_an_example(command: str) -> None:
 def test_no_command_is_missing_from_these_tests() -> None:
     commands = [("", command) for command in app.registered_commands]
     commands += [("data ", command) for command in data_app.registered_commands]
+    commands += [("config ", command) for command in config_app.registered_commands]
     assert {f"{group}{c.name or c.callback.__name__}" for group, c in commands if c.callback} == set(COMMANDS)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import random
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -296,3 +297,31 @@ def test_texts_are_cut_evenly_to_the_longest_that_fits(make_problem: MakeProblem
     longest = [len(text) for text in re.findall(r"word(?: word)+|x+", seen[0])]
     assert max(longest) - sorted(longest)[-2] <= len("word "), "both long texts end at one length"
     assert RankerSpec(truncate=500, top_k=3).around(ScriptedBackend()).rank(problem).usage.cut == 0
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"layout": "relist"},
+        {"layout": "append"},
+        {"layout": "blocks"},
+        {"layout": "blocks", "readout": "identifier"},
+        {"design": "dranker"},
+        {"think": True, "max_new_tokens": 20, "max_calls": 1},
+    ],
+)
+def test_whatever_the_texts_they_are_cut_to_the_models_context(
+    tiny: TransformersBackend, make_problem: MakeProblem, knobs: dict[str, Any]
+) -> None:
+    texts = ["word " * 900, "x" * 3000, "short", *(f"{k} words " * 200 for k in range(4))]
+    problem = make_problem(7, candidates=tuple(Candidate(f"d{i}", text) for i, text in enumerate(texts)))
+    fitted = RankerSpec(truncate="context", **knobs).around(tiny).rank(problem)
+    assert (fitted.error, len(fitted.docids), fitted.usage.cut) == ("", 7, 1)
+    assert "context of 1536 tokens" in RankerSpec(**knobs).around(tiny).rank(problem).error
+    brief = make_problem(7)
+    assert RankerSpec(truncate="context", **knobs).around(tiny).rank(brief).usage.cut == 0
+
+
+def test_what_an_endpoint_can_read_is_not_known_and_nothing_is_cut(make_problem: MakeProblem) -> None:
+    problem = make_problem(3, candidates=tuple(Candidate(f"d{i}", "word " * 9999) for i in range(3)))
+    assert RankerSpec(truncate="context").around(ScriptedBackend()).rank(problem).usage.cut == 0

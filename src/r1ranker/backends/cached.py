@@ -95,6 +95,7 @@ class CachedModel:
     def __init__(self, inner: Backend, replies: Replies) -> None:
         self.name = inner.name
         self.encoder = getattr(inner, "encoder", None)
+        self.context: int | None = getattr(inner, "context", None)
         self.masks_blocks = getattr(inner, "masks_blocks", False)
         self.trained_in: dict[str, str] = getattr(inner, "trained_in", {})
         self._inner = inner

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from r1ranker.errors import ConfigError, R1RankerError
+from r1ranker.errors import R1RankerError
 from r1ranker.io.files import write_whole
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ console = Console()
 stderr = Console(stderr=True)
 
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the result here, machine-readable.")]
-Config = Annotated[Path | None, typer.Argument(help="YAML of the run; see configs/.")]
+Config = Annotated[Path | None, typer.Argument(help="YAML of the run, or the name of one here: mini, smol, paper, ...")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", "-s", help="Override any key of the YAML, such as -s ppo.steps=100.")
 ]
@@ -115,12 +115,17 @@ def run_config(
     written: Mapping[str, Path] | None = None,
     scenarios: Path | None = None,
 ) -> RunConfig:
-    """The run that a command is asked for. ConfigError where it is not said, or where an output would hit an input."""
+    """The run that a command is asked for. ConfigError where an output would hit an input; exit code 2 without one."""
     from r1ranker.io.config import load_config
     from r1ranker.io.locks import check_outputs
 
     if config is None and not settings:
-        raise ConfigError("which run? Give its YAML, such as configs/mini.yaml, or set keys: -s data.0.source=mini")
+        complain(
+            "which run?",
+            "give its YAML, or the name of one here: r1ranker config init lists them and writes one to begin with; "
+            "or set keys: -s data.0.source=mini",
+        )
+        raise typer.Exit(2)
     loaded = load_config(config, settings or [], scenarios)
     read = {"the config": config, "--scenarios": scenarios} | {
         f"data.{n}.path": one.path for n, one in enumerate(loaded.data)

@@ -24,11 +24,13 @@ from r1ranker.cli.common import (
     run_config,
     write_json,
 )
+from r1ranker.cli.config import config_app
 from r1ranker.cli.data import data_app
 from r1ranker.cli.mcp import mcp
 from r1ranker.cli.model import model_app
 from r1ranker.cli.rank import rank
 from r1ranker.cli.reproduce import reproduce
+from r1ranker.cli.rerank import rerank
 from r1ranker.cli.serve import serve
 from r1ranker.cli.view import view
 from r1ranker.errors import ConfigError
@@ -50,6 +52,7 @@ NO_BETTER = (
     "no step was better on dev than the start: what was kept is {model}, as it came. Train longer, change "
     "ppo.actor_lr, or give more dev problems (ppo.validate_problems) if their score is mostly noise"
 )
+app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
 app.add_typer(model_app, name="model")
 
@@ -92,7 +95,7 @@ def warmstart(
 ) -> None:
     """Supervised start: teach a model the format and a weak first opinion.
 
-    Example: `r1ranker warmstart configs/nano.yaml -s out=runs/nano`
+    Example: `r1ranker warmstart nano -s out=runs/nano`
     """
     from r1ranker.baselines.notes import load_splits
     from r1ranker.io.locks import check_folder
@@ -125,9 +128,9 @@ def train(
 ) -> None:
     """Train a ranker by PPO; keeps the model that is best on dev.
 
-    Example: `r1ranker train configs/mini.yaml -s design=dranker -s out=runs/dranker`
+    Example: `r1ranker train mini -s design=dranker -s out=runs/dranker`
 
-    Eight GPUs: `torchrun --nproc-per-node 8 -m r1ranker train configs/paper.yaml`
+    Eight GPUs: `torchrun --nproc-per-node 8 -m r1ranker train paper`
     """
     from r1ranker.baselines.notes import load_splits
     from r1ranker.io.locks import check_folder
@@ -160,6 +163,7 @@ def train(
 
 
 app.command()(rank)
+app.command()(rerank)
 app.command()(reproduce)
 app.command()(view)
 app.command()(serve)
@@ -187,7 +191,7 @@ def evaluate(
 ) -> None:
     """Compare systems on the data of a config: measures, intervals, tests, costs, an HTML page.
 
-    Example: `r1ranker evaluate configs/mini.yaml --system base=iranker:nano --system iranker=iranker:runs/x/model`
+    Example: `r1ranker evaluate mini --system base=iranker:nano --system iranker=iranker:runs/x/model`
     """
     from r1ranker.baselines.notes import load_splits
     from r1ranker.evaluation.systems import check_systems, evaluate_systems, parse_system

@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from r1ranker.datasets import (
     amazon_windows,
+    csv_,
     jsonl,
     lastfm,
     llmrouter,
@@ -26,6 +27,7 @@ from r1ranker.datasets import (
     msmarco_qa,
     rankllm,
     recbole,
+    routing_log,
     trec,
 )
 from r1ranker.datasets.common import SPLIT_NAMES, Source, check_disjoint
@@ -60,6 +62,8 @@ SOURCES: dict[str, Source] = {
     "rankllm": rankllm.SOURCE,
     "trec": trec.SOURCE,
     "msmarco-qa": msmarco_qa.SOURCE,
+    "routing-log": routing_log.SOURCE,
+    "csv": csv_.SOURCE,
     "jsonl": jsonl.SOURCE,
 }
 

@@ -20,7 +20,7 @@ from r1ranker.baselines import BASELINES
 from r1ranker.baselines.notes import load_splits, noted_by
 from r1ranker.baselines.simple import without_prior
 from r1ranker.baselines.specialists import ALL, SERVES, SPECIALISTS
-from r1ranker.datasets import llmrouter, mini, mini_routing
+from r1ranker.datasets import llmrouter, mini, mini_routing, routing_log
 from r1ranker.datasets.interactions import interactions
 from r1ranker.datasets.mini_words import words
 from r1ranker.errors import BackendError, ConfigError
@@ -39,6 +39,8 @@ LARGEST_CATALOGUE = 500
 """Items of a task that are all ranked; a larger catalogue would take thousands of calls a query."""
 FEW = 10
 """Test problems per task that are ranked among the whole catalogue."""
+LOGS = {"llmrouter": llmrouter.outcomes, "routing-log": routing_log.outcomes}
+"""Sources that know what each LLM scored and cost on a query."""
 BUDGETS = (0.1, 0.25, 0.5)
 """Mean costs a query, as shares of the dearest LLM's."""
 
@@ -158,9 +160,10 @@ def outcomes(study: Study, problems: Sequence[Problem]) -> Outcomes:
     """Score and relative cost of each LLM on each test query, where the source knows them."""
     found: dict[str, dict[str, Outcome]] = {}
     for data in study.config.data:
-        if data.source == "llmrouter" and data.path is not None:
+        if data.source in LOGS and data.path is not None:
             qids = [problem.qid for problem in problems]
-            known = llmrouter.outcomes(data.path, qids, data.options.get("task", llmrouter.TASK))
+            told = {key: value for key, value in data.options.items() if key in ("task", "llms")}
+            known = LOGS[data.source](data.path, qids, **told)
             found |= {qid: {llm: Outcome(*pair) for llm, pair in pairs.items()} for qid, pairs in known.items()}
         if data.source == "mini":
             found |= _mini_outcomes(data, problems)

@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from r1ranker.errors import ConfigError, DataError
+from r1ranker.io import configs
 from r1ranker.io.documents import parse_yaml
 from r1ranker.io.text import read_text
 from r1ranker.problem import Problem
@@ -60,23 +61,23 @@ def _from_home(value: Any) -> Any:
 class DataConfig(Strict):
     """One source: its name in `datasets.SOURCES`, where it lies, and the loader's own options."""
 
-    source: str = "mini"
-    path: Path | None = None
-    seed: int = 0
-    limit: int | None = Field(None, ge=1)
+    source: str = Field("mini", description="its name in `r1ranker data list`")
+    path: Path | None = Field(None, description="its folder or file")
+    seed: int = Field(0, description="of splits, pools and negatives")
+    limit: int | None = Field(None, ge=1, description="problems per task and split, at most")
     show: tuple[str, ...] = Field((), description="rankers whose places the model reads: prior, bm25, item-knn, ...")
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: dict[str, Any] = Field(default_factory=dict, description="of the source, see below")
 
 
 class ScratchConfig(Strict):
     """Shape of a model made from nothing (see `scratch`)."""
 
     vocab: int = Field(4096, ge=300, description="at least 256 bytes, tags and identifiers")
-    hidden: int = Field(128, ge=2)
+    hidden: int = Field(128, ge=2, description="a multiple of twice the heads")
     layers: int = Field(4, ge=1)
-    heads: int = Field(4, ge=1)
-    context: int = Field(2048, ge=16)
-    identifiers: int = Field(20, ge=0)
+    heads: int = Field(4, ge=1, description="of attention")
+    context: int = Field(2048, ge=16, description="tokens that a prompt and its answer may have")
+    identifiers: int = Field(20, ge=0, description="[1] to this are one token each")
 
     @model_validator(mode="after")
     def _heads_share_what_is_hidden(self) -> ScratchConfig:
@@ -90,14 +91,14 @@ class ScratchConfig(Strict):
 class WarmstartConfig(Strict):
     """Supervised start: `steps` batches of `batch` demonstrations."""
 
-    scratch: ScratchConfig | None = None
+    scratch: ScratchConfig | None = Field(None, description="make a model from nothing instead of loading `model`")
     steps: int = Field(200, ge=1)
-    batch: int = Field(64, ge=1)
-    lr: float = Field(1e-5, gt=0)
-    warmup: int = Field(20, ge=0)
-    think_share: float = Field(0.5, ge=0, le=1)
-    ranking_share: float = Field(0.5, ge=0, le=1)
-    append_share: float = Field(0.25, ge=0, le=1)
+    batch: int = Field(64, ge=1, description="demonstrations per step")
+    lr: float = Field(1e-5, gt=0, description="learning rate")
+    warmup: int = Field(20, ge=0, description="steps over which it rises from 0")
+    think_share: float = Field(0.5, ge=0, le=1, description="share of demonstrations with a thought")
+    ranking_share: float = Field(0.5, ge=0, le=1, description="share that are whole lists (dranker)")
+    append_share: float = Field(0.25, ge=0, le=1, description="share in layout append")
     answers: Literal["gains", "prior", "lambdamart"] = Field(
         "gains",
         description="what worked examples answer by; prior: form and a weak habit, the rest is left to RL; "
@@ -107,19 +108,19 @@ class WarmstartConfig(Strict):
     pointing: float = Field(
         0.0, ge=0, description="beside that, of judging by the last layer's attention from where the answer is given"
     )
-    log_every: int = Field(10, ge=1)
+    log_every: int = Field(10, ge=1, description="steps")
 
 
 class PPOConfig(Strict):
     """The paper's settings are the defaults (section Training of its appendix), for a 3 B model."""
 
-    steps: int = Field(1500, ge=1)
+    steps: int = Field(1500, ge=1, description="updates of a batch, at most")
     token_budget: int | None = Field(None, ge=1, description="stop when this many tokens have been trained on")
     batch: int = Field(64, ge=1, description="trajectories per step")
-    minibatch: int = Field(32, ge=1)
-    epochs: int = Field(1, ge=1)
+    minibatch: int = Field(32, ge=1, description="trajectories per update of the weights")
+    epochs: int = Field(1, ge=1, description="times that a batch is gone through")
     episode_share: float = Field(0.25, ge=0, le=1, description="share of the policy's own episodes (iranker)")
-    largest_pool: int | None = Field(None, ge=2)
+    largest_pool: int | None = Field(None, ge=2, description="larger pools are sampled down to it in training")
     curriculum: float = Field(
         0.0, ge=0, le=1, description="share of the run over which the largest pool grows from 2 candidates to all"
     )
@@ -144,20 +145,20 @@ class PPOConfig(Strict):
     )
     group: int = Field(1, ge=1, description="trajectories from each start")
     centre: bool = Field(False, description="take off each removal's reward what a random one earns (iranker)")
-    actor_lr: float = Field(1e-6, gt=0)
-    critic_lr: float = Field(2e-6, gt=0)
-    critic: Literal["separate", "head"] = "separate"
-    schedule: Literal["cosine", "constant"] = "constant"
-    warmup: int = Field(0, ge=0)
-    gamma: float = Field(1.0, ge=0, le=1)
-    lam: float = Field(1.0, ge=0, le=1)
-    clip: float = Field(0.2, gt=0, lt=1)
-    value_clip: float = Field(0.5, gt=0)
-    kl: float = Field(0.001, ge=0)
-    entropy: float = Field(0.001, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    max_prompt_tokens: int = Field(1400, ge=1)
-    max_new_tokens: int = Field(1024, ge=1)
+    actor_lr: float = Field(1e-6, gt=0, description="learning rate of the policy")
+    critic_lr: float = Field(2e-6, gt=0, description="learning rate of the critic")
+    critic: Literal["separate", "head"] = Field("separate", description="a network of its own, or a head on the policy")
+    schedule: Literal["cosine", "constant"] = Field("constant", description="of both learning rates")
+    warmup: int = Field(0, ge=0, description="steps over which they rise from 0")
+    gamma: float = Field(1.0, ge=0, le=1, description="discount of a step")
+    lam: float = Field(1.0, ge=0, le=1, description="lambda of GAE")
+    clip: float = Field(0.2, gt=0, lt=1, description="of the policy's ratio")
+    value_clip: float = Field(0.5, gt=0, description="of the critic's change")
+    kl: float = Field(0.001, ge=0, description="weight of the divergence (k3) from the model at the start")
+    entropy: float = Field(0.001, ge=0, description="weight of the entropy bonus")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to it")
+    max_prompt_tokens: int = Field(1400, ge=1, description="a longer training prompt is refused")
+    max_new_tokens: int = Field(1024, ge=1, description="longest completion")
     lora: int | None = Field(
         None, ge=1, description="train adapters of this rank on all linear layers, and keep the model as it is"
     )
@@ -167,9 +168,9 @@ class PPOConfig(Strict):
         description="processes hold weights, gradients and moments in parts: for a model too large for one",
     )
     micro_tokens: int = Field(16384, ge=1, description="padded tokens in one forward and backward pass")
-    validate_every: int = Field(50, ge=1)
+    validate_every: int = Field(50, ge=1, description="steps")
     validate_problems: int = Field(20, ge=0, description="dev problems per task; 0: the newest model is kept")
-    checkpoint_every: int = Field(50, ge=1)
+    checkpoint_every: int = Field(50, ge=1, description="steps; `--resume` goes on from the last one")
     keep: int = Field(1, ge=1, description="checkpoints that are kept, the newest; delete one to resume from before it")
 
     @property
@@ -212,20 +213,20 @@ class PPOConfig(Strict):
 class RunConfig(Strict):
     """One run."""
 
-    model: str = "Qwen/Qwen2.5-3B-Instruct"
-    design: Design = "iranker"
-    think: bool = False
-    layout: Layout = "relist"
-    readout: Readout = "judge"
-    ask: Wanted = "worst"
+    model: str = Field("Qwen/Qwen2.5-3B-Instruct", description="hub name, directory, GGUF file, smol-base or nano")
+    design: Design = Field("iranker", description="a list in one go, or one candidate at a time")
+    think: bool = Field(False, description="a free thought before each answer")
+    layout: Layout = Field("relist", description="how pools are shown (docs/ranking.md)")
+    readout: Readout = Field("judge", description="of layout blocks: each judged alone, or named by its identifier")
+    ask: Wanted = Field("worst", description="remove the worst, or select the best")
     data: tuple[DataConfig, ...] = (DataConfig(),)
     scenarios: dict[str, Scenario] = Field(
         default_factory=dict, description="wordings of your own scenarios by name (docs/scenarios.md)"
     )
     seed: int = 0
-    out: Path = Path("runs/run")
-    device: str = "auto"
-    dtype: str = "auto"
+    out: Path = Field(Path("runs/run"), description="folder of the run")
+    device: str = Field("auto", description="auto, cpu, cuda")
+    dtype: str = Field("auto", description="auto, float32, bfloat16, float16")
     threads: int | None = Field(None, ge=1, description="CPU threads; by default one for a small model")
     warmstart: WarmstartConfig = WarmstartConfig()
     ppo: PPOConfig = PPOConfig()
@@ -281,9 +282,10 @@ class RunConfig(Strict):
 def load_config(path: Path | None, overrides: Sequence[str] = (), scenarios: Path | None = None) -> RunConfig:
     """The run of a YAML file with `key.sub=value` overrides (values are YAML). Raises ConfigError.
 
+    path: a file; where there is none, the name of a config in this package, such as `smol`.
     scenarios: a file of records, in place of those of the same names in the run.
     """
-    raw = {} if path is None else read_keys(path)
+    raw = {} if path is None else read_keys(configs.found(path))
     for override in overrides:
         _apply(raw, override)
     run = validated(raw, str(path or "command line"))

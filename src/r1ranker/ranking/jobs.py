@@ -163,7 +163,9 @@ def _rank_file(
     total = _check(problems, spec, scenarios)
     header = _header(problems, spec, files, scenarios)
     going = resume and files.out.exists()
-    tally, length = _read(files, header) if going else _unused(files)
+    if not going:
+        check_unused(files.out, files.trace)
+    tally, length = _read(files, header) if going else (_Tally(), 0)
     retry = bool(tally.failed) and not files.failed.exists()
     if retry:
         tally.add(RETRY)
@@ -263,13 +265,12 @@ def _header(problems: Path, spec: RankerSpec, files: _Files, scenarios: Mapping[
     }
 
 
-def _unused(files: _Files) -> tuple[_Tally, int]:
-    """The state of a job that begins. Raises ConfigError rather than write over what is there."""
-    if files.out.exists():
-        raise ConfigError(f"{files.out} exists; go on with that job by --resume, or remove the file to begin anew")
-    if _size(files.trace):  # an empty one is of a job that was killed before its first query
-        raise ConfigError(f"{files.trace} exists and is not of this job: name another trace, or remove the file")
-    return _Tally(), 0
+def check_unused(out: Path, trace: Path | None) -> None:
+    """Raises ConfigError rather than have a job that begins write over what is there."""
+    if out.exists():
+        raise ConfigError(f"{out} exists; go on with that job by --resume, or remove the file to begin anew")
+    if _size(trace):  # an empty one is of a job that was killed before its first query
+        raise ConfigError(f"{trace} exists and is not of this job: name another trace, or remove the file")
 
 
 def _read(files: _Files, header: dict[str, Any]) -> tuple[_Tally, int]:

@@ -52,6 +52,7 @@ class RankerSpec:
     window, stride: slide over lists longer than the context. tournament: group size, instead of windows.
     shuffles: rank in this many random orders and merge.
     truncate: tokens that the first prompt of a query may have; texts are cut evenly where it has more (`Fitted`).
+        `context` is as many as the model can read.
     fuse: with the first stage's order, by `rrf` or by the model's weight from 0 to 1, see `fusing`.
     thoughts: file of recorded thoughts, of which those on similar queries stand before each prompt.
     recall: how they are found, see `thoughts.advisor`; None is by BM25.
@@ -78,7 +79,7 @@ class RankerSpec:
     stride: int | None = None
     tournament: int | None = None
     shuffles: int = 1
-    truncate: int | None = None
+    truncate: int | Literal["context"] | None = None
     fuse: Fusion | None = None
     thoughts: str | None = None
     recall: str | None = None
@@ -187,7 +188,10 @@ class RankerSpec:
                 )
 
     def _fitted(self, ranker: Ranker) -> Ranker:
-        return Fitted(ranker, self.truncate) if self.truncate else ranker
+        if not self.truncate:
+            return ranker
+        written = self.max_new_tokens if self.think else 0
+        return Fitted(ranker, None if self.truncate == "context" else self.truncate, written)
 
     def _direct(self, backend: Backend | AsyncBackend) -> DRanker:
         layout, readout, _ = self._way(backend)

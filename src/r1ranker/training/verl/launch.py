@@ -1,6 +1,6 @@
 """Training by verl. In: a run's config and verl's own overrides. Out: the trained model's directory.
 
-    launch(load_config(Path("configs/paper.yaml")), ["trainer.nnodes=4", "trainer.n_gpus_per_node=8"])
+    launch(load_config(Path("paper")), ["trainer.nnodes=4", "trainer.n_gpus_per_node=8"])
 
 It writes train.parquet, dev.parquet and verl.yaml to the run's folder, has verl check its whole config, and starts
 
