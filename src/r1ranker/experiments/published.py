@@ -48,8 +48,8 @@ LONG = 20
 def publish(source: Path, experiment: Path, *, run: str = "", title: str = "", commands: Sequence[str] = ()) -> None:
     """Pack a run's folder, or one file that a benchmark wrote, into `experiment`, and bring its summary up to date.
 
-    run: its name among several of the experiment. title: kept from the last time when left out. commands: needed the first time; later ones
-    are added to those that are there. Raises DataError where nothing is there to publish.
+    run: its name among several of the experiment. title: kept from the last time when left out. commands: needed the
+    first time; later ones are added to those that are there. Raises DataError where nothing is there to publish.
     """
     known = _known(experiment)
     title, all_commands = title or known["title"], [*dict.fromkeys([*known["command"], *commands])]
