@@ -3,7 +3,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 PACKAGES := import site; print(site.getsitepackages()[0])
 
-.PHONY: quickstart test test-adapters lint nano clean
+.PHONY: quickstart test test-adapters lint docs nano clean
 
 quickstart: $(INSTALLED)  ## train and compare everything on the embedded model and data; ARGS="--seed 1 --overwrite"
 	$(BIN)/r1ranker quickstart $(ARGS)
@@ -15,10 +15,16 @@ test-adapters: .venv-adapters/installed  ## adapters, and clients of `r1ranker s
 	.venv-adapters/bin/python -m pytest -q -W default tests/adapters tests/clients
 
 lint: $(INSTALLED)
-	$(BIN)/ruff check src tests benchmarks examples
-	$(BIN)/ruff format --check src tests benchmarks examples
+	$(BIN)/ruff check src tests benchmarks examples docs
+	$(BIN)/ruff format --check src tests benchmarks examples docs
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+
+docs: $(INSTALLED)  ## the reference from the code, the pages of results from their rows, and the site in runs/site
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python -m r1ranker.cli.reference docs/reference
+	$(BIN)/r1ranker reproduce report --out results --pages docs/results
+	$(BIN)/mkdocs build --strict
 
 nano: $(INSTALLED)  ## rebuild the embedded model
 	$(BIN)/r1ranker warmstart nano --overwrite

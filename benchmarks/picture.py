@@ -2,7 +2,7 @@
 
     python benchmarks/picture.py results/quickstart/seed0/results.json.gz docs/quickstart.svg
 
-In: `results.json` of an evaluation, packed or not. Out: an SVG of each system's average, that reads on light and on dark ground.
+In: `results.json` of an evaluation, packed or not. Out: an SVG of each system's average, for light and dark ground.
 """
 
 from __future__ import annotations

@@ -24,8 +24,7 @@ def main() -> None:
     parser.add_argument("--title", default="", help="title of its page; kept from the last time when left out")
     parser.add_argument("--command", action="append", default=[], help="what made it; repeatable, added to those known")
     given = parser.parse_args()
-    folder = Path(__file__).parents[1] / "results" / given.experiment
-    publish(given.source, folder, run=given.run, title=given.title, commands=given.command)
+    publish(given.source, Path("results") / given.experiment, run=given.run, title=given.title, commands=given.command)
 
 
 if __name__ == "__main__":
