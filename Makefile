@@ -22,7 +22,7 @@ lint: $(INSTALLED)
 
 docs: $(INSTALLED)  ## the reference from the code, the pages of results from their rows, and the site in runs/site
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
-	$(BIN)/python -m r1ranker.cli.reference docs/reference
+	$(BIN)/python -m r1ranker.cli.reference docs/reference/commands.md
 	$(BIN)/r1ranker reproduce report --out results --pages docs/results
 	$(BIN)/mkdocs build --strict
 

@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[1]
 GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
 BLOCK = re.compile(r"^```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 QUICKER = (
-    (r"(?<![\w/.-])smol(?![\w.])", "nano"),
+    (r"(?<![\w/.-])(?<!train )(?<!evaluate )smol(?![\w.])", "nano"),
     (r"token_budget=\d+", "token_budget=1500"),
     (r"data\.0\.limit=\d+", "data.0.limit=2"),
 )
@@ -175,7 +175,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(ROOT / "src"), os.environ.get("PYTHONPATH")))))
     for name in ("configs", "benchmarks"):
-        (tmp_path / name).symlink_to(ROOT / name)
+        if (ROOT / name).is_dir():
+            (tmp_path / name).symlink_to(ROOT / name)
     _collection(tmp_path / "collection")
     _shop(tmp_path / "shop")
     _calls(tmp_path / "calls.jsonl")

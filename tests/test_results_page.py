@@ -32,6 +32,7 @@ ROWS = [
     Row("average", "iranker", "test", "generated_tokens", 11.0, 9, 9.0, 12.0),
     Row("average", "iranker", "test", "seconds", 0.0712345, 9, 0.06, 0.08),
 ]
+EXPERIMENTS = sorted(path for path in RESULTS.iterdir() if path.is_dir()) if RESULTS.is_dir() else []
 needs_checkout = pytest.mark.skipif(not RESULTS.is_dir(), reason="needs a checkout")
 
 
@@ -50,7 +51,7 @@ def finished(tmp_path: Path) -> Path:
 
 
 @needs_checkout
-@pytest.mark.parametrize("experiment", sorted(RESULTS.iterdir()) if RESULTS.is_dir() else [], ids=lambda p: p.name)
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda p: p.name)
 def test_what_is_expected_of_an_experiment_is_what_its_rows_say(experiment: Path) -> None:
     expected = read_expected(experiment)
     found = {"title": expected["title"], "command": expected["command"], **summary(experiment)}

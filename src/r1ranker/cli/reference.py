@@ -1,8 +1,8 @@
-"""The reference of all commands and of all keys of a run's YAML, made from the code. In: the app. Out: Markdown.
+"""The reference of all commands, made from the commands themselves. In: the app. Out: Markdown.
 
-    python -m r1ranker.cli.reference docs/reference
+    python -m r1ranker.cli.reference docs/reference/commands.md
 
-A test compares the published pages with what is made here.
+A test compares the published page with what is made here.
 """
 
 from __future__ import annotations
@@ -14,61 +14,23 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 import typer
-from pydantic import BaseModel
 
 from r1ranker.cli import app
-from r1ranker.io.config import RunConfig
 from r1ranker.io.files import write_whole
 
 PROGRAM = "r1ranker"
-COMMANDS = f"""# Commands
+HEAD = f"""# Commands
 
-Made from the code by `python -m r1ranker.cli.reference docs/reference`; `{PROGRAM} COMMAND --help` shows the same.
-Every command exits with another code than 0 when it fails.
+Made from the code by `python -m r1ranker.cli.reference docs/reference/commands.md`;
+`{PROGRAM} COMMAND --help` shows the same. Every command exits with another code than 0 when it fails.
 """
-CONFIG = """# Configuration
-
-Made from the code by `python -m r1ranker.cli.reference docs/reference`. One YAML describes a run;
-`-s ppo.steps=500` sets any key. An unknown key is refused with the nearest name, and so is a value out of bounds.
-"""
-BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
 def commands_page() -> str:
     """The whole page."""
     root = typer.main.get_command(app)
-    parts = [COMMANDS, *(_command(path, command) for path, command in _commands(PROGRAM, root))]
+    parts = [HEAD, *(_command(path, command) for path, command in _commands(PROGRAM, root))]
     return "\n".join(parts)
-
-
-def config_page() -> str:
-    """Every key of a run's YAML, a section each."""
-    return "\n".join([CONFIG, *_section("", RunConfig)])
-
-
-def _section(key: str, model: type[BaseModel]) -> Iterator[str]:
-    """A table of the keys that hold values, then one of each key that holds keys."""
-    inner = {name: found for name, field in model.model_fields.items() if (found := _model(field.annotation))}
-    yield f"## {key.rstrip('.') or 'The run'}\n"
-    yield "| key | value | default | |\n| --- | --- | --- | --- |"
-    for name, field in model.model_fields.items():
-        if name not in inner:
-            limits = [
-                (word, getattr(one, at)) for one in field.metadata for at, word in BOUNDS.items() if hasattr(one, at)
-            ]
-            kind = _kind(field.annotation) + "".join(f", {word} {value}" for word, value in limits)
-            default = "needed" if field.is_required() else _default(field.get_default(call_default_factory=True))
-            yield f"| `{key}{name}` | {kind} | {default} | {_escaped(field.description or '')} |"
-    yield ""
-    for name, found in inner.items():
-        listed = get_origin(model.model_fields[name].annotation) is tuple
-        yield from _section(f"{key}{name}.{'0.' if listed else ''}", found)
-
-
-def _model(annotation: Any) -> type[BaseModel] | None:
-    """The section that a key holds, alone, perhaps, or in a list."""
-    kinds = [annotation, *get_args(annotation)]
-    return next((one for one in kinds if isinstance(one, type) and issubclass(one, BaseModel)), None)
 
 
 def _commands(path: str, group: Any) -> Iterator[tuple[str, Any]]:
@@ -138,5 +100,4 @@ def _escaped(text: str) -> str:
 
 
 if __name__ == "__main__":
-    write_whole(Path(sys.argv[1]) / "commands.md", commands_page())
-    write_whole(Path(sys.argv[1]) / "config.md", config_page())
+    write_whole(Path(sys.argv[1]), commands_page())
