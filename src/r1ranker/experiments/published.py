@@ -84,9 +84,13 @@ def read_expected(experiment: Path) -> dict[str, Any]:
 
 def write_expected(experiment: Path, title: str, commands: Sequence[str]) -> None:
     """Write `expected.yaml` from the rows that are there."""
-    content = {"title": title, "command": list(commands), **summary(experiment)}
-    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None, width=116)
-    write_whole(experiment / EXPECTED, text)
+    made = {"title": title, "command": list(commands)}
+    parts = [(made, False, 1000), (summary(experiment), None, 116)]  # a command a line; the innermost figures in one
+    texts = [
+        yaml.safe_dump(part, sort_keys=False, allow_unicode=True, default_flow_style=flow, width=width)
+        for part, flow, width in parts
+    ]
+    write_whole(experiment / EXPECTED, "".join(texts))
 
 
 def summary(experiment: Path) -> dict[str, Any]:
