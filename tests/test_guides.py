@@ -35,7 +35,7 @@ BLOCK = re.compile(r"^```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.MULTILIN
 QUICKER = (
     (r"(?<![\w/.-])(?<!train )(?<!evaluate )smol(?![\w.])", "nano"),
     (r"token_budget=\d+", "token_budget=1500"),
-    (r"data\.0\.limit=\d+", "data.0.limit=2"),
+    (r"data\.0\.limit=\d+", "data.0.limit=1"),
 )
 NETWORK = ("pip ", "r1ranker model get ")
 """Commands that a test without network leaves out."""
