@@ -152,7 +152,7 @@ def listed(problem: Problem, layout: Layout = "relist") -> Plan:
         shares[named[-1]] = rest * last[named[-1]]
         rest = max(0.0, rest - shares[named[-1]])
     order = (*named, *left)
-    shares |= dict.fromkeys(left, rest)
+    shares |= dict.fromkeys(left, rest / len(left))
     said = Answer("incomplete", tuple(named)) if usage.cut_short else Answer("valid", order)
     step = Step(problem.identifiers, said, completion=written_list(said.ids), probabilities=shares)
     steps = (step,) if named else ()  # of a single candidate nothing was asked
