@@ -87,7 +87,7 @@ def load(
         raise ConfigError(f"max_query_chars {max_query_chars} must be at least 1")
     llms, asked = read_outcomes(path)
     questions = _questions(asked, max_query_chars)
-    candidates = {name: Candidate(name, _describe(name, llm)) for name, llm in llms.items()}
+    candidates = {name: Candidate(name, describe(name, llm)) for name, llm in llms.items()}
     side = split_groups((question.group for question in questions), seed)
     sides = {split: [q for q in questions if side[q.group] == split] for split in SPLIT_NAMES}
     splits: Splits = {split: [] for split in SPLIT_NAMES}
@@ -132,7 +132,7 @@ def _questions(asked: Iterable[Asked], max_chars: int) -> list[Question]:
     return questions
 
 
-def _describe(name: str, llm: LLM) -> str:
+def describe(name: str, llm: LLM) -> str:
     """Name, size, price and what it is for. Sentences on prices are left out: some contradict the price."""
     sentences = re.split(r"(?<=[.!?])\s+", llm.feature)
     description = cut(" ".join(s for s in sentences if "$" not in s), DESCRIPTION_CHARS)
