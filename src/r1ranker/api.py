@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from r1ranker.errors import BackendError, ConfigError
 from r1ranker.problem import Candidate, Problem
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from r1ranker.io.config import RunConfig
     from r1ranker.ranking.ranked import Ranked
 
+Result = TypeVar("Result")
 MODEL = "smol"
 BASELINES = ("random", "prior", "bm25")
 EITHER = "resume goes on with the run that overwrite deletes: give one of them"
@@ -227,7 +228,7 @@ def compare(out: Path | str, against: str | None = None, *, measure: str = "MRR"
     return comparison(against or read_baseline(folder), values, measures=[measure])
 
 
-async def _in_thread(function: Callable[..., Any], *given: Any, **settings: Any) -> Any:
+async def _in_thread(function: Callable[..., Result], *given: Any, **settings: Any) -> Result:
     import asyncio
 
     return await asyncio.to_thread(function, *given, **settings)
