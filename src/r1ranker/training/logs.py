@@ -21,7 +21,9 @@ KEPT = "kept_step"
 
 
 class RunLog:
-    """`<out>/log.jsonl`, `<out>/rollouts.jsonl` and `<out>/tensorboard/`. Lines from `first_step` on are dropped: a resumed run logs once.
+    """`<out>/log.jsonl`, `<out>/rollouts.jsonl` and `<out>/tensorboard/`.
+
+    Lines from `first_step` on are dropped: a resumed run logs once.
 
     writes: False in all but one of several processes.
     """
