@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import zip_longest
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -50,6 +51,7 @@ from r1ranker.training.validation import dev_mrr
 from r1ranker.training.warmstart import cosine
 
 logger = logging.getLogger(__name__)
+One = TypeVar("One")
 
 PARTS = 1000
 """Of a run, as its progress bar counts."""
@@ -158,13 +160,17 @@ def ppo_step(
     lanes = own_lanes(states, crew, ppo.group)
     trajectories, experience = collect_experience(learner, lanes, config)
     stats = _update(learner, experience, ppo, rng)
-    step, first = learner.step + 1, min(lanes, default=None)
-    if log is not None and first is not None and (step == 1 or step % ppo.validate_every == 0):
-        log.show(rollouts(step, lanes[first], trajectories[first], experience[first], config.design, config.ask))
+    step = learner.step + 1
+    if log is not None and (step == 1 or step % ppo.validate_every == 0):
+        log.show(rollouts(step, _all(lanes), _all(trajectories), _all(experience), config.design, config.ask))
     learner.backend.forget()
-    stats |= batch_stats([e for lane in experience.values() for e in lane], crew)
+    stats |= batch_stats(_all(experience), crew)
     learner.tokens += round(stats["tokens"])
     return stats | {"tokens": learner.tokens, "tokens_per_s": stats["tokens"] / (time.perf_counter() - began)}
+
+
+def _all(lanes: Mapping[int, Sequence[One]]) -> list[One]:
+    return [one for lane in lanes.values() for one in lane]
 
 
 def largest_pool(problems: Sequence[Problem], done: float, ppo: PPOConfig) -> int | None:
