@@ -21,7 +21,7 @@ from typing import Any
 from r1ranker.baselines import BASELINES
 from r1ranker.baselines.ordering import undecided_by_coin
 from r1ranker.baselines.simple import NO_PRIOR, has_prior, without_prior
-from r1ranker.baselines.specialists import SERVES, SPECIALISTS
+from r1ranker.baselines.specialists import SERVES, SPECIALISTS, serves
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.evaluation.report import Trace, write_report
 from r1ranker.evaluation.results import (
@@ -251,7 +251,7 @@ def _asked(
     asked: dict[str, list[Problem]] = {}
     notes = []
     for name in (system for system in systems if isinstance(system, str) and system in SPECIALISTS):
-        asked[name] = [p for p in problems if p.scenario in SERVES[name] and p.task in learnt]
+        asked[name] = [p for p in problems if serves(name, p) and p.task in learnt]
         ranked = {problem.task for problem in asked[name]}
         if left_out := [task for task in tasks if task not in ranked]:
             where = f" on {', '.join(left_out)}" if ranked else ""
