@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,10 @@ def test_no_command_is_missing_from_these_tests() -> None:
 
 def test_without_a_command_the_help_is_shown() -> None:
     assert "Usage" in run().output
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    assert succeed("--version").strip() == version("r1-ranker")
 
 
 def test_a_settings_key_or_option_that_does_not_exist_is_a_usage_error() -> None:
