@@ -31,6 +31,7 @@ from r1ranker.cli.model import model_app
 from r1ranker.cli.rank import rank
 from r1ranker.cli.reproduce import reproduce
 from r1ranker.cli.rerank import rerank
+from r1ranker.cli.route import route
 from r1ranker.cli.serve import serve
 from r1ranker.cli.view import view
 from r1ranker.errors import ConfigError
@@ -181,6 +182,7 @@ app.command()(reproduce)
 app.command()(view)
 app.command()(serve)
 app.command()(mcp)
+app.command()(route)
 
 
 @app.command()

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
-from r1ranker.serving import health, page, rerank
+from r1ranker.serving import health, page, rerank, route
 from r1ranker.serving.errors import HttpError, error_response
 from r1ranker.serving.guard import Guard
 from r1ranker.serving.service import Service
@@ -41,6 +41,7 @@ def create_app(settings: ServeSettings) -> FastAPI:
     app.include_router(health.router)
     app.include_router(rerank.router)
     app.include_router(page.router)
+    app.include_router(route.router)
     return app
 
 
