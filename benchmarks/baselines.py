@@ -1,6 +1,6 @@
 """Each baseline beside a published or an independently computed value on the same split. Needs `data/` (docs/data.md).
 
-    python benchmarks/baselines.py --json docs/results/baselines.json      # configs/real.yaml, 300 test queries a task
+    python benchmarks/baselines.py --json baselines.json      # the config real, 300 test queries a task
     python benchmarks/baselines.py --only bm25 prior                       # some of them
 
 Published: BM25 on TREC-DL as Anserini's regressions state it. The others are computed anew in `independent.py`: from
@@ -296,7 +296,7 @@ def peers(python: str | None) -> dict[str, Callable[[Data], Iterator[Row]]]:
 def main() -> None:
     """Parse, compare, print each row when it is there, and write JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=Path(__file__).parents[1] / "configs" / "real.yaml")
+    parser.add_argument("--config", type=Path, default=Path("real"))
     parser.add_argument("--limit", type=int, default=LIMIT, help="test queries a task")
     parser.add_argument("--only", nargs="+", choices=COMPARED, default=list(COMPARED), metavar="NAME")
     parser.add_argument("--peers-python", metavar="PATH", help="a Python that has implicit")

@@ -97,6 +97,11 @@ def readers() -> dict[str, Reader]:
         name: {"size": "7B", "feature": "quick", "input_price": 1, "output_price": 1 + i} for i, name in enumerate("ab")
     }
     asks = [{"question": f"question {n}", "scores": {"a": n % 2, "b": (n + 1) % 2}} for n in range(6)]
+    calls = [
+        {"prompt": f"question {n}", "model": model, "score": (n + i) % 2, "cost": 1e-3 * (n + 2 * i + 1), "time": n}
+        for n in range(6)
+        for i, model in enumerate("ab")
+    ]
     thought = {"query": "owls", "task": "t", "thought": "x", "removed": "d1", "kind": "valid", "reward": 1.0}
     yaml = _lines("model: nano", "data:", "  - {source: mini, limit: 5}", "ppo:", "  steps: 7", "  kl: 1e-3")
     rows = _lines("task,system,split,measure,value,n,ci_low,ci_high", *(f"t,{s},test,MRR,0.5,3,0.1,0.9" for s in "ab"))
@@ -111,6 +116,9 @@ def readers() -> dict[str, Reader]:
         "requests": Reader({"a.jsonl": _lines(*asked), "qrels.txt": judged}, _source("trec")),
         "msmarco-qa": Reader({"train-0.parquet": _parquet()}, _source("msmarco-qa", tasks=["passage-5"])),
         "llmrouter": Reader(router, _source("llmrouter", objectives=["performance"])),
+        "routing-log": Reader(
+            {"log.jsonl": _lines(*calls), "llms.json": _lines(llms)}, _source("routing-log", llms="llms.json")
+        ),
         "run": Reader({"run": run}, lambda path: sum(len(r.docids) for r in read_run(path / "run"))),
         "yaml": Reader({"c.yaml": yaml}, lambda path: bool(load_config(path / "c.yaml"))),
         "prices": Reader(
@@ -137,6 +145,10 @@ def _users() -> dict[str, dict[str, bytes]]:
         "movielens.dat": {
             "movies.dat": _lines(*(f"{i}::{name}::Drama" for i, name in names)),
             "ratings.dat": _lines(*(f"{u}::{i}::4::{t}" for u, i, t in chosen)),
+        },
+        "csv": {
+            "items.csv": _lines("item,title", *(f'{i},"{name}"' for i, name in names)),
+            "interactions.csv": _lines("user;item", *(f"{u};{i}" for u, i, _ in chosen)),
         },
         "recbole": {
             "x.item": _lines("item_id:token\ttitle:token", *(f"{i}\t{name}" for i, name in names)),

@@ -2,7 +2,7 @@
 
     python benchmarks/ranking.py                      # time and tokens, random weights, n = 20 and 100
     python benchmarks/ranking.py --quality runs/quickstart/iranker/model --direct runs/quickstart/dranker/model
-    python benchmarks/ranking.py --quality runs/real/model --config configs/real.yaml --tasks passage-5 passage-7
+    python benchmarks/ranking.py --quality runs/real/model --config real --tasks passage-5 passage-7
     python benchmarks/ranking.py --quality runs/real/model --config top100.yaml --tasks dl19-passage --window 9
 
 The paper's loop writes the remaining candidates anew at each step and generates from the whole prompt, all

@@ -6,13 +6,14 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is imported
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from fault_server import FaultServer
 from quick_runs import quick_config
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.datasets import mini
@@ -20,6 +21,7 @@ from r1ranker.io.config import RunConfig, ScratchConfig
 from r1ranker.problem import Candidate, Problem, Splits
 from r1ranker.prompts import NO_THOUGHT, build_prompt
 from r1ranker.training import scratch
+from serving_server import Server, hashed, running
 
 torch.set_num_threads(1)
 
@@ -130,3 +132,33 @@ def config(tiny_dir: Path, tmp_path: Path) -> Callable[..., RunConfig]:
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with keys, small limits, the embedded model, and endpoints that hang or refuse."""
+    with FaultServer(delay=600) as hangs, FaultServer(refuse=401, message="the secret of the endpoint") as refuses:
+        settings = {
+            "rankers": {
+                "nano": {"model": "nano"},
+                "direct": {"model": "nano", "design": "dranker"},
+                "best": {"model": "nano", "ask": "best"},
+                "slow": {"model": "m", "base_urls": [hangs.base_url], "concurrency": 1},
+                "refused": {"model": "m", "base_urls": [refuses.base_url]},
+            },
+            "keys": [
+                {"name": "team-a", "sha256": hashed("key-a")},
+                {"name": "team-b", "sha256": hashed("key-b"), "models": ["direct"]},
+            ],
+            "limits": {
+                "body_bytes": 100_000,
+                "header_bytes": 4096,
+                "documents": 60,
+                "characters": 1000,
+                "all_characters": 20_000,
+                "queue": 24,
+                "deadline_s": 60,
+            },
+        }
+        with running(tmp_path_factory.mktemp("served"), settings, "key-a") as server:
+            yield server

@@ -31,6 +31,7 @@ FIELDS = {
     "logprobs": ("logprobs", "top_logprobs"),
     "stop": ("stop",),
     "max_tokens": ("max_tokens",),
+    "salt": ("cache_salt",),
 }
 
 
@@ -268,6 +269,7 @@ def main() -> None:
     parser.add_argument("--faults", type=float, default=0.0, metavar="RATE")
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--hang", type=float, default=60.0)
+    parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--port", type=int, default=0)
     for feature in FIELDS:
@@ -277,6 +279,7 @@ def main() -> None:
         rate=given.faults,
         kinds=tuple(given.kinds.split(",")),
         hang=given.hang,
+        delay=given.delay,
         seed=given.seed,
         port=given.port,
         lacks=frozenset(given.lacks or ()),

@@ -15,7 +15,8 @@ from r1ranker.baselines.ordering import undecided_by_coin
 from r1ranker.elimination import ranking_from
 from r1ranker.errors import DataError
 from r1ranker.evaluation.measures import evaluate
-from r1ranker.problem import SCENARIOS, Answer, Candidate, Problem, Ranking, Step, Usage
+from r1ranker.problem import Answer, Candidate, Problem, Ranking, Step, Usage
+from r1ranker.scenarios import SCENARIOS
 
 FRUIT = tuple(
     Candidate(f"d{k}", text)

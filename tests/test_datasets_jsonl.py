@@ -15,7 +15,8 @@ from r1ranker.datasets.common import check_disjoint
 from r1ranker.datasets.jsonl import load, validate_jsonl
 from r1ranker.errors import DataError
 from r1ranker.io.problems import read_jsonl, write_jsonl
-from r1ranker.problem import SCENARIOS, Candidate, Problem
+from r1ranker.problem import Candidate, Problem
+from r1ranker.scenarios import SCENARIOS
 
 GOOD: dict[str, Any] = {
     "qid": "q1",
@@ -37,7 +38,7 @@ def problems(draw: st.DrawFn) -> Problem:
     return Problem(
         qid=draw(names),
         task=f"t{relevant_at}",  # measures need one value within a task
-        scenario=draw(st.sampled_from(SCENARIOS)),  # type: ignore[arg-type]
+        scenario=draw(st.sampled_from(list(SCENARIOS))),
         candidates=tuple(Candidate(docid, draw(texts)) for docid in docids),
         query=draw(names),
         history=tuple(draw(st.lists(texts, max_size=3))),

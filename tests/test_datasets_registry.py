@@ -17,7 +17,7 @@ RECOMMENDATION = {"history", "pool_size", "negatives", "windows_per_user", "min_
 def test_every_source_is_described_and_says_where_its_files_come_from() -> None:
     for name, source in SOURCES.items():
         assert all((source.description, source.layout, source.licence, source.citation)), name
-        assert source.download.startswith("https://") or name in ("mini", "jsonl")
+        assert source.download.startswith("https://") or name in ("mini", "jsonl", "csv", "routing-log")
 
 
 def test_options_are_those_of_the_loader() -> None:

@@ -196,12 +196,46 @@ def test_a_judged_query_without_a_hit_has_an_empty_pool_and_counts_0_but_is_not_
     assert "x: the first stage found nothing for 1 queries, which count 0" in caplog.text
 
 
+def test_without_judgements_every_query_can_be_ranked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    judged = {p.qid: p for p in load("trec", beir(tmp_path / "x"))["test"]}
+    (tmp_path / "x" / "qrels" / "test.tsv").unlink()
+    with caplog.at_level(logging.INFO):
+        splits = load("trec", tmp_path / "x")
+    assert not splits["train"] and not splits["dev"]
+    assert {p.qid: (p.candidates, p.prior, p.gains) for p in splits["test"]} == {
+        qid: (p.candidates, p.prior, {}) for qid, p in judged.items()
+    }
+    assert "has no qrels, so its queries can be ranked, but not trained on or evaluated" in caplog.text
+    (tmp_path / "x" / "run.bm25.txt").unlink()
+    assert [p.qid for p in load("trec", tmp_path / "x")["test"]] == ["q1", "q2", "q3"]
+    requests(tmp_path / "r")
+    (tmp_path / "r" / "qrels.txt").unlink()
+    assert pools(load("trec", tmp_path / "r")["test"]) == pools(list(judged.values()))
+
+
+def test_files_named_one_by_one_are_what_their_folder_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    of_beir, of_trec = beir(tmp_path / "x"), trec_files(tmp_path / "t")
+    judged = load("trec", of_beir)["test"]
+    bm25_, names = of_beir / "run.bm25.txt", ("corpus.jsonl", "queries.jsonl")
+    corpus, queries = (of_beir / name for name in names)
+    assert stripped(trec.from_files(corpus, queries, bm25_, of_beir / "qrels" / "test.tsv")) == stripped(judged)
+    ours = trec.from_files(of_trec / "collection.tsv.gz", of_trec / "queries.tsv", bm25_)
+    assert pools(ours) == pools(judged)
+    assert all(p.gains == {} for p in ours)
+    found = trec.from_files(corpus, queries, depth=2)
+    assert {qid: len(pool) for qid, pool in pools(found).items()} == {"q1": 2, "q2": 1, "q3": 0}
+    assert "the first stage found nothing for 1 queries" in caplog.text
+    queries.write_text(json.dumps({"_id": "q1", "text": QUERIES["q1"]}) + "\n" + json.dumps({"_id": "q2", "text": " "}))
+    assert list(pools(trec.from_files(corpus, queries, bm25_))) == ["q1"]
+    assert "queries.jsonl: 1 queries have no text and are left out" in caplog.text
+
+
 def test_faults(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"source 'trec': .*give a folder.*expected: corpus\.jsonl.*https://ir-datasets"
     ):
         load("trec")
-    with pytest.raises(DataError, match=r"has neither qrels/\*\.tsv nor a qrels\* file"):
+    with pytest.raises(DataError, match=r"has neither a corpus \(corpus\.jsonl, collection\.tsv\)"):
         load("trec", tmp_path)
     with pytest.raises(ConfigError, match="top_k and max_chars must be at least 1"):
         load("trec", tmp_path, top_k=0)
@@ -388,7 +422,6 @@ def test_requests_may_stand_alone_or_one_a_line_and_two_first_stages_are_refused
         ({"qrels_txt": "1 d1 high\n"}, r"qrels\.txt:1: expected 'qid 0 docid grade'"),
         ({"qrels_txt": "1 0 d1 9999999\n"}, r"qrels\.txt:1: .*a grade is at most 1000000"),
         ({"qrels_txt": "1 0 d1 nan\n"}, r"qrels\.txt:1: expected"),
-        ({"qrels_txt": ""}, r"has neither qrels"),
         ({"qrels_txt": "\n"}, r"qrels\.txt: is empty"),
         ({"corpus_tsv": b"d1\tcaf\xe9 owls\n"}, r"corpus\.tsv:1: not UTF-8"),
         ({"qrels_txt": gzip.compress(b"1 0 d1 2\n" * 9)[:-9]}, r"qrels\.txt: damaged or cut off"),

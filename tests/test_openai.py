@@ -6,6 +6,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -411,3 +412,20 @@ def test_a_server_that_counts_no_tokens_is_believed() -> None:
     spent, backend = openai_._Spent(), OpenAIBackend("m", ["http://localhost:1/v1"])
     spent.add({"prompt_tokens": None, "completion_tokens": None, "prompt_tokens_details": None}, backend)
     assert spent == openai_._Spent()
+
+
+@pytest.mark.parametrize("lacks", [NOTHING, frozenset({"salt"})])
+def test_the_prefixes_of_one_owner_are_kept_apart_where_a_server_can(
+    lacks: frozenset[str], make_problem: MakeProblem
+) -> None:
+    prompt = build_prompt(make_problem(2), (1, 2), "iranker")
+    with FaultServer(lacks=lacks) as server:
+        backend = asked(server)
+        for owner in ("", "a", "b"):
+            answer(backend, Ask(replace(prompt, owner=owner), None, 100))
+        salts = [body.get("cache_salt") for body in server.bodies]
+    assert salts[0] is None
+    if lacks:
+        assert salts[-1] is None, "refused once, it is left out"
+    else:
+        assert len({salt for salt in salts if salt}) == 2

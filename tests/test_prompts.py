@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r1ranker.answers import parse_ranking, parse_removal
-from r1ranker.problem import SCENARIOS, Candidate, Problem
+from r1ranker.problem import Candidate, Problem
 from r1ranker.prompts import NO_THOUGHT, bare_past, build_prompt, context_of, neutralise, past_entry, pool_lines
+from r1ranker.scenarios import SCENARIOS
 
 MakeProblem = Callable[..., Problem]
 

@@ -24,7 +24,8 @@ from r1ranker.datasets.interactions import interactions
 from r1ranker.datasets.movielens import load as load_movielens
 from r1ranker.errors import BackendError, ConfigError, DataError
 from r1ranker.io.extras import library
-from r1ranker.problem import SCENARIOS, Candidate, Problem, Ranking, rng_for
+from r1ranker.problem import Candidate, Problem, Ranking, rng_for
+from r1ranker.scenarios import SCENARIOS
 
 TITLES = [f"{letter}{number}" for letter in "AB" for number in range(12)]
 WORDS = {"sum": "algebra", "verse": "poet", "loop": "coder"}

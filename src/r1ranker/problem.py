@@ -19,12 +19,11 @@ import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Literal
 
 from r1ranker.errors import DataError
+from r1ranker.scenarios import GENERAL, SCENARIOS, Scenario, unknown
 
-Scenario = Literal["recommendation", "routing", "passage"]
-SCENARIOS: tuple[Scenario, ...] = get_args(Scenario)
 LARGEST_GAIN = 1_000_000
 """trec_eval counts documents grade by grade, in time and memory that grow with the largest one."""
 
@@ -46,10 +45,12 @@ class Candidate:
 class Problem:
     """One query with its pool.
 
+    scenario: a name in `scenarios.SCENARIOS`; or any other, with an instruction or a wording.
     query: what is asked (passage, routing); a recommendation may leave it empty and fill `history`.
     history: titles the user has consumed, oldest first (recommendation).
     objective: what the asker cares for, as text the model reads (routing: quality, cost or both).
     instruction: what is wanted, in the user's own words; replaces the scenario's question where there is one.
+    wording: the record of a scenario of the user's own, put here where problems are read.
     gains: relevance grade >= 0 by docid. May name docids outside the pool (they count in ideal
         rankings); a docid that is absent is unjudged and counts as 0.
     relevant_at: the lowest gain that counts as relevant in binary measures (MRR, hit@k).
@@ -62,12 +63,13 @@ class Problem:
 
     qid: str
     task: str
-    scenario: Scenario
+    scenario: str
     candidates: tuple[Candidate, ...]
     query: str = ""
     history: tuple[str, ...] = ()
     objective: str = ""
     instruction: str = ""
+    wording: Scenario | None = None
     gains: Mapping[str, int] = field(default_factory=dict)
     relevant_at: int = 1
     prior: Mapping[str, float] = field(default_factory=dict)
@@ -76,14 +78,13 @@ class Problem:
 
     def __post_init__(self) -> None:
         where = f"problem {self.qid!r} of task {self.task!r}"
-        if self.scenario not in SCENARIOS:
-            raise DataError(f"{where}: scenario {self.scenario!r} is not one of {', '.join(SCENARIOS)}")
+        self._check_scenario(where)
         if self.nothing_found and self.candidates:
             raise DataError(f"{where}: nothing_found is for an empty pool, this one has candidates")
         if not (self.candidates or self.nothing_found):
             raise DataError(f"{where}: has no candidates; a pool needs at least one")
-        if not (self.query or (self.history and self.scenario == "recommendation")):
-            also = " or a history" if self.scenario == "recommendation" else ""
+        also = " or a history" if "history" in self.words.places else ""
+        if not (self.query or (self.history and also)):
             raise DataError(f"{where}: has no query{also}; give the model a context")
         docids = [candidate.docid for candidate in self.candidates]
         _check_text(where, (self.qid, self.task, *docids, *self.gains, *self.prior))
@@ -94,6 +95,19 @@ class Problem:
         if not self.group:
             object.__setattr__(self, "group", self.qid)
 
+    def _check_scenario(self, where: str) -> None:
+        ours = self.scenario in SCENARIOS
+        if self.wording and ours:
+            raise DataError(f"{where}: scenario {self.scenario!r} has wordings of ours; give yours another name")
+        if not (ours or self.wording or self.instruction):
+            raise DataError(f"{where}: {unknown(self.scenario)}")
+        for place in ("history", "objective"):
+            if getattr(self, place) and not (ours or place in self.words.places):
+                raise DataError(
+                    f"{where}: the model would not read its {place}; write {{{place}}} into the context of a record of "
+                    f"scenario {self.scenario!r}"
+                )
+
     def _check_numbers(self, where: str) -> None:
         if any(gain < 0 for gain in self.gains.values()):
             raise DataError(f"{where}: gains must be >= 0")
@@ -103,6 +117,11 @@ class Problem:
             raise DataError(f"{where}: relevant_at must be at least 1, else all that is unjudged would be relevant")
         if not all(abs(score) < math.inf for score in self.prior.values()):
             raise DataError(f"{where}: scores of the prior must be finite numbers")
+
+    @property
+    def words(self) -> Scenario:
+        """The wordings of its prompts."""
+        return self.wording or SCENARIOS.get(self.scenario, GENERAL)
 
     @property
     def identifiers(self) -> tuple[int, ...]:
@@ -179,7 +198,7 @@ class Usage:
     """What a ranking cost. Tokens that a backend did not have to compute again are not in it.
 
     retries: calls over a network made again. cost: money, in the currency of the price file. cut: lists whose texts
-    were cut to fit.
+    were cut to fit. cut_short: lists that a deadline ended, ordered by what was known then.
     """
 
     calls: int = 0
@@ -189,6 +208,7 @@ class Usage:
     retries: int = 0
     cost: float = 0.0
     cut: int = 0
+    cut_short: int = 0
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -199,6 +219,7 @@ class Usage:
             self.retries + other.retries,
             self.cost + other.cost,
             self.cut + other.cut,
+            self.cut_short + other.cut_short,
         )
 
 
@@ -206,8 +227,8 @@ class Usage:
 class Step:
     """One model call and what followed. `pool` is what the model saw, `removed` what left the pool.
 
-    A DRanker has a single step that removes nothing. `probabilities` are the model's removal
-    probabilities by identifier where the answer was chosen without a thought.
+    A DRanker has a single step that removes nothing. `probabilities` are the model's, by identifier, where the answer
+    was chosen without a thought: of being named in this step; for a list, of being the best of the pool.
     """
 
     pool: tuple[int, ...]
@@ -248,6 +269,12 @@ def by_task(problems: Sequence[Problem]) -> dict[str, list[Problem]]:
     for problem in problems:
         tasks.setdefault(problem.task, []).append(problem)
     return tasks
+
+
+def scenario_names(problems: Iterable[Problem]) -> list[str]:
+    """Names of the scenarios that problems are of, ours first."""
+    found = dict.fromkeys(problem.scenario for problem in problems)
+    return [*(name for name in SCENARIOS if name in found), *(name for name in found if name not in SCENARIOS)]
 
 
 def first_by_task(problems: Sequence[Problem], count: int | None) -> list[Problem]:

@@ -2,7 +2,8 @@
 
 Next in the data flow: a backend turns the prompt into a completion, `answers` reads the completion.
 
-One template per scenario, shared by both designs; only the last sentence differs. Three pool layouts:
+The wordings are those of the problem's scenario (`scenarios`), shared by both designs; only the last sentence differs.
+Three pool layouts:
 
 - `relist` lists what remains, anew at each step (the paper's).
 - `append` always lists the whole pool; what the assistant wrote in earlier steps stands behind it in
@@ -23,9 +24,11 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from r1ranker.problem import Problem
+from r1ranker.scenarios import Scenario
 
 Layout = Literal["relist", "append", "blocks"]
 LAYOUTS: tuple[Layout, ...] = ("relist", "append")
@@ -53,26 +56,10 @@ _TURN = re.compile(
 """What marks turns in public chat models without bars. Of a model in this process `encoding` takes out every token;
 those of one behind a network are not known here."""
 
-_CONTEXT = {
-    "recommendation": "The user chose, oldest first:\n{history}\n{query}{question}\n",
-    "routing": "A prompt goes to one of several LLMs. {objective}\nPrompt: {query}\n{question}\n",
-    "passage": "Query: {query}\n{question}\n",
+_FORM = {
+    "iranker": "Think inside <think> </think>, then give its identifier inside <answer> </answer>.",
+    "dranker": "Think inside <think> </think>, then give the identifiers inside <answer> </answer>, separated by >.",
 }
-_QUESTION = {
-    "recommendation": "What will the user choose next?",
-    "routing": "Which LLM serves it best?",
-    "passage": "Which passage answers the query?",
-}
-_TASK = {
-    "iranker": "Remove the least suitable candidate that is left. Think inside <think> </think>, then give its "
-    "identifier inside <answer> </answer>.",
-    "dranker": "Rank all candidates, best first. Think inside <think> </think>, then give the identifiers inside "
-    "<answer> </answer>, separated by >.",
-}
-_SELECT = (
-    "Select the most suitable candidate that is left. Think inside <think> </think>, then give its identifier inside "
-    "<answer> </answer>."
-)
 _ADVICE = "Thoughts of an expert on similar cases; the numbers in them name other candidates:\n{thoughts}\n\n"
 
 
@@ -86,6 +73,7 @@ class Prompt:
     stays: `text` will be the same at the next step, so a backend may keep what it computed for it.
     blocks: candidates in layout `blocks`, by identifier; `text` is then what stands before them and `prefill` the
         question behind them. labels: what each block is called (1..n); none where they are judged at their ends.
+    owner: whose prompt it is, where several share a model; what a backend keeps of one's prompts serves no other.
     """
 
     text: str
@@ -94,6 +82,7 @@ class Prompt:
     stays: bool = False
     blocks: tuple[str, ...] = ()
     labels: tuple[int, ...] = ()
+    owner: str = ""
 
     @property
     def transcript(self) -> str:
@@ -112,14 +101,23 @@ def neutralise(text: str) -> str:
 
 def context_of(problem: Problem) -> str:
     """The query side of the prompt: everything but the pool."""
+    words = _plain(problem.words)
     query = neutralise(problem.query)
-    question = neutralise(problem.instruction) or _QUESTION[problem.scenario]
-    if problem.scenario == "recommendation":
-        history = "\n".join(f"- {neutralise(title)}" for title in problem.history)
-        shown = f"{query}\n" if query else ""
-        return _CONTEXT["recommendation"].format(history=history, query=shown, question=question)
-    objective = neutralise(problem.objective)
-    return _CONTEXT[problem.scenario].format(query=query, objective=objective, question=question)
+    lines = [line for line in words.context.split("\n") if query or line != "{query}"]
+    return "\n".join((*lines, "")).format(
+        query=query,
+        history="\n".join(f"- {neutralise(title)}" for title in problem.history),
+        objective=neutralise(problem.objective),
+        question=neutralise(problem.instruction) or words.question,
+    )
+
+
+@lru_cache
+def _plain(words: Scenario) -> Scenario:
+    """The same wordings, which cannot forge an answer or a turn either; the context keeps its lines."""
+    texts = {field.name: neutralise(getattr(words, field.name)) for field in dataclasses.fields(words)}
+    context = "\n".join(neutralise(line) for line in words.context.rstrip().splitlines())
+    return Scenario(**(texts | {"context": context}))
 
 
 def candidate_text(problem: Problem, identifier: int) -> str:
@@ -148,13 +146,15 @@ def build_prompt(
     `past` is what `past_entry` or `bare_past` made of the earlier steps; only the layout `append` shows it.
     """
     shown = problem.identifiers if layout == "append" else pool
-    text = f"{context_of(problem)}{pool_lines(problem, shown)}\n{task_of(design, ask)}"
+    text = f"{context_of(problem)}{pool_lines(problem, shown)}\n{task_of(problem, design, ask)}"
     return next_prompt(Prompt(text, stays=layout == "append" and design == "iranker"), past, think=think)
 
 
-def task_of(design: Design, ask: Wanted) -> str:
-    """The sentence that says what to write."""
-    return _SELECT if design == "iranker" and ask == "best" else _TASK[design]
+def task_of(problem: Problem, design: Design, ask: Wanted) -> str:
+    """The sentences that say what to write."""
+    words = _plain(problem.words)
+    wanted = words.list if design == "dranker" else words.best if ask == "best" else words.worst
+    return f"{wanted} {_FORM[design]}"
 
 
 def block_prompt(problem: Problem, readout: Readout, ask: Wanted, rng: random.Random | None = None) -> Prompt:
@@ -171,7 +171,9 @@ def block_prompt(problem: Problem, readout: Readout, ask: Wanted, rng: random.Ra
         rng.shuffle(order)
     labels = {place: label for label, place in enumerate(order, start=1)}
     named = tuple(labels[place] for place in range(len(blocks)))
-    return Prompt(context_of(problem), prefill=task_of("iranker", ask), stays=True, blocks=blocks, labels=named)
+    return Prompt(
+        context_of(problem), prefill=task_of(problem, "iranker", ask), stays=True, blocks=blocks, labels=named
+    )
 
 
 def next_prompt(prompt: Prompt, past: Sequence[str], *, think: bool = True) -> Prompt:

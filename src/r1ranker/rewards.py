@@ -14,18 +14,33 @@ Next in the data flow: `training.rollout` puts the total on the step's last toke
 Coverage is (distinct listed) / max(n, identifiers written) - 1: the paper's "share listed - 1" when nothing
 repeats. An `Answer` keeps only distinct identifiers, so a duplicate one counts as if n + 1 were written.
 "No answer" is every kind that leaves nothing to score: missing, truncated, malformed.
+
+`module:function` is a reward of the user's own, in one of two forms, told apart by how many arguments it takes:
+
+    def table(problem, pool) -> {identifier: worth}     # what each candidate is worth, for every identifier of the pool
+    def judged(answer, problem, pool) -> float          # what one answer earns
+
+A table stands where the gains stand in `graded`: removals, selections, lists and credit of all answers follow from it,
+and only differences within the pool count. `judged` stands for exclusion, selection, or the nDCG of a list; it is asked
+about answers that can be scored only, the other rows of the table above stay.
 """
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from itertools import accumulate
 from operator import mul
+from pathlib import Path
+from typing import Any
 
-from r1ranker.errors import ConfigError
+from r1ranker.errors import ConfigError, DataError
 from r1ranker.problem import Answer, Problem
 from r1ranker.prompts import Wanted
 
@@ -44,6 +59,11 @@ class Reward:
 
     total: float
     parts: Mapping[str, float]
+
+
+RewardPart = Callable[[Answer, Problem, Sequence[int]], float]
+Gains = Callable[[Problem, Sequence[int]], Mapping[int, float]]
+"""A number for each identifier of the pool, the more the better, none below 0."""
 
 
 def format_reward(completion: str) -> float:
@@ -69,11 +89,7 @@ def graded_exclusion_reward(answer: Answer, problem: Problem, pool: Sequence[int
 
     With one positive and gains 0 and 1 it is the paper's exclusion reward while the positive is in the pool.
     """
-    if answer.kind != "valid":
-        return _broken(answer)
-    gains = [problem.gain(k) for k in pool]
-    spread = max(gains) - min(gains)
-    return 1.0 - (problem.gain(answer.ids[0]) - min(gains)) / spread if spread else 1.0
+    return _removal_reward(_gains, answer, problem, pool)
 
 
 def selection_reward(answer: Answer, problem: Problem, pool: Sequence[int]) -> float:
@@ -85,38 +101,50 @@ def selection_reward(answer: Answer, problem: Problem, pool: Sequence[int]) -> f
 
 def graded_selection_reward(answer: Answer, problem: Problem, pool: Sequence[int]) -> float:
     """1 for selecting the most relevant of the pool, 0 for the least; 1 when all are equal."""
-    if answer.kind != "valid":
-        return _broken(answer)
-    gains = [problem.gain(k) for k in pool]
-    spread = max(gains) - min(gains)
-    return (problem.gain(answer.ids[0]) - min(gains)) / spread if spread else 1.0
+    return _selection_reward(_gains, answer, problem, pool)
 
 
 def ranking_reward(answer: Answer, problem: Problem, pool: Sequence[int]) -> float:
     """nDCG@20 with relevance 0 or 1, plus coverage (paper, Rewards: ranking)."""
-    return _list_reward(answer, _binary_gains(problem, pool))
+    return _ranking_reward(_binary_gains, answer, problem, pool)
 
 
 def graded_ranking_reward(answer: Answer, problem: Problem, pool: Sequence[int]) -> float:
     """nDCG@20 with the gains as they are (linear, as trec_eval computes it), plus coverage."""
-    return _list_reward(answer, _gains(problem, pool))
+    return _ranking_reward(_gains, answer, problem, pool)
 
 
-def ndcg(gains: Sequence[int], ideal: Sequence[int], cutoff: int = CUTOFF) -> float:
+def ndcg(gains: Sequence[float], ideal: Sequence[float], cutoff: int = CUTOFF) -> float:
     """Linear-gain nDCG of `gains` in listed order against the best order of `ideal`; 1 when all are 0."""
     best = _dcg(sorted(ideal, reverse=True)[:cutoff])
     return _dcg(gains[:cutoff]) / best if best else 1.0
 
 
-RewardPart = Callable[[Answer, Problem, Sequence[int]], float]
+Own = Callable[..., Any]
+"""A function of the user's."""
 
-REWARDS: dict[str, dict[str, RewardPart]] = {
-    "paper": {"exclusion": exclusion_reward, "selection": selection_reward, "ranking": ranking_reward},
-    "graded": {
-        "exclusion": graded_exclusion_reward,
-        "selection": graded_selection_reward,
-        "ranking": graded_ranking_reward,
-    },
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A reward by its parts. gains: what a list's nDCG is made of; None where a list is judged as a whole."""
+
+    exclusion: RewardPart
+    selection: RewardPart
+    ranking: RewardPart
+    gains: Gains | None
+
+
+def _binary_gains(problem: Problem, pool: Sequence[int]) -> dict[int, int]:
+    return {k: int(problem.is_relevant(k)) for k in pool}
+
+
+def _gains(problem: Problem, pool: Sequence[int]) -> dict[int, int]:
+    return {k: problem.gain(k) for k in pool}
+
+
+REWARDS: dict[str, Kind] = {
+    "paper": Kind(exclusion_reward, selection_reward, ranking_reward, _binary_gains),
+    "graded": Kind(graded_exclusion_reward, graded_selection_reward, graded_ranking_reward, _gains),
 }
 
 
@@ -130,15 +158,15 @@ def score_removal(
 ) -> Reward:
     """The reward of one IRanker step; `pool` is what the model could choose from."""
     name = "selection" if ask == "best" else "exclusion"
-    return _total(completion, {name: _reward_part(kind, name)(answer, problem, pool)})
+    part: RewardPart = getattr(kind_of(kind), name)
+    return _total(completion, {name: part(answer, problem, pool)})
 
 
 def score_ranking(
     completion: str, answer: Answer, problem: Problem, pool: Sequence[int], kind: str = "paper"
 ) -> Reward:
     """The reward of a DRanker completion; `pool` is what it had to rank."""
-    part = _reward_part(kind, "ranking")(answer, problem, pool)
-    return _total(completion, {"ranking": part})
+    return _total(completion, {"ranking": kind_of(kind).ranking(answer, problem, pool)})
 
 
 def moved_up(order: Sequence[int], problem: Problem, kind: str = "paper") -> list[dict[int, float]]:
@@ -146,8 +174,9 @@ def moved_up(order: Sequence[int], problem: Problem, kind: str = "paper") -> lis
 
     For the n - 1 places at which there is a choice, and each k that stands there or later. Sums of what stays where it
     is and of what moves one place down make it n(n + 1) / 2 additions, where scoring each list takes n times as many.
+    Raises ConfigError for a reward that has no gains.
     """
-    gains = {"paper": _binary_gains, "graded": _gains}[_known(kind)](problem, order)
+    gains = gains_of(kind)(problem, order)
     best = _dcg(sorted(gains.values(), reverse=True)[:CUTOFF])
     listed = [gains[k] for k in order]
     discounts = [1 / math.log2(place + 2) if place < CUTOFF else 0.0 for place in range(len(order))]
@@ -161,22 +190,125 @@ def moved_up(order: Sequence[int], problem: Problem, kind: str = "paper") -> lis
     return [{order[p]: reward(i, p) for p in range(i, len(order))} for i in range(len(order) - 1)]
 
 
-def _reward_part(kind: str, name: str) -> RewardPart:
-    return REWARDS[_known(kind)][name]
+def gains_of(kind: str) -> Gains:
+    """What a list's nDCG is made of. Raises ConfigError for a reward that judges lists as a whole."""
+    gains = kind_of(kind).gains
+    if gains is None:
+        raise ConfigError(
+            f"the reward {kind} judges whole lists, not what each candidate in a place would earn, which "
+            "ppo.answer=expected credits: write it as a table, function(problem, pool), or set ppo.answer=sampled"
+        )
+    return gains
 
 
-def _known(kind: str) -> str:
-    if kind not in REWARDS:
-        raise ConfigError(f"reward {kind!r} does not exist; choose one of {', '.join(REWARDS)}")
-    return kind
+def is_own(kind: str) -> bool:
+    """Whether a reward is named as the user's own: module:function."""
+    return re.fullmatch(r"[\w.]+:\w+", kind) is not None
 
 
-def _binary_gains(problem: Problem, pool: Sequence[int]) -> dict[int, int]:
-    return {k: int(problem.is_relevant(k)) for k in pool}
+@lru_cache
+def kind_of(kind: str) -> Kind:
+    """The reward of a name; one of the user's own is imported, from the working directory too. Raises ConfigError."""
+    if kind in REWARDS:
+        return REWARDS[kind]
+    if not is_own(kind):
+        raise ConfigError(
+            f"reward {kind!r} does not exist; choose one of {', '.join(REWARDS)}, or name a function of your own as "
+            "module:function"
+        )
+    function = own_function(kind)
+    if _arguments(kind, function) == len(TABLE):
+        gains = partial(_table, kind, function)
+        removal, selection, ranking = (partial(p, gains) for p in (_removal_reward, _selection_reward, _ranking_reward))
+        return Kind(removal, selection, ranking, gains)
+    step = partial(_judged_step, kind, function)
+    return Kind(step, step, partial(_judged_list, kind, function), None)
 
 
-def _gains(problem: Problem, pool: Sequence[int]) -> dict[int, int]:
-    return {k: problem.gain(k) for k in pool}
+def own_function(kind: str) -> Own:
+    """The function that module:function names. Raises ConfigError."""
+    module, _, name = kind.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:  # as `python -m` has it
+        sys.path.insert(0, here)
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except Exception as error:  # what a module does when it is imported is the user's
+        raise ConfigError(
+            f"the reward {kind} cannot be imported ({type(error).__name__}: {error}); the module has to lie in the "
+            f"working directory, {here}, or on PYTHONPATH"
+        ) from error
+    if not callable(found):
+        raise ConfigError(f"the reward {kind}: module {module} has no function {name!r}")
+    function: Own = found
+    return function
+
+
+TABLE, JUDGED = ("problem", "pool"), ("answer", "problem", "pool")
+
+
+def _arguments(kind: str, function: Own) -> int:
+    """How many arguments the function takes: those of a table or of a judgement."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some of Python's own say nothing of theirs
+        signature = inspect.Signature()
+    needed = [p for p in signature.parameters.values() if p.default is p.empty]
+    fixed = all(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in needed)
+    if not fixed or len(needed) not in (len(TABLE), len(JUDGED)):
+        forms = f"({', '.join(TABLE)}) -> {{identifier: worth}} or ({', '.join(JUDGED)}) -> float"
+        raise ConfigError(f"the reward {kind} takes {signature}; it has to take {forms}")
+    return len(needed)
+
+
+def _table(kind: str, function: Own, problem: Problem, pool: Sequence[int]) -> dict[int, float]:
+    """The worths that the user's function gives, from 0, the least of the pool, to 1."""
+    told = _called(kind, function, problem, tuple(pool))
+    if not isinstance(told, Mapping):
+        raise DataError(
+            f"the reward {kind} returned a {type(told).__name__}, not {{identifier: worth}}, {_of(problem)}"
+        )
+    if missing := [k for k in pool if k not in told]:
+        raise DataError(f"the reward {kind} gives no worth to identifier {missing[0]}, {_of(problem)}")
+    worth = {k: _number(kind, told[k], problem) for k in pool}
+    least = min(worth.values())
+    spread = _number(kind, max(worth.values()) - least, problem)
+    return {k: (value - least) / spread if spread else 0.0 for k, value in worth.items()}
+
+
+def _judged_step(kind: str, function: Own, answer: Answer, problem: Problem, pool: Sequence[int]) -> float:
+    if answer.kind != "valid":
+        return _broken(answer)
+    return _number(kind, _called(kind, function, answer, problem, tuple(pool)), problem)
+
+
+def _judged_list(kind: str, function: Own, answer: Answer, problem: Problem, pool: Sequence[int]) -> float:
+    if not _is_list(answer):
+        return _broken(answer)
+    quality = _number(kind, _called(kind, function, answer, problem, tuple(pool)), problem)
+    return quality + _coverage(answer, len(pool))
+
+
+def _called(kind: str, function: Own, *given: Any) -> Any:
+    try:
+        return function(*given)
+    except Exception as error:
+        problem = given[-2]
+        raise DataError(f"the reward {kind} failed ({type(error).__name__}: {error}), {_of(problem)}") from error
+
+
+def _number(kind: str, value: Any, problem: Problem) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise DataError(f"the reward {kind} returned {value!r}, which is no finite number, {_of(problem)}")
+    return number
+
+
+def _of(problem: Problem) -> str:
+    return f"of problem {problem.qid!r}, task {problem.task!r}"
 
 
 def _total(completion: str, judged: Mapping[str, float]) -> Reward:
@@ -188,13 +320,34 @@ def _broken(answer: Answer) -> float:
     return UNKNOWN_ID if answer.kind == "unknown_id" else NO_ANSWER
 
 
-def _list_reward(answer: Answer, gains: Mapping[int, int]) -> float:
-    if answer.kind not in ("valid", "incomplete", "duplicate"):
+def _removal_reward(gains: Gains, answer: Answer, problem: Problem, pool: Sequence[int]) -> float:
+    return _broken(answer) if answer.kind != "valid" else 1.0 - _share(gains(problem, pool), answer.ids[0], 0.0)
+
+
+def _selection_reward(gains: Gains, answer: Answer, problem: Problem, pool: Sequence[int]) -> float:
+    return _broken(answer) if answer.kind != "valid" else _share(gains(problem, pool), answer.ids[0], 1.0)
+
+
+def _share(gains: Mapping[int, float], named: int, equal: float) -> float:
+    """Where a gain stands between the lowest of the pool, 0, and the highest, 1; `equal` when they are the same."""
+    low, high = min(gains.values()), max(gains.values())
+    return (gains[named] - low) / (high - low) if high > low else equal
+
+
+def _ranking_reward(gains: Gains, answer: Answer, problem: Problem, pool: Sequence[int]) -> float:
+    if not _is_list(answer):
         return _broken(answer)
-    written = len(gains) + (answer.kind == "duplicate")
-    quality = ndcg([gains[k] for k in answer.ids], list(gains.values()))
-    return quality + (len(answer.ids) / written - 1.0)
+    of_pool = gains(problem, pool)
+    return ndcg([of_pool[k] for k in answer.ids], list(of_pool.values())) + _coverage(answer, len(pool))
 
 
-def _dcg(gains: Sequence[int]) -> float:
+def _is_list(answer: Answer) -> bool:
+    return answer.kind in ("valid", "incomplete", "duplicate")
+
+
+def _coverage(answer: Answer, size: int) -> float:
+    return len(answer.ids) / (size + (answer.kind == "duplicate")) - 1.0
+
+
+def _dcg(gains: Sequence[float]) -> float:
     return math.fsum(gain / math.log2(place + 2) for place, gain in enumerate(gains))

@@ -62,7 +62,8 @@ class Replies:
     def key(self, ask: Ask) -> str:
         """What decides the reply, as a hash."""
         how = ask.max_new_tokens if ask.pool is None else list(ask.pool)
-        parts = [self._model, dataclasses.astuple(ask.prompt), how]
+        *prompt, owner = dataclasses.astuple(ask.prompt)
+        parts = [self._model, prompt, how, *([owner] if owner else [])]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def read(self, keys: Sequence[str]) -> dict[str, Completion | Choice]:
@@ -94,6 +95,7 @@ class CachedModel:
     def __init__(self, inner: Backend, replies: Replies) -> None:
         self.name = inner.name
         self.encoder = getattr(inner, "encoder", None)
+        self.context: int | None = getattr(inner, "context", None)
         self.masks_blocks = getattr(inner, "masks_blocks", False)
         self.trained_in: dict[str, str] = getattr(inner, "trained_in", {})
         self._inner = inner

@@ -175,7 +175,8 @@ class Encoder:
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of plain text, nothing added."""
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]  # lengths are told elsewhere
+        return list(ids)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of a completion; padding and end-of-sequence tokens are dropped."""

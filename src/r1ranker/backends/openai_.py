@@ -16,6 +16,7 @@ or ignores is left out from then on, per base URL, and `capabilities` says what 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import math
 import os
@@ -47,10 +48,12 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
     "stop": ("stop",),
     "temperature": ("temperature",),
     "max_tokens": ("max_tokens",),
+    "salt": ("cache_salt",),
 }
 """The fields of a request that a server may not know, by feature."""
-EXTENSIONS = frozenset({"continue", "structured", "logprobs"})  # doubted when a server does not say what was wrong
-UNKNOWN_TO_OPENAI = frozenset({"continue", "structured"})
+EXTENSIONS = frozenset({"continue", "structured", "logprobs", "salt"})
+"""Doubted when a server does not say what was wrong."""
+UNKNOWN_TO_OPENAI = frozenset({"continue", "structured", "salt"})
 
 IDENTIFIER_TOKENS = 16
 TOP_LOGPROBS = 20
@@ -274,6 +277,8 @@ def request_body(model: str, ask: Ask, missing: frozenset[str] = frozenset()) ->
         limit = IDENTIFIER_TOKENS
     elif "stop" not in missing:
         body["stop"] = [STOP]
+    if prompt.owner and "salt" not in missing:  # vLLM then keeps this owner's prefixes apart from others'
+        body["cache_salt"] = hashlib.sha256(prompt.owner.encode()).hexdigest()
     if "temperature" not in missing:
         body["temperature"] = 0
     body["max_completion_tokens" if "max_tokens" in missing else "max_tokens"] = limit

@@ -250,6 +250,11 @@ class TransformersBackend:
         return torch.as_tensor(out.logits[:, -1]).float()
 
     @property
+    def context(self) -> int | None:
+        """Tokens that a prompt and its answer may have; None where the network does not say."""
+        return getattr(self.network.config, "max_position_embeddings", None)
+
+    @property
     def pad_id(self) -> int:
         """The padding token; never attended to. Any will do where the tokenizer's own is none or has no embedding."""
         pad = self.encoder.tokenizer.pad_token_id
@@ -317,7 +322,7 @@ class TransformersBackend:
         return STOP in self.encoder.decode(completion_ids[-2 * len(STOP) :])
 
     def _check_lengths(self, rows: list[list[int]], max_new_tokens: int) -> None:
-        limit = getattr(self.network.config, "max_position_embeddings", math.inf)
+        limit = self.context or math.inf
         longest = max((len(row) for row in rows), default=0)
         if longest + max_new_tokens > limit:
             raise PromptError(
@@ -342,12 +347,13 @@ def _checked(ids_B_L: Tensor, scores_B_V: Tensor) -> Tensor:
 def _rows(
     prompts: Sequence[Prompt], encoded: Sequence[list[int]], branches: Sequence[tuple[Path, ...]] | None = None
 ) -> list[Row]:
-    """Rows of the prefix cache, found again by the prompt's text; equal texts are told apart by their order."""
-    seen: Counter[str] = Counter()
+    """Rows of the prefix cache, found again by owner and text; equal ones are told apart by their order."""
+    seen: Counter[tuple[str, str]] = Counter()
     rows = []
     for i, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True)):
-        rows.append(Row(f"{seen[prompt.text]}:{prompt.text}", ids, branches[i] if branches else ()))
-        seen[prompt.text] += 1
+        whose = (prompt.owner, prompt.text)
+        rows.append(Row(f"{seen[whose]}:{prompt.owner}:{prompt.text}", ids, branches[i] if branches else ()))
+        seen[whose] += 1
     return rows
 
 

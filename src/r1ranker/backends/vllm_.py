@@ -108,9 +108,14 @@ class VLLMBackend:
             for i, trie in enumerate(tries)
         ]
 
+    @property
+    def context(self) -> int:
+        """Tokens that a prompt and its answer may have."""
+        return int(self.llm.llm_engine.model_config.max_model_len)
+
     def _run(self, rows: list[list[int]], how: list[Any]) -> list[Any]:
         """What vLLM answers to each row of token ids."""
-        limit = self.llm.llm_engine.model_config.max_model_len
+        limit = self.context
         for ids, params in zip(rows, how, strict=True):
             if len(ids) + params.max_tokens > limit:  # vLLM would write less than was asked for, and not say so
                 raise PromptError(

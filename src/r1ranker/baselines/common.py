@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from r1ranker.baselines.ordering import ranked_by
 from r1ranker.errors import ConfigError, DataError
-from r1ranker.problem import Problem, Ranking, Scenario, Usage, by_task
+from r1ranker.problem import Problem, Ranking, Usage, by_task
+from r1ranker.scenarios import SCENARIOS
 
 Scorer = Callable[[Sequence[Problem]], Sequence[Mapping[str, float]]]
 """Scores by docid of each problem's pool; a docid left out comes last."""
@@ -19,15 +20,15 @@ Fit = Callable[[Sequence[Problem]], Scorer]
 
 
 def fit_and_rank(
-    fit: Fit, train: Sequence[Problem], test: Sequence[Problem], system: str, scenario: Scenario | None
+    fit: Fit, train: Sequence[Problem], test: Sequence[Problem], system: str, scenario: str | None
 ) -> list[Ranking]:
     """Rankings of `test` in its order, by one model for each task, fitted to the training problems of that task.
 
-    Raises ConfigError where a problem is of another scenario (None: any), DataError where a task has no training
-    problem.
+    Raises ConfigError where a problem is of another scenario (None: any; see `fits`), DataError where a task has no
+    training problem.
     """
     for problem in test:
-        if scenario and problem.scenario != scenario:
+        if scenario and not fits(scenario, problem):
             raise ConfigError(
                 f"{system} ranks {scenario} problems; {problem.qid!r} of task {problem.task!r} is {problem.scenario}"
             )
@@ -39,6 +40,14 @@ def fit_and_rank(
         ranked = rank_scored(fit(known[task]), of_task, system)
         rankings |= {id(problem): ranking for problem, ranking in zip(of_task, ranked, strict=True)}
     return [rankings[id(problem)] for problem in test]
+
+
+def fits(scenario: str, problem: Problem) -> bool:
+    """Whether a specialist of a scenario of ours can rank a problem. One of the user's own scenario is told by what it
+    holds: recommenders read a history, routers a query."""
+    if problem.scenario in SCENARIOS:
+        return problem.scenario == scenario
+    return bool(problem.history if scenario == "recommendation" else problem.query)
 
 
 def rank_scored(score: Scorer, problems: Sequence[Problem], system: str) -> list[Ranking]:

@@ -13,24 +13,27 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from r1ranker.baselines import BASELINES
 from r1ranker.baselines.simple import has_prior
-from r1ranker.baselines.specialists import SERVES, SPECIALISTS
+from r1ranker.baselines.specialists import SPECIALISTS, serves
 from r1ranker.datasets.data import merged
 from r1ranker.errors import ConfigError
 from r1ranker.io.config import DataConfig
 from r1ranker.problem import Problem, Ranking, Splits, rng_for
+from r1ranker.scenarios import Scenario
 
 FOLDS = 5
 """Parts of the training problems, by group; each is ranked by specialists that learnt from the other parts."""
-PRIOR_NAMES = {"recommendation": "popularity", "routing": "average", "passage": "first stage"}
 
 
-def load_splits(sources: Sequence[DataConfig]) -> Splits:
-    """Problems of every source that a run's config names, with the notes it asks for (`data.show`)."""
-    return merged(sources, with_notes)
+def load_splits(sources: Sequence[DataConfig], scenarios: Mapping[str, Scenario] | None = None) -> Splits:
+    """Problems of every source that a run's config names, with the notes it asks for (`data.show`).
+
+    scenarios: the config's own (`RunConfig.scenarios`).
+    """
+    return merged(sources, with_notes, scenarios or {})
 
 
 def with_notes(splits: Splits, rankers: Sequence[str]) -> Splits:
@@ -59,17 +62,13 @@ def noted_by(rankers: Sequence[str], learn: Sequence[Problem], problems: Sequenc
     """Problems with the places that rankers give their candidates; specialists learn from `learn`."""
     notes: dict[int, list[list[str]]] = {id(p): [[] for _ in p.candidates] for p in problems}
     for name in rankers:
-        served = [p for p in problems if (has_prior(p) if name == "prior" else _serves(name, p))]
+        served = [p for p in problems if (has_prior(p) if name == "prior" else name in BASELINES or serves(name, p))]
         for problem, ranking in zip(served, _ranked(name, learn, served), strict=True):
-            shown = PRIOR_NAMES[problem.scenario] if name == "prior" else name
+            shown = problem.words.prior if name == "prior" else name
             place = {docid: i for i, docid in enumerate(ranking.docids, start=1)}
             for note, candidate in zip(notes[id(problem)], problem.candidates, strict=True):
                 note.append(f"{shown} {place[candidate.docid]}")
     return [_noted(problem, notes[id(problem)]) for problem in problems]
-
-
-def _serves(name: str, problem: Problem) -> bool:
-    return name in BASELINES or problem.scenario in SERVES[name]
 
 
 def _ranked(name: str, learn: Sequence[Problem], problems: Sequence[Problem]) -> list[Ranking]:

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from r1ranker.baselines.common import fits
 from r1ranker.baselines.encoders import cross_encoder, dense
 from r1ranker.baselines.fusion import lambdamart
 from r1ranker.baselines.recommenders import bpr, item_knn, sasrec
 from r1ranker.baselines.routers import encoder_router, factor_router, knn_router, mlp_router
-from r1ranker.problem import SCENARIOS, Problem, Ranking
+from r1ranker.problem import Problem, Ranking
+from r1ranker.scenarios import SCENARIOS
 
 Specialist = Callable[[Sequence[Problem], Sequence[Problem]], list[Ranking]]
 
@@ -31,6 +33,7 @@ SPECIALISTS: dict[str, Specialist] = {
     "lambdamart": lambdamart,
 }
 
+ALL = tuple(SCENARIOS)
 SERVES: dict[str, tuple[str, ...]] = {
     "item-knn": ("recommendation",),
     "bpr": ("recommendation",),
@@ -39,8 +42,14 @@ SERVES: dict[str, tuple[str, ...]] = {
     "router-mlp": ("routing",),
     "router-mf": ("routing",),
     "router-encoder": ("routing",),
-    "dense": SCENARIOS,
-    "cross-encoder": SCENARIOS,
-    "lambdamart": SCENARIOS,
+    "dense": ALL,
+    "cross-encoder": ALL,
+    "lambdamart": ALL,
 }
-"""Scenarios that each ranks; encoders read any texts, though they were made for passages, and a fusion any notes."""
+"""Scenarios of ours that each ranks; encoders read any texts, though they were made for passages, and a fusion any
+notes."""
+
+
+def serves(name: str, problem: Problem) -> bool:
+    """Whether a specialist ranks a problem, of a scenario of ours or of the user's."""
+    return SERVES[name] == ALL or any(fits(scenario, problem) for scenario in SERVES[name])

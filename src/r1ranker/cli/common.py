@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from r1ranker.errors import ConfigError, R1RankerError
+from r1ranker.errors import R1RankerError
 from r1ranker.io.files import write_whole
 
 if TYPE_CHECKING:
@@ -28,9 +28,12 @@ console = Console()
 stderr = Console(stderr=True)
 
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the result here, machine-readable.")]
-Config = Annotated[Path | None, typer.Argument(help="YAML of the run; see configs/.")]
+Config = Annotated[Path | None, typer.Argument(help="YAML of the run, or the name of one here: mini, smol, paper, ...")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", "-s", help="Override any key of the YAML, such as -s ppo.steps=100.")
+]
+Scenarios = Annotated[
+    Path | None, typer.Option("--scenarios", help="YAML of your own scenarios' wordings, by name (docs/scenarios.md).")
 ]
 Against = Annotated[str, typer.Option(help="System the others are tested against.")]
 
@@ -106,15 +109,26 @@ def write_json(path: Path | None, result: Any) -> None:
 
 
 def run_config(
-    config: Path | None, settings: Sequence[str] | None, json_: Path | None, written: Mapping[str, Path] | None = None
+    config: Path | None,
+    settings: Sequence[str] | None,
+    json_: Path | None,
+    written: Mapping[str, Path] | None = None,
+    scenarios: Path | None = None,
 ) -> RunConfig:
-    """The run that a command is asked for. ConfigError where it is not said, or where an output would hit an input."""
+    """The run that a command is asked for. ConfigError where an output would hit an input; exit code 2 without one."""
     from r1ranker.io.config import load_config
     from r1ranker.io.locks import check_outputs
 
     if config is None and not settings:
-        raise ConfigError("which run? Give its YAML, such as configs/mini.yaml, or set keys: -s data.0.source=mini")
-    loaded = load_config(config, settings or [])
-    read = {"the config": config} | {f"data.{n}.path": one.path for n, one in enumerate(loaded.data)}
+        complain(
+            "which run?",
+            "give its YAML, or the name of one here: r1ranker config init lists them and writes one to begin with; "
+            "or set keys: -s data.0.source=mini",
+        )
+        raise typer.Exit(2)
+    loaded = load_config(config, settings or [], scenarios)
+    read = {"the config": config, "--scenarios": scenarios} | {
+        f"data.{n}.path": one.path for n, one in enumerate(loaded.data)
+    }
     check_outputs({**(written or {}), "--json": json_}, read)
     return loaded

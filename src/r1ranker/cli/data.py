@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from r1ranker.cli.common import App, Json, Overwrite, Settings, console, errors, run_config, write_json
+from r1ranker.cli.common import App, Json, Overwrite, Scenarios, Settings, console, errors, run_config, write_json
 from r1ranker.errors import ConfigError
 
 data_app = App(help="Look at, check and convert problems.", no_args_is_help=True)
@@ -33,6 +33,7 @@ def data_list(json_: Json = None) -> None:
 @data_app.command("validate")
 def data_validate(
     path: Annotated[Path, typer.Argument(help="A .jsonl file, or a folder with train/dev/test.jsonl.")],
+    scenarios: Scenarios = None,
     json_: Json = None,
 ) -> None:
     """Check your own problems; every fault is named with its line. Exits with 1 when there is one.
@@ -40,12 +41,13 @@ def data_validate(
     Example: `r1ranker data validate problems.jsonl`
     """
     from r1ranker.datasets.jsonl import validate_jsonl
+    from r1ranker.io.config import read_scenarios
     from r1ranker.io.locks import check_outputs
     from r1ranker.io.problems import is_note
 
     with errors():
-        check_outputs({"--json": json_}, {"the problems": path})
-        messages = validate_jsonl(path)
+        check_outputs({"--json": json_}, {"the problems": path, "--scenarios": scenarios})
+        messages = validate_jsonl(path, read_scenarios(scenarios) if scenarios else {})
     for message in messages:
         console.print(message, highlight=False, soft_wrap=True, markup=False)
     faults = [message for message in messages if not is_note(message)]
@@ -60,6 +62,7 @@ def data_convert(
     out: Annotated[Path, typer.Argument(help="Folder for train.jsonl, dev.jsonl and test.jsonl.")],
     config: Annotated[Path | None, typer.Option(help="YAML whose `data` to convert.")] = None,
     settings: Settings = None,
+    scenarios: Scenarios = None,
     overwrite: Overwrite = False,
     json_: Json = None,
 ) -> None:
@@ -74,12 +77,13 @@ def data_convert(
 
     with errors():
         files = {split: out / f"{split}.jsonl" for split in SPLIT_NAMES}
-        loaded = run_config(config, settings, json_, written={f"{split}.jsonl": file for split, file in files.items()})
+        written = {f"{split}.jsonl": file for split, file in files.items()}
+        loaded = run_config(config, settings, json_, written, scenarios)
         check_folder(out, "OUT")
         taken = [file for file in files.values() if file.exists()]
         if taken and not overwrite:
             raise ConfigError(f"{taken[0]} exists; name another folder, or give --overwrite to replace it")
-        splits = load_splits(loaded.data)
+        splits = load_splits(loaded.data, loaded.scenarios)
         for split, problems in splits.items():
             if problems:
                 write_jsonl(problems, files[split])
@@ -94,6 +98,7 @@ def data_convert(
 def data_stats(
     config: Annotated[Path | None, typer.Option(help="YAML whose `data` to look at.")] = None,
     settings: Settings = None,
+    scenarios: Scenarios = None,
     json_: Json = None,
 ) -> None:
     """Problems, pool sizes, ties, words per task and split.
@@ -106,7 +111,8 @@ def data_stats(
     from r1ranker.datasets.data import stats
 
     with errors():
-        rows = stats(load_splits(run_config(config, settings, json_).data))
+        loaded = run_config(config, settings, json_, scenarios=scenarios)
+        rows = stats(load_splits(loaded.data, loaded.scenarios))
     table = Table(*(Column(name, overflow="fold") for name in rows[0]))  # a cut name names no task
     table.columns[0].overflow = "fold"  # long names of tasks are told apart by their ends
     for row in rows:

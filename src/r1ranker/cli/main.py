@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from contextlib import ExitStack
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -16,6 +16,7 @@ from r1ranker.cli.common import (
     Config,
     Json,
     Overwrite,
+    Scenarios,
     Settings,
     complain,
     console,
@@ -23,15 +24,17 @@ from r1ranker.cli.common import (
     run_config,
     write_json,
 )
+from r1ranker.cli.config import config_app
 from r1ranker.cli.data import data_app
+from r1ranker.cli.mcp import mcp
 from r1ranker.cli.model import model_app
 from r1ranker.cli.rank import rank
 from r1ranker.cli.reproduce import reproduce
+from r1ranker.cli.rerank import rerank
+from r1ranker.cli.route import route
+from r1ranker.cli.serve import serve
+from r1ranker.cli.view import view
 from r1ranker.errors import ConfigError
-from r1ranker.problem import Problem, Splits
-
-if TYPE_CHECKING:
-    from r1ranker.evaluation.systems import ModelSystem
 
 EVALUATION = ("results.json", "results.csv", "per_query.json", "comparisons.json", "provenance.json", "report.html")
 """What an evaluation writes, beside its runs."""
@@ -46,6 +49,25 @@ NO_BETTER = (
     "no step was better on dev than the start: what was kept is {model}, as it came. Train longer, change "
     "ppo.actor_lr, or give more dev problems (ppo.validate_problems) if their score is mostly noise"
 )
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        from r1ranker import __version__
+
+        console.print(__version__, highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Say which version this is.", callback=_say_version, is_eager=True)
+    ] = False,
+) -> None: ...
+
+
+app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
 app.add_typer(model_app, name="model")
 
@@ -80,11 +102,15 @@ def quickstart(
 
 @app.command()
 def warmstart(
-    config: Config = None, settings: Settings = None, overwrite: Overwrite = False, json_: Json = None
+    config: Config = None,
+    settings: Settings = None,
+    scenarios: Scenarios = None,
+    overwrite: Overwrite = False,
+    json_: Json = None,
 ) -> None:
     """Supervised start: teach a model the format and a weak first opinion.
 
-    Example: `r1ranker warmstart configs/nano.yaml -s out=runs/nano`
+    Example: `r1ranker warmstart nano -s out=runs/nano`
     """
     from r1ranker.baselines.notes import load_splits
     from r1ranker.io.locks import check_folder
@@ -92,9 +118,9 @@ def warmstart(
     from r1ranker.training.warmstart import warmstart as run
 
     with errors():
-        loaded = run_config(config, settings, json_)
+        loaded = run_config(config, settings, json_, scenarios=scenarios)
         check_folder(loaded.out, "out")
-        directory = run(loaded, load_splits(loaded.data)["train"], overwrite=overwrite)
+        directory = run(loaded, load_splits(loaded.data, loaded.scenarios)["train"], overwrite=overwrite)
     if join_crew().leads:
         console.print(f"model {directory}")
         write_json(json_, {"model": directory})
@@ -104,6 +130,7 @@ def warmstart(
 def train(
     config: Config = None,
     settings: Settings = None,
+    scenarios: Scenarios = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the run's folder.")] = False,
     engine: Annotated[
         Literal["own", "verl"], typer.Option(help="own, or verl on Ray for many GPUs (docs/verl.md).")
@@ -116,31 +143,30 @@ def train(
 ) -> None:
     """Train a ranker by PPO; keeps the model that is best on dev.
 
-    Example: `r1ranker train configs/mini.yaml -s design=dranker -s out=runs/dranker`
+    Example: `r1ranker train mini -s design=dranker -s out=runs/dranker`
 
-    Eight GPUs: `torchrun --nproc-per-node 8 -m r1ranker train configs/paper.yaml`
+    Eight GPUs: `torchrun --nproc-per-node 8 -m r1ranker train paper`
     """
-    from r1ranker.baselines.notes import load_splits
+    from r1ranker import api
     from r1ranker.io.locks import check_folder
     from r1ranker.training.logs import kept_of, read_log
     from r1ranker.training.parallel import join_crew
-    from r1ranker.training.ppo import train as run
 
     with errors("`train --resume` with the same settings goes on from the last checkpoint, where there is one already"):
-        loaded = run_config(config, settings, json_)
-        check_folder(loaded.out, "out")
-        if resume and overwrite:
-            raise ConfigError("--resume goes on with the run that --overwrite deletes: give one of them")
+        loaded = run_config(config, settings, json_, scenarios=scenarios)
         if verl and engine != "verl":
             raise ConfigError("--verl sets verl's own config: give --engine verl with it")
         if engine == "verl":
             from r1ranker.training.verl.launch import launch
 
+            check_folder(loaded.out, "out")
+            if resume and overwrite:
+                raise ConfigError(api.EITHER)
             directory = launch(loaded, verl or [], resume=resume, overwrite=overwrite)
             console.print(f"model {directory}")
             write_json(json_, {"model": directory})
             return
-        directory = run(loaded, load_splits(loaded.data), resume=resume, overwrite=overwrite)
+        directory = api.train(loaded, resume=resume, overwrite=overwrite)
     if not join_crew().leads:
         return
     last, kept = read_log(loaded.out)[-1], kept_of(loaded.out)
@@ -151,18 +177,26 @@ def train(
 
 
 app.command()(rank)
+app.command()(rerank)
 app.command()(reproduce)
+app.command()(view)
+app.command()(serve)
+app.command()(mcp)
+app.command()(route)
 
 
 @app.command()
 def evaluate(
     config: Config = None,
     settings: Settings = None,
+    scenarios: Scenarios = None,
     system: Annotated[
         list[str] | None, typer.Option(help="NAME=DESIGN:MODEL, such as iranker=iranker:runs/x/model; repeatable.")
     ] = None,
     run: Annotated[list[str] | None, typer.Option(help="NAME=FILE of a TREC run; repeatable.")] = None,
-    baselines: Annotated[str, typer.Option(help="Baselines, by comma.")] = "random,prior,bm25",
+    baselines: Annotated[
+        str, typer.Option(help="Baselines and specialists, by comma, such as prior,bpr.")
+    ] = "random,prior,bm25",
     against: Against = "prior",
     split: Annotated[str, typer.Option(help="train, dev or test.")] = "test",
     out: Annotated[Path, typer.Option(help="Folder for results.json, report.html and the run files.")] = Path(
@@ -174,41 +208,29 @@ def evaluate(
 ) -> None:
     """Compare systems on the data of a config: measures, intervals, tests, costs, an HTML page.
 
-    Example: `r1ranker evaluate configs/mini.yaml --system base=iranker:nano --system iranker=iranker:runs/x/model`
+    Example: `r1ranker evaluate mini --system base=iranker:nano --system iranker=iranker:runs/x/model`
     """
-    from r1ranker.baselines.notes import load_splits
-    from r1ranker.evaluation.systems import check_systems, evaluate_systems, parse_system
+    from r1ranker import api
     from r1ranker.evaluation.table import results_table
     from r1ranker.io.files import write_whole
-    from r1ranker.io.locks import check_folder, held
-    from r1ranker.io.runs import check_names, read_run
     from r1ranker.ranking.jobs import failed_of
 
-    again = "the same command begins anew; `rank --resume` can go on, and --run NAME=FILE takes what it wrote"
-    with errors(again), ExitStack() as stack:
-        loaded = run_config(config, settings, json_, written={f"{name} of --out": out / name for name in EVALUATION})
+    with errors("the same command begins anew; `rank --resume` can go on, and --run NAME=FILE takes what it wrote"):
+        written = {f"{name} of --out": out / name for name in EVALUATION}
+        loaded = run_config(config, settings, json_, written, scenarios)
         given = [_named(text) for text in run or []]
-        models = [parse_system(text, loaded) for text in system or []]
-        systems: list[str | ModelSystem] = [*filter(None, baselines.split(",")), *models]
-        check_systems(systems, [name for name, _ in given], against)
-        check_folder(out, "--out")
-        if (out / "report.html").exists() and not overwrite:
-            raise ConfigError(f"{out} holds an evaluation; name another --out, or give --overwrite to replace it")
-        stack.enter_context(held(out / "results.json"))
-        runs = {name: read_run(Path(path).expanduser()) for name, path in given}
-        for one in models:
-            one.spec.check()
-        problems = _split(load_splits(loaded.data), split)
-        check_names(problems)
-        result = evaluate_systems(
-            systems,
-            problems,
-            out=out,
+        if twice := [name for name, times in Counter(name for name, _ in given).items() if times > 1]:
+            raise ConfigError(f"the system name {twice[0]!r} is taken: two runs have it; rename one")
+        result = api.evaluate(
+            loaded,
+            system or [],
+            baselines=[name for name in map(str.strip, baselines.split(",")) if name],
+            runs=dict(given),
+            against=against,
             split=split,
-            baseline=against,
-            settings=loaded.model_dump(mode="json"),
-            runs=runs,
+            out=out,
             workers=workers,
+            overwrite=overwrite,
         )
     for note in result.notes:
         complain("note", note)
@@ -239,18 +261,13 @@ def compare(
 
     Example: `r1ranker compare runs/quickstart --against base-iterative`
     """
-    from r1ranker.evaluation.results import comparison
-    from r1ranker.evaluation.systems import read_baseline, read_per_query
+    from r1ranker import api
     from r1ranker.evaluation.table import comparison_table
     from r1ranker.io.locks import check_outputs
 
     with errors():
         check_outputs({"--json": json_}, {name: out / name for name in EVALUATION})
-        values = read_per_query(out)
-        known = sorted({name for tasks in values.values() for of_task in tasks.values() for name in of_task})
-        if measure not in known:
-            raise ConfigError(f"{out} has no measure {measure!r}; there are {', '.join(known)}")
-        tests = comparison(against or read_baseline(out), values, measures=[measure])
+        tests = api.compare(out, against, measure=measure)
     console.print(comparison_table(tests))
     write_json(json_, [dataclasses.asdict(test) for test in tests])
 
@@ -275,12 +292,6 @@ def push(
         url = run(model, repo, results=results, private=private)
     console.print(f"published {url}", soft_wrap=True)
     write_json(json_, {"url": url})
-
-
-def _split(splits: Splits, split: str) -> list[Problem]:
-    if not splits.get(split):
-        raise ConfigError(f"the data have no {split!r} problems; splits: {', '.join(splits)}")
-    return splits[split]
 
 
 def _named(text: str) -> tuple[str, str]:

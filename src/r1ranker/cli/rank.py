@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from r1ranker.cli.common import Json, complain, console, errors, warn_of_answers, write_json
+from r1ranker.cli.common import Json, Scenarios, complain, console, errors, warn_of_answers, write_json
 from r1ranker.prompts import Design, Layout, Readout, Wanted
-from r1ranker.ranking.spec import Engine
+from r1ranker.ranking.spec import Engine, RankerSpec
 
 CHEAPER, LONG, ENDPOINTS, RUNS = "Cheaper", "Long lists", "Endpoints", "Where it runs"
 
@@ -23,6 +24,7 @@ def rank(
     trace: Annotated[
         Path | None, typer.Option(help="Also write whole rankings here: steps, thoughts, usage (JSON Lines).")
     ] = None,
+    scenarios: Scenarios = None,
     json_: Json = None,
     model: Annotated[
         str, typer.Option(help="Directory, hub name, GGUF file, nano or smol; at an endpoint, its name there.")
@@ -128,48 +130,39 @@ def rank(
 
     Endpoints: `r1ranker rank problems.jsonl --model org/model --base-url http://a:8000/v1 --base-url http://b:8000/v1`
     """
-    from r1ranker.io.locks import check_outputs
-    from r1ranker.ranking.fusing import parse_fusion
-    from r1ranker.ranking.jobs import failed_of, journal_of, rank_file
-    from r1ranker.ranking.spec import RankerSpec
+    options = dict(locals())
+    rank_job(options, lambda: problems, {"the problems": problems})
 
+
+def rank_job(
+    options: Mapping[str, Any],
+    problems: Callable[[], Path],
+    read: Mapping[str, Path | None],
+    measured: Callable[[Path], dict[str, Any]] = lambda _: {},
+) -> None:
+    """Rank a file of problems as a command's options say, and tell what came of it. Exits with 1 when a query failed.
+
+    options: those of `rank` by their parameters' names. problems: makes the file, when all else has been checked.
+    read: files that no output may be, by what messages call them. measured: what `--json` holds beside, of the run.
+    """
+    from r1ranker.io.config import read_scenarios
+    from r1ranker.io.locks import check_outputs
+    from r1ranker.ranking.jobs import check_unused, failed_of, journal_of, rank_file
+
+    out, trace, resume, json_ = (options[name] for name in ("out", "trace", "resume", "json_"))
     with errors(f"go on by the same command with --resume: what is finished stands in {out}"):
-        spec = RankerSpec(
-            design=design,
-            model=model,
-            think=think,
-            layout=layout,
-            readout=readout,
-            ask=ask,
-            top_k=top_k,
-            drop=drop,
-            depth=depth,
-            max_calls=max_calls,
-            max_tokens=max_tokens,
-            max_seconds=max_seconds,
-            head=head,
-            window=window,
-            stride=stride,
-            tournament=tournament,
-            thoughts=thoughts,
-            recall=recall,
-            shuffles=shuffles,
-            truncate=truncate,
-            fuse=None if fuse is None else parse_fusion(fuse),
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            device=device,
-            dtype=dtype,
-            engine=engine,
-            base_urls=tuple(base_url or ()),
-            concurrency=concurrency,
-            prices=prices,
-            cache=cache,
-        )
+        spec = _spec(options)
         written = {"--out": out, "--trace": trace, "the journal": journal_of(out), "the failures": failed_of(out)}
-        read = {"the problems": problems, "--prices": prices, "--thoughts": Path(thoughts) if thoughts else None}
-        check_outputs(written | {"--json": json_}, read)
-        result = rank_file(problems, spec, out, resume=resume, trace=trace, ray=ray)
+        thoughts = Path(spec.thoughts) if spec.thoughts else None
+        more_read = {"--prices": spec.prices, "--thoughts": thoughts, "--scenarios": options["scenarios"]}
+        check_outputs(written | {"--json": json_}, {**read, **more_read})
+        records = read_scenarios(options["scenarios"]) if options["scenarios"] else {}
+        spec.check()
+        if not resume:
+            check_unused(out, trace)
+        result = rank_file(problems(), spec, out, resume=resume, trace=trace, ray=options["ray"], scenarios=records)
+    with errors():
+        more = measured(out)
     usage = result.usage
     console.print(
         f"run {out}   queries {result.queries}   kept {result.kept}   broken answers {result.broken}   "
@@ -177,18 +170,30 @@ def rank(
         f"seconds {result.seconds:.1f}   tokens/s {result.tokens_per_second:.0f}",
         soft_wrap=True,
     )
-    write_json(json_, {"spec": dataclasses.asdict(spec)} | dataclasses.asdict(result))
-    warn_of_answers(design, result.broken, usage.calls)
+    write_json(json_, {"spec": dataclasses.asdict(spec)} | dataclasses.asdict(result) | more)
+    warn_of_answers(spec.design, result.broken, usage.calls)
     if usage.cut:
-        complain("note", f"texts were cut in {usage.cut} lists to fit {truncate} tokens")
+        fits = "the model's context" if spec.truncate == "context" else f"{spec.truncate} tokens"
+        complain("note", f"texts were cut in {usage.cut} lists to fit {fits}")
     if result.unasked:
-        rule = f"they have no more than {top_k} candidates" if top_k > 1 else "their settings left nothing to ask"
+        few = f"they have no more than {spec.top_k} candidates" if spec.top_k > 1 else ""
+        rule = few or "their settings left nothing to ask"
         complain("warning", f"nothing was asked about {result.unasked} queries, which stand as they came: {rule}")
     if result.failed:
         where = f"{failed_of(out)} says why; remove it and go on by --resume to try them again"
         complain("failed", f"{result.failed} queries; {where}")
         complain("error", f"the first: {_first(failed_of(out))}")
         raise typer.Exit(1)
+
+
+def _spec(options: Mapping[str, Any]) -> RankerSpec:
+    """The ranker that a command's options describe."""
+    from r1ranker.ranking.fusing import parse_fusion
+
+    fields = {field.name: options[field.name] for field in dataclasses.fields(RankerSpec) if field.name in options}
+    fuse = options["fuse"]
+    special = {"fuse": None if fuse is None else parse_fusion(fuse), "base_urls": tuple(options["base_url"] or ())}
+    return RankerSpec(**{**fields, **special})
 
 
 def _first(failures: Path) -> str:

@@ -11,6 +11,7 @@ and split. Licences are the sources' own: no data is part of this package, excep
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from r1ranker.datasets import (
     amazon_windows,
+    csv_,
     jsonl,
     lastfm,
     llmrouter,
@@ -25,12 +27,14 @@ from r1ranker.datasets import (
     msmarco_qa,
     rankllm,
     recbole,
+    routing_log,
     trec,
 )
 from r1ranker.datasets.common import SPLIT_NAMES, Source, check_disjoint
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.io.text import MissingFileError
 from r1ranker.problem import Splits
+from r1ranker.scenarios import Scenario
 
 __all__ = ["SOURCES", "SPLIT_NAMES", "Source", "load"]
 
@@ -58,14 +62,25 @@ SOURCES: dict[str, Source] = {
     "rankllm": rankllm.SOURCE,
     "trec": trec.SOURCE,
     "msmarco-qa": msmarco_qa.SOURCE,
+    "routing-log": routing_log.SOURCE,
+    "csv": csv_.SOURCE,
     "jsonl": jsonl.SOURCE,
 }
 
 
 def load(
-    name: str, path: str | Path | None = None, *, seed: int = 0, limit: int | None = None, **options: Any
+    name: str,
+    path: str | Path | None = None,
+    *,
+    seed: int = 0,
+    limit: int | None = None,
+    scenarios: Mapping[str, Scenario] | None = None,
+    **options: Any,
 ) -> Splits:
-    """Train, dev and test problems of source `name`, read from `path`; no group stands in two splits."""
+    """Train, dev and test problems of source `name`, read from `path`; no group stands in two splits.
+
+    scenarios: records of the user's own, for a source of the user's problems.
+    """
     source = _find(name)
     unknown = sorted(options.keys() - set(source.options))
     if unknown:
@@ -79,7 +94,8 @@ def load(
         raise DataError(f"source {name!r}: {found}; {_remedy(source)}")
     checked = {option: _checked(name, option, value) for option, value in options.items()}
     try:
-        splits = source.load(where, seed=seed, limit=limit, **checked)
+        records = {"scenarios": scenarios or {}} if source.takes_scenarios else {}
+        splits = source.load(where, seed=seed, limit=limit, **records, **checked)
     except MissingFileError as error:
         raise DataError(f"source {name!r}: {error}; {_remedy(source)}") from error
     check_disjoint(splits)

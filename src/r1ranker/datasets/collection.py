@@ -72,8 +72,6 @@ def collection(
     if (folder / "qrels").is_dir():
         found["qrels"] += [f for f in list_files(folder / "qrels") if not OTHERS.fullmatch(bare(f.name).lower())]
     files = {role: named[role] or found[role] for role in ROLES}
-    if not files["qrels"]:
-        raise MissingFileError(f"{folder}: has neither qrels/*.tsv nor a qrels* file")
     if named["run"]:
         requests = _requests([file for file in named["run"] if bare(file.name).endswith((".json", ".jsonl"))])
         files["run"] = [] if requests else named["run"]

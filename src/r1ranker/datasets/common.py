@@ -29,6 +29,7 @@ class Source:
 
     load: `load(path, *, seed=0, limit=None, ...) -> Splits`; its other keywords are the user's options.
     layout: the files expected in the directory. download: where to get them.
+    takes_scenarios: its problems may be of the user's scenarios, whose records `load` takes as `scenarios`.
     """
 
     load: Callable[..., Splits]
@@ -38,6 +39,7 @@ class Source:
     citation: str
     download: str = ""
     needs_path: bool = True
+    takes_scenarios: bool = False
 
     @property
     def kinds(self) -> Mapping[str, Any]:
@@ -48,7 +50,7 @@ class Source:
             if parameter.kind is inspect.Parameter.VAR_KEYWORD:
                 (shared,) = typing.get_args(hints[parameter.name])
                 kinds |= typing.get_type_hints(shared)
-            elif parameter.name not in ("path", "seed", "limit"):
+            elif parameter.name not in ("path", "seed", "limit", "scenarios"):
                 kinds[parameter.name] = hints[parameter.name]
         return kinds
 

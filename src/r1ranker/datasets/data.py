@@ -5,7 +5,7 @@ Notes of other rankers come from above, so whoever loads a run's data calls `bas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import mean
 from typing import Any
 
@@ -14,17 +14,20 @@ from r1ranker.errors import ConfigError, DataError
 from r1ranker.io.config import DataConfig
 from r1ranker.problem import Problem, Splits, by_task
 from r1ranker.prompts import build_prompt
+from r1ranker.scenarios import Scenario
 
 Noted = Callable[[Splits, Sequence[str]], Splits]
 """The same problems, with what the rankers named make of each candidate."""
 
 
-def merged(sources: Sequence[DataConfig], noted: Noted) -> Splits:
+def merged(sources: Sequence[DataConfig], noted: Noted, scenarios: Mapping[str, Scenario]) -> Splits:
     """Problems of every source, split by split. Two sources may not name a task alike."""
     splits: Splits = {split: [] for split in datasets.SPLIT_NAMES}
     owner: dict[str, int] = {}
     for number, data in enumerate(sources):
-        loaded = datasets.load(data.source, data.path, seed=data.seed, limit=data.limit, **data.options)
+        loaded = datasets.load(
+            data.source, data.path, seed=data.seed, limit=data.limit, scenarios=scenarios, **data.options
+        )
         loaded = noted(loaded, data.show) if data.show else loaded
         for split, problems in loaded.items():
             for task in {problem.task for problem in problems}:

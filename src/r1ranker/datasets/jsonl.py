@@ -5,33 +5,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from r1ranker.datasets.common import SPLIT_NAMES, Source, check_disjoint, limit_per_task, one_of, split_groups
-from r1ranker.io.problems import read_jsonl, read_with_faults
+from r1ranker.io.problems import NO_RECORDS, read_jsonl, read_with_faults
 from r1ranker.io.text import MissingFileError, list_files
 from r1ranker.problem import Splits
+from r1ranker.scenarios import Scenario
 
 
-def load(path: Path, *, seed: int = 0, limit: int | None = None) -> Splits:
+def load(
+    path: Path, *, seed: int = 0, limit: int | None = None, scenarios: Mapping[str, Scenario] = NO_RECORDS
+) -> Splits:
     """Problems of a directory of train.jsonl, dev.jsonl, test.jsonl, or of one file split by group."""
     if path.expanduser().is_dir():
         files = _split_files(path)
-        splits: Splits = {split: read_jsonl(files[split]) if split in files else [] for split in SPLIT_NAMES}
+        splits: Splits = {split: read_jsonl(files[split], scenarios) if split in files else [] for split in SPLIT_NAMES}
         check_disjoint(splits)
     else:
-        problems = read_jsonl(path)
+        problems = read_jsonl(path, scenarios)
         side = split_groups((problem.group for problem in problems), seed)
         splits = {split: [p for p in problems if side[p.group] == split] for split in SPLIT_NAMES}
     return limit_per_task(splits, limit, seed)
 
 
-def validate_jsonl(path: Path) -> list[str]:
+def validate_jsonl(path: Path, scenarios: Mapping[str, Scenario] = NO_RECORDS) -> list[str]:
     """Messages "file:LINE: what is wrong; what to do" of a file, or of a directory with the splits' files."""
     messages: list[str] = []
     seen: dict[str, Path] = {}
     for file in _split_files(path).values() if path.expanduser().is_dir() else [path]:
-        numbered, found = read_with_faults(file)
+        numbered, found = read_with_faults(file, scenarios)
         messages += found
         for number, problem in numbered:
             first = seen.setdefault(problem.group, file)
@@ -57,4 +61,5 @@ SOURCE = Source(
     layout="train.jsonl, dev.jsonl and test.jsonl in a directory, or one file",
     licence="yours",
     citation="yours",
+    takes_scenarios=True,
 )

@@ -59,24 +59,34 @@ class _Outcome(NamedTuple):
 def read_outcomes(folder: Path) -> tuple[dict[str, LLM], list[Asked]]:
     """The LLMs that were asked, by name, and the distinct questions of `train.json`, else of `outcomes.jsonl`."""
     candidates = need_file(folder, "llm_candidates.json")
-    entries = read_json(candidates)
-    if not isinstance(entries, dict):
-        raise DataError(f"{candidates}: the outermost value must be an object of LLMs by name")
+    entries = _entries(candidates)
     asked = _asked(folder, entries.keys())
     scored = sorted({name for of_one in asked.values() for name in of_one.scores})
     llms = {name: _llm(f"{candidates}: {name!r}", entries[name]) for name in scored}
-    prices = _shares({name: llm.input_price + llm.output_price for name, llm in llms.items()})
+    prices = shares({name: llm.input_price + llm.output_price for name, llm in llms.items()})
     return llms, [
-        Asked(of_one.row, question, of_one.scores, prices if of_one.costs is None else _shares(of_one.costs))
+        Asked(of_one.row, question, of_one.scores, prices if of_one.costs is None else shares(of_one.costs))
         for question, of_one in asked.items()
     ]
+
+
+def read_llms(file: Path) -> dict[str, LLM]:
+    """The LLMs of a file, by name."""
+    return {name: _llm(f"{file}: {name!r}", entry) for name, entry in _entries(file).items()}
+
+
+def _entries(file: Path) -> dict[str, Any]:
+    entries = read_json(file)
+    if not isinstance(entries, dict):
+        raise DataError(f"{file}: the outermost value must be an object of LLMs by name")
+    return entries
 
 
 def _llm(where: str, entry: Any) -> LLM:
     if not isinstance(entry, dict):
         raise DataError(f"{where} must be an object with size, feature, input_price and output_price")
     size, feature = (text_of(entry.get(key), f"{where}: {key}").strip() for key in ("size", "feature"))
-    prices = (_at_least_0(entry.get(key), f"{where} lacks a numeric price: {key}") for key in PRICES)
+    prices = (at_least_0(entry.get(key), f"{where} lacks a numeric price: {key}") for key in PRICES)
     return LLM(size, feature, *prices)
 
 
@@ -139,11 +149,12 @@ def _outcome(where: str, number: int, row: Any, llms: Set[str]) -> tuple[str, _O
     if costs is not None:
         if not isinstance(costs, dict) or costs.keys() != scores.keys():
             raise DataError(f"{where}: cost_usd must hold a number for each LLM that has a score, and for no other")
-        costs = {name: _at_least_0(cost, f"{where}: cost_usd of {name}") for name, cost in costs.items()}
+        costs = {name: at_least_0(cost, f"{where}: cost_usd of {name}") for name, cost in costs.items()}
     return question.strip(), _Outcome(where, number, numbers, costs)
 
 
-def _at_least_0(value: object, where: str) -> float:
+def at_least_0(value: object, where: str) -> float:
+    """A cost, a price or a number of tokens. `where` begins the DataError."""
     number = finite(value, where)
     if number < 0:
         raise DataError(f"{where}: {value!r} is below 0")
@@ -162,6 +173,7 @@ def _joined(asked: Mapping[str, _Outcome], outcomes: Mapping[str, _Outcome], log
     return {question: of_one._replace(costs=outcomes[question].costs) for question, of_one in asked.items()}
 
 
-def _shares(costs: Numbers) -> dict[str, float]:
+def shares(costs: Numbers) -> dict[str, float]:
+    """Costs as parts of the largest."""
     largest = max(costs.values(), default=0.0)
     return {name: cost / largest if largest else 0.0 for name, cost in costs.items()}

@@ -80,14 +80,36 @@ def load(
 
     task: the first word of the tasks' names, so that two folders can stand in one run.
     """
+    check_options(objectives, max_query_chars)
+    llms, asked = read_outcomes(path)
+    shown = {name: describe(name, llm) for name, llm in llms.items()}
+    return routing_problems(shown, asked, seed, limit, objectives, max_query_chars, task)
+
+
+def check_options(objectives: Sequence[str], max_query_chars: int) -> None:
+    """Raises ConfigError for an objective that there is not, and for queries of no length."""
     unknown = [name for name in objectives if name not in OBJECTIVES]
     if unknown:
         raise ConfigError(f"objectives: {unknown[0]!r} is not one of {', '.join(OBJECTIVES)}")
     if max_query_chars < 1:
         raise ConfigError(f"max_query_chars {max_query_chars} must be at least 1")
-    llms, asked = read_outcomes(path)
+
+
+def routing_problems(
+    shown: Mapping[str, str],
+    asked: Iterable[Asked],
+    seed: int,
+    limit: int | None,
+    objectives: Sequence[str],
+    max_query_chars: int,
+    task: str,
+) -> Splits:
+    """Problems of the chosen `objectives` from what each LLM scored and cost; a pool is the LLMs that were asked.
+
+    shown: what the model reads of each LLM, by name.
+    """
     questions = _questions(asked, max_query_chars)
-    candidates = {name: Candidate(name, _describe(name, llm)) for name, llm in llms.items()}
+    candidates = {name: Candidate(name, text) for name, text in shown.items()}
     side = split_groups((question.group for question in questions), seed)
     sides = {split: [q for q in questions if side[q.group] == split] for split in SPLIT_NAMES}
     splits: Splits = {split: [] for split in SPLIT_NAMES}
@@ -107,7 +129,12 @@ def outcomes(path: Path, qids: Iterable[str], task: str = TASK) -> dict[str, dic
 
     Qids of other sources, and of other values of the option `task`, are passed over.
     """
-    asked = {question.row: question for question in read_outcomes(path)[1]}
+    return outcomes_of(read_outcomes(path)[1], qids, task)
+
+
+def outcomes_of(known: Iterable[Asked], qids: Iterable[str], task: str) -> dict[str, dict[str, tuple[float, float]]]:
+    """`outcomes` of what is known of each question."""
+    asked = {question.row: question for question in known}
     form = re.compile(rf"{re.escape(_owner(task))}q(\d+):\w+")
     rows = {qid: int(match[1]) for qid in qids if (match := form.fullmatch(qid))}
     return {
@@ -132,7 +159,7 @@ def _questions(asked: Iterable[Asked], max_chars: int) -> list[Question]:
     return questions
 
 
-def _describe(name: str, llm: LLM) -> str:
+def describe(name: str, llm: LLM) -> str:
     """Name, size, price and what it is for. Sentences on prices are left out: some contradict the price."""
     sentences = re.split(r"(?<=[.!?])\s+", llm.feature)
     description = cut(" ".join(s for s in sentences if "$" not in s), DESCRIPTION_CHARS)

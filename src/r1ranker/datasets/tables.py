@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from r1ranker.errors import DataError
-from r1ranker.io.text import MissingFileError, bare, list_files, read_lines
+from r1ranker.io.text import COMPRESSED, MissingFileError, bare, list_files, read_lines
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -43,6 +43,15 @@ def need_file(folder: Path, name: str) -> Path:
     if file is None:
         raise MissingFileError(f"{folder}: has no {name}")
     return file
+
+
+def named_file(folder: Path, option: str, name: str) -> Path:
+    """The file that an option names: of the folder, compressed or not, or a path of its own."""
+    given = Path(name).expanduser()
+    for path in (folder / given, *(folder / f"{given}{end}" for end in COMPRESSED), given):
+        if path.is_file():
+            return path
+    raise MissingFileError(f"{folder}: has no {name}; name the file by the option {option}")
 
 
 def split_rows(path: Path, separator: str, encoding: str = "utf-8") -> Rows:

@@ -3,6 +3,7 @@
     load(Path("scifact"))                                           # a folder with official files
     load(None, datasets="msmarco-passage/trec-dl-2019/judged")      # by its name in ir_datasets, which downloads it
     load(Path("run.bm25.txt"), datasets="beir/scifact/test")        # by name, with a first stage of your own
+    from_files(Path("corpus.jsonl"), Path("queries.jsonl"))         # files named one by one, as `r1ranker rerank` does
 
 A folder holds one of
 
@@ -13,7 +14,8 @@ A folder holds one of
 
 The first stage is a TREC run file in the folder: `run*`, `*.run`, `*.trec`, or any file whose first line is one of a
 run; what this package ranked is passed over. Without one, and where ir_datasets has none, it is BM25 over the whole
-corpus. Files may be compressed; where their names do not say what they are, the options run, qrels, topics and corpus
+corpus. Without qrels every query that the first stage answers is a problem to rank, in test, without gains.
+Files may be compressed; where their names do not say what they are, the options run, qrels, topics and corpus
 do, and a file that could be anything is refused. Each qrels file is a task, named by its name; `qrels/train.tsv` and
 `dev.tsv` give those splits, everything else is test. All judgements of a query are its gains, retrieved or not, so
 nDCG is that of trec_eval. A judged query for which the first stage found nothing has an empty pool and counts 0, as
@@ -25,8 +27,9 @@ itself, by its identifier and its text (ArguAna, Quora).
 from __future__ import annotations
 
 import logging
+import sys
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -68,11 +71,15 @@ class _Named:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """One qrels file."""
+    """One qrels file; or the queries of a collection that has none, without grades."""
 
     task: str
     split: str
     grades: Grades
+
+    def counts(self, qid: str) -> bool:
+        """Whether a query is of use: a document is relevant to it, or nobody has judged any."""
+        return max(self.grades[qid].values(), default=1) > 0
 
 
 def load(
@@ -89,7 +96,7 @@ def load(
     topics: str | None = None,
     corpus: str | None = None,
 ) -> Splits:
-    """One problem for each judged query: the best `top_k` of its first stage, texts cut to `max_chars` each.
+    """One problem for each judged query, or each one: the best `top_k` of its first stage, texts cut to `max_chars`.
 
     path: a folder; or with `datasets`, names of ir_datasets, a run file over all of them, or nothing.
     relevant_at: the lowest grade that binary measures count; TREC-DL's own is 2.
@@ -104,21 +111,44 @@ def load(
     parts = [_by_name(name, path, top_k) for name in names] or _from_folder(path, top_k, named)
     splits: Splits = {split: [] for split in SPLIT_NAMES}
     for judged, requests in parts:
-        relevant = [r for r in requests if max(judged.grades[r.qid].values()) > 0]
-        ready = [r for r in relevant if r.hits or judged.split != "train"]
-        if len(ready) < len(judged.grades):
-            lost = len(judged.grades) - len(ready)
-            log.warning(
-                "%s: %d judged queries have no relevant document or no text, or no hit to train on", judged.task, lost
-            )
-        if empty := sum(not r.hits for r in ready):
-            log.warning("%s: the first stage found nothing for %d queries, which count 0", judged.task, empty)
-        splits[judged.split] += [_problem(r, judged, top_k, relevant_at, max_chars) for r in ready]
-    if not any(problem.candidates for problems in splits.values() for problem in problems):
-        raise DataError(
-            f"{path or names}: no query has a first stage and a relevant judgement; do they belong together?"
-        )
+        splits[judged.split] += [_problem(r, judged, top_k, relevant_at, max_chars) for r in _ready(judged, requests)]
+    _need_any((problem for problems in splits.values() for problem in problems), str(path or names))
     return limit_per_task(splits, limit, seed)
+
+
+def from_files(
+    corpus: Path, queries: Path, run: Path | None = None, qrels: Path | None = None, *, depth: int = 100
+) -> list[Problem]:
+    """Problems of files that are named one by one: of the judged queries, or of all where there are no qrels.
+
+    run: the first stage, all of which stands in the pools; without it the best `depth` of BM25 over the corpus.
+    """
+    files = Collection([qrels] if qrels else [], corpus, queries, run, {})
+    top_k = depth if run is None else sys.maxsize
+    folder = corpus.absolute().parent
+    log.info("the first stage is %s", run or f"the first {depth} of BM25 over {corpus}")
+    ((judged, requests),) = _of_collection(folder, files, top_k)
+    problems = [_problem(r, judged, top_k, 1, None) for r in _ready(judged, requests)]
+    _need_any(problems, str(run or queries))
+    return problems
+
+
+def _ready(judged: Judged, requests: Sequence[Request]) -> list[Request]:
+    """The requests that are of use. What is left out, and what will count 0, is told."""
+    ready = [r for r in requests if judged.counts(r.qid) and (r.hits or judged.split != "train")]
+    if len(ready) < len(judged.grades):
+        lost = len(judged.grades) - len(ready)
+        log.warning(
+            "%s: %d judged queries have no relevant document or no text, or no hit to train on", judged.task, lost
+        )
+    if empty := sum(not r.hits for r in ready):
+        log.warning("%s: the first stage found nothing for %d queries, which count 0", judged.task, empty)
+    return ready
+
+
+def _need_any(problems: Iterable[Problem], where: str) -> None:
+    if not any(problem.candidates for problem in problems):
+        raise DataError(f"{where}: no query has a first stage and a relevant judgement; do they belong together?")
 
 
 def _list(names: str | Sequence[str]) -> list[str]:
@@ -146,13 +176,21 @@ def _from_folder(path: Path | None, top_k: int, named: _Named) -> list[tuple[Jud
     if path is None or not path.is_dir():
         raise MissingFileError(f"{path or 'no path'}: give a folder, or names of ir_datasets by the option datasets")
     files = collection(path, run=named.run, qrels=named.qrels, topics=named.topics, corpus=named.corpus)
+    return _of_collection(path, files, top_k)
+
+
+def _of_collection(path: Path, files: Collection, top_k: int) -> list[tuple[Judged, list[Request]]]:
     qrels = [_judged(file, path) for file in files.qrels]
     requests = _from_requests(files.requests, qrels) if files.requests else _from_corpus(path, files, qrels, top_k)
+    if not qrels:
+        log.info("%s: has no qrels, so its queries can be ranked, but not trained on or evaluated", path)
+        return [(Judged(path.name, "test", {request.qid: {} for request in requests}), requests)]
     return [(one, [request for request in requests if request.qid in one.grades]) for one in qrels]
 
 
 def _from_requests(files: Mapping[Path, Sequence[Request]], qrels: Sequence[Judged]) -> list[Request]:
-    grades, requests = _all_grades(qrels), by_query(files)
+    requests = by_query(files)
+    grades = _all_grades(qrels) if qrels else {r.qid: {} for r in requests}
     judged = [r for r in requests if r.qid in grades]
     _tell_unjudged({r.qid for r in requests}, grades)
     return [replace(r, hits=tuple(hit for hit in r.hits if _may_stand(hit, r, grades[r.qid]))) for r in judged]
@@ -166,16 +204,22 @@ def _from_corpus(path: Path, files: Collection, qrels: Sequence[Judged], top_k: 
     def texts(ids: set[str]) -> Mapping[str, Document]:
         return read_documents(corpus, ids or None)
 
-    grades = _all_grades(qrels)
-    queries = {qid: query.text for qid, query in read_documents(files.topics, set(grades)).items()}
     first = _run(files.run) if files.run else None
-    _tell_unjudged(set(first or ()), grades)
+    grades = _all_grades(qrels)
+    wanted = None if first is None else set(grades) if qrels else set(first)
+    queries = {qid: query.text for qid, query in read_documents(files.topics, wanted).items()}
+    if qrels:
+        _tell_unjudged(set(queries if first is None else first), grades)
+    else:
+        grades = {qid: {} for qid in first or queries}
+        if lost := sum(not queries.get(qid) for qid in grades):
+            log.warning("%s: %d queries have no text and are left out", files.topics, lost)
     return _collected(grades, queries, first, texts, top_k)
 
 
 def _tell_unjudged(queries: set[str], grades: Grades) -> None:
     if unjudged := queries - grades.keys():
-        log.info("%d of %d queries with a first stage are not judged", len(unjudged), len(queries))
+        log.info("%d of %d queries are not judged, and left out", len(unjudged), len(queries))
 
 
 def _all_grades(qrels: Sequence[Judged]) -> Grades:

@@ -31,6 +31,7 @@ from r1ranker.datasets.recommendation import NegativeSampler
 from r1ranker.datasets.trec import bm25
 from r1ranker.errors import DataError
 from r1ranker.problem import Candidate, Problem, Splits, by_task, rng_for
+from r1ranker.scenarios import SCENARIOS
 
 Events = Mapping[str, Sequence[tuple[str, float]]]
 """What each user had, and when, oldest first."""
@@ -112,7 +113,7 @@ def hard_negatives(problems: Sequence[Problem], known: Sequence[Problem] = (), s
 
     hard = _replaced(problems, known, alike, "hard", seed)
     zero = {c.docid: 0.0 for p in hard for c in p.candidates}
-    return [_with_prior(p, {**zero, **scores[p.qid]}) if p.scenario == "passage" else p for p in hard]
+    return [_with_prior(p, {**zero, **scores[p.qid]}) if _is_search(p) else p for p in hard]
 
 
 def full_catalogue(problems: Sequence[Problem], known: Sequence[Problem] = (), seed: int = 0) -> list[Problem]:
@@ -160,6 +161,11 @@ def _with_pool(problem: Problem, docids: Sequence[str], of_task: Catalogue) -> P
     gains = {docid: problem.gains[docid] for docid in docids if docid in problem.gains}
     candidates = tuple(of_task.candidates[docid] for docid in docids)
     return _with_prior(replace(problem, candidates=candidates, gains=gains), {**of_task.prior, **problem.prior})
+
+
+def _is_search(problem: Problem) -> bool:
+    """Whether its prior is a first stage's score: in ours that of passages, else of what has no history."""
+    return problem.scenario == "passage" or (problem.scenario not in SCENARIOS and not problem.history)
 
 
 def _with_prior(problem: Problem, prior: Mapping[str, float]) -> Problem:

@@ -59,7 +59,7 @@ def _quickstart(out: Path, seed: int, tokens: int | None) -> QuickstartResult:
     began = time.perf_counter()
     runs: dict[str, RunConfig] = {design: quickstart_config(design, out, seed, tokens) for design in DESIGNS}
     base = runs["iranker"]
-    problems = load_splits(base.data)["test"]
+    problems = load_splits(base.data, base.scenarios)["test"]
     untrained = [
         model_system("base-direct", "dranker", base.model, base),
         model_system("base-iterative", "iranker", base.model, base),
@@ -91,7 +91,7 @@ def quickstart_config(design: Design, out: Path, seed: int, tokens: int | None) 
 def _train(config: RunConfig) -> Path:
     from r1ranker.training.ppo import train
 
-    return train(config, load_splits(config.data), overwrite=True)
+    return train(config, load_splits(config.data, config.scenarios), overwrite=True)
 
 
 def train_side_by_side(

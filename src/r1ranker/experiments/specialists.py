@@ -19,8 +19,8 @@ from r1ranker import datasets
 from r1ranker.baselines import BASELINES
 from r1ranker.baselines.notes import load_splits, noted_by
 from r1ranker.baselines.simple import without_prior
-from r1ranker.baselines.specialists import SERVES, SPECIALISTS
-from r1ranker.datasets import llmrouter, mini, mini_routing
+from r1ranker.baselines.specialists import ALL, SERVES, SPECIALISTS
+from r1ranker.datasets import llmrouter, mini, mini_routing, routing_log
 from r1ranker.datasets.interactions import interactions
 from r1ranker.datasets.mini_words import words
 from r1ranker.errors import BackendError, ConfigError
@@ -32,13 +32,15 @@ from r1ranker.evaluation.table import systems_of
 from r1ranker.experiments.report import Table, by_system, save_tables
 from r1ranker.experiments.study import Study
 from r1ranker.io.config import DataConfig
-from r1ranker.problem import SCENARIOS, Problem, Ranking, by_task
+from r1ranker.problem import Problem, Ranking, by_task, scenario_names
 
 BASES = ("random", "prior", "oracle")
 LARGEST_CATALOGUE = 500
 """Items of a task that are all ranked; a larger catalogue would take thousands of calls a query."""
 FEW = 10
 """Test problems per task that are ranked among the whole catalogue."""
+LOGS = {"llmrouter": llmrouter.outcomes, "routing-log": routing_log.outcomes}
+"""Sources that know what each LLM scored and cost on a query."""
 BUDGETS = (0.1, 0.25, 0.5)
 """Mean costs a query, as shares of the dearest LLM's."""
 
@@ -67,10 +69,10 @@ def specialists(study: Study) -> None:
 def test_sets(study: Study) -> dict[str, list[Problem]]:
     """The study's test problems by scenario, and recommendations by the other protocols."""
     test = study.problems("test")
-    sets: dict[str, list[Problem]] = {s: [p for p in test if p.scenario == s] for s in SCENARIOS}
+    sets: dict[str, list[Problem]] = {s: [p for p in test if p.scenario == s] for s in scenario_names(test)}
     for data in study.config.data:
-        splits = load_splits([data.model_copy(update={"show": ()})])
-        wanted = {problem.qid for problem in sets["recommendation"]}
+        splits = load_splits([data.model_copy(update={"show": ()})], study.config.scenarios)
+        wanted = {problem.qid for problem in sets.get("recommendation", ())}
         plain = [problem for problem in splits["test"] if problem.qid in wanted]
         known = [
             problem for problems in splits.values() for problem in problems if problem.scenario == "recommendation"
@@ -99,7 +101,9 @@ def everything(study: Study) -> list[Problem]:
             splits = interactions(data.source, data.path, seed=data.seed, **data.options)
             found += [problem for problems in splits.values() for problem in problems]
         elif data.limit is not None and data.path is not None:  # a limit of the embedded source is for a quick test
-            found += datasets.load(data.source, data.path, seed=data.seed, **data.options)["train"]
+            found += datasets.load(
+                data.source, data.path, seed=data.seed, scenarios=study.config.scenarios, **data.options
+            )["train"]
     return found
 
 
@@ -113,7 +117,7 @@ def rankings_of_specialists(
     left out.
     """
     given: dict[str, dict[str, list[Ranking]]] = {part: {} for part in sets}
-    for scenario in SCENARIOS:
+    for scenario in scenario_names(problem for problems in sets.values() for problem in problems):
         of_scenario = {part: problems for part, problems in sets.items() if problems[0].scenario == scenario}
         tasks = {problem.task for problems in of_scenario.values() for problem in problems}
         small = [problem for problem in learn[""] if problem.task in tasks]
@@ -135,10 +139,10 @@ def _ranked(
     sets: Mapping[str, Sequence[Problem]],
     lacking: dict[str, str],
 ) -> Iterator[tuple[str, dict[str, list[Ranking]]]]:
-    for name in (name for name, scenarios in SERVES.items() if scenario in scenarios):
+    for name in (name for name, scenarios in SERVES.items() if scenario in scenarios or scenarios == ALL):
         # Those of all scenarios learn nothing from all interactions: encoders are not trained here, and the places that
         # LambdaMART weighs stand in the ranker's own problems. They take each set alone, for seconds of its own.
-        trains = SERVES[name] != SCENARIOS
+        trains = SERVES[name] != ALL
         together = [sets] if trains else [{part: problems} for part, problems in sets.items() if not suffix]
         for batch in filter(None, together):
             if name in lacking:
@@ -156,9 +160,10 @@ def outcomes(study: Study, problems: Sequence[Problem]) -> Outcomes:
     """Score and relative cost of each LLM on each test query, where the source knows them."""
     found: dict[str, dict[str, Outcome]] = {}
     for data in study.config.data:
-        if data.source == "llmrouter" and data.path is not None:
+        if data.source in LOGS and data.path is not None:
             qids = [problem.qid for problem in problems]
-            known = llmrouter.outcomes(data.path, qids, data.options.get("task", llmrouter.TASK))
+            told = {key: value for key, value in data.options.items() if key in ("task", "llms")}
+            known = LOGS[data.source](data.path, qids, **told)
             found |= {qid: {llm: Outcome(*pair) for llm, pair in pairs.items()} for qid, pairs in known.items()}
         if data.source == "mini":
             found |= _mini_outcomes(data, problems)

@@ -28,7 +28,7 @@ from r1ranker.evaluation.measures import MEASURES
 from r1ranker.evaluation.results import Row, read_results
 from r1ranker.evaluation.systems import ModelSystem, evaluate_systems, model_system, name_of
 from r1ranker.experiments.quickstart import train_side_by_side, worker_pool
-from r1ranker.io.config import DataConfig, RunConfig, load_config
+from r1ranker.io.config import RunConfig, load_config
 from r1ranker.io.files import named_by_content, write_whole
 from r1ranker.io.problems import write_jsonl
 from r1ranker.problem import Problem, Ranking, Splits, first_by_task
@@ -45,7 +45,7 @@ SHORT = 0.25
 """Share of the token budget in experiments that train many models."""
 LEAST = 100_000
 """Tokens of training below which another process takes longer to start than it saves."""
-WARMSTART_KEYS = {"model", "data", "seed", "device", "dtype", "threads", "warmstart"}
+WARMSTART_KEYS = {"model", "data", "scenarios", "seed", "device", "dtype", "threads", "warmstart"}
 """The settings that the supervised start reads."""
 
 
@@ -204,12 +204,14 @@ def train_or_resume(config: RunConfig) -> Path:
 
 
 def _splits(config: RunConfig) -> Splits:
-    return _loaded(json.dumps(config.model_dump(mode="json")["data"]))
+    settings = config.model_dump(mode="json")
+    return _loaded(json.dumps({key: settings[key] for key in ("data", "scenarios")}))
 
 
 @lru_cache(maxsize=4)
-def _loaded(data: str) -> Splits:
-    return load_splits([DataConfig.model_validate(source) for source in json.loads(data)])
+def _loaded(settings: str) -> Splits:
+    config = RunConfig.model_validate(json.loads(settings))
+    return load_splits(config.data, config.scenarios)
 
 
 def _rank(out: Path, problems: Path, spec: RankerSpec) -> None:

@@ -20,7 +20,7 @@ from r1ranker.experiments.report import Table, read_comparisons, results_table, 
 from r1ranker.experiments.study import SHORT, Study
 from r1ranker.io.files import replacing
 from r1ranker.io.problems import write_jsonl
-from r1ranker.problem import SCENARIOS, Ranking
+from r1ranker.problem import Ranking, scenario_names
 from r1ranker.training.logs import read_log
 
 PAIRS = (("zero-shot", "untrained"), ("full", "untrained"), ("zero-shot", "full"))
@@ -29,7 +29,7 @@ PAIRS = (("zero-shot", "untrained"), ("full", "untrained"), ("zero-shot", "full"
 def zero_shot(study: Study) -> None:
     """Train without each scenario in turn and with all, evaluate, save the tables."""
     test = study.problems("test")
-    scenarios = [scenario for scenario in SCENARIOS if any(p.scenario == scenario for p in test)]
+    scenarios = scenario_names(test)
     if len(scenarios) < 2:
         raise ConfigError(f"zero-shot leaves a scenario out, and the data hold only {', '.join(scenarios) or 'none'}")
     budget = f"ppo.token_budget={study.budget(SHORT)}"

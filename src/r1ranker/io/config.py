@@ -15,26 +15,32 @@ import difflib
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from r1ranker.errors import ConfigError, DataError
+from r1ranker.io import configs
 from r1ranker.io.documents import parse_yaml
 from r1ranker.io.text import read_text
-from r1ranker.problem import SCENARIOS, Problem, Scenario
+from r1ranker.problem import Problem
 from r1ranker.prompts import Design, Layout, Readout, Wanted
+from r1ranker.rewards import REWARDS, is_own
+from r1ranker.scenarios import Scenario, scenarios_of
 
 _LIST = "must be a list: [a, b], or a line that begins with - for each entry"
 _KEYS = "must hold keys and values: {key: value}, or a line key: value for each"
 FORMS = dict.fromkeys(("tuple_type", "list_type"), _LIST)
 FORMS |= dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), _KEYS)
 """What pydantic calls by Python's names, in those of YAML."""
+Config = TypeVar("Config", bound=BaseModel)
 BESIDE_BYTES = 6
 """Of a vocabulary from nothing: padding, the end, and four tags."""
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Unknown keys are refused, numbers are finite, and `~` is the home folder wherever a path may stand."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
@@ -52,26 +58,26 @@ def _from_home(value: Any) -> Any:
     return str(Path(value).expanduser()) if isinstance(value, str | Path) and str(value).startswith("~") else value
 
 
-class DataConfig(_Strict):
+class DataConfig(Strict):
     """One source: its name in `datasets.SOURCES`, where it lies, and the loader's own options."""
 
-    source: str = "mini"
-    path: Path | None = None
-    seed: int = 0
-    limit: int | None = Field(None, ge=1)
+    source: str = Field("mini", description="its name in `r1ranker data list`")
+    path: Path | None = Field(None, description="its folder or file")
+    seed: int = Field(0, description="of splits, pools and negatives")
+    limit: int | None = Field(None, ge=1, description="problems per task and split, at most")
     show: tuple[str, ...] = Field((), description="rankers whose places the model reads: prior, bm25, item-knn, ...")
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: dict[str, Any] = Field(default_factory=dict, description="of the source, see below")
 
 
-class ScratchConfig(_Strict):
+class ScratchConfig(Strict):
     """Shape of a model made from nothing (see `scratch`)."""
 
     vocab: int = Field(4096, ge=300, description="at least 256 bytes, tags and identifiers")
-    hidden: int = Field(128, ge=2)
+    hidden: int = Field(128, ge=2, description="a multiple of twice the heads")
     layers: int = Field(4, ge=1)
-    heads: int = Field(4, ge=1)
-    context: int = Field(2048, ge=16)
-    identifiers: int = Field(20, ge=0)
+    heads: int = Field(4, ge=1, description="of attention")
+    context: int = Field(2048, ge=16, description="tokens that a prompt and its answer may have")
+    identifiers: int = Field(20, ge=0, description="[1] to this are one token each")
 
     @model_validator(mode="after")
     def _heads_share_what_is_hidden(self) -> ScratchConfig:
@@ -82,45 +88,47 @@ class ScratchConfig(_Strict):
         return self
 
 
-class WarmstartConfig(_Strict):
+class WarmstartConfig(Strict):
     """Supervised start: `steps` batches of `batch` demonstrations."""
 
-    scratch: ScratchConfig | None = None
+    scratch: ScratchConfig | None = Field(None, description="make a model from nothing instead of loading `model`")
     steps: int = Field(200, ge=1)
-    batch: int = Field(64, ge=1)
-    lr: float = Field(1e-5, gt=0)
-    warmup: int = Field(20, ge=0)
-    think_share: float = Field(0.5, ge=0, le=1)
-    ranking_share: float = Field(0.5, ge=0, le=1)
-    append_share: float = Field(0.25, ge=0, le=1)
+    batch: int = Field(64, ge=1, description="demonstrations per step")
+    lr: float = Field(1e-5, gt=0, description="learning rate")
+    warmup: int = Field(20, ge=0, description="steps over which it rises from 0")
+    think_share: float = Field(0.5, ge=0, le=1, description="share of demonstrations with a thought")
+    ranking_share: float = Field(0.5, ge=0, le=1, description="share that are whole lists (dranker)")
+    append_share: float = Field(0.25, ge=0, le=1, description="share in layout append")
     answers: Literal["gains", "prior", "lambdamart"] = Field(
         "gains",
-        description="what worked examples answer by; prior: form and a weak habit, the rest is left to RL; "
-        "lambdamart: what the places in data.show are worth together",
+        description="whose order the examples follow; prior: the form and a weak order, the rest is left to RL; "
+        "lambdamart: learned from the first-stage ranks in data.show",
     )
     pointwise: float = Field(0.0, ge=0, description="weight of judging each candidate at its end; for new models")
     pointing: float = Field(
         0.0, ge=0, description="beside that, of judging by the last layer's attention from where the answer is given"
     )
-    log_every: int = Field(10, ge=1)
+    log_every: int = Field(10, ge=1, description="steps")
 
 
-class PPOConfig(_Strict):
+class PPOConfig(Strict):
     """The paper's settings are the defaults (section Training of its appendix), for a 3 B model."""
 
-    steps: int = Field(1500, ge=1)
+    steps: int = Field(1500, ge=1, description="updates of a batch, at most")
     token_budget: int | None = Field(None, ge=1, description="stop when this many tokens have been trained on")
     batch: int = Field(64, ge=1, description="trajectories per step")
-    minibatch: int = Field(32, ge=1)
-    epochs: int = Field(1, ge=1)
+    minibatch: int = Field(32, ge=1, description="trajectories per update of the weights")
+    epochs: int = Field(1, ge=1, description="times that a batch is gone through")
     episode_share: float = Field(0.25, ge=0, le=1, description="share of the policy's own episodes (iranker)")
-    largest_pool: int | None = Field(None, ge=2)
+    largest_pool: int | None = Field(None, ge=2, description="larger pools are sampled down to it in training")
     curriculum: float = Field(
         0.0, ge=0, le=1, description="share of the run over which the largest pool grows from 2 candidates to all"
     )
-    reward: Literal["paper", "graded"] = "graded"
-    scenarios: tuple[Scenario, ...] = Field(
-        SCENARIOS, description="whose problems earn rewards; validation is on all that the data hold"
+    reward: str = Field(
+        "graded", description="paper, graded, or module:function of your own (docs/training.md, Rewards of your own)"
+    )
+    scenarios: tuple[str, ...] | None = Field(
+        None, description="whose problems earn rewards (null: all); validation is on all that the data hold"
     )
     answer: Literal["sampled", "expected"] = Field(
         "sampled",
@@ -137,20 +145,20 @@ class PPOConfig(_Strict):
     )
     group: int = Field(1, ge=1, description="trajectories from each start")
     centre: bool = Field(False, description="take off each removal's reward what a random one earns (iranker)")
-    actor_lr: float = Field(1e-6, gt=0)
-    critic_lr: float = Field(2e-6, gt=0)
-    critic: Literal["separate", "head"] = "separate"
-    schedule: Literal["cosine", "constant"] = "constant"
-    warmup: int = Field(0, ge=0)
-    gamma: float = Field(1.0, ge=0, le=1)
-    lam: float = Field(1.0, ge=0, le=1)
-    clip: float = Field(0.2, gt=0, lt=1)
-    value_clip: float = Field(0.5, gt=0)
-    kl: float = Field(0.001, ge=0)
-    entropy: float = Field(0.001, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    max_prompt_tokens: int = Field(1400, ge=1)
-    max_new_tokens: int = Field(1024, ge=1)
+    actor_lr: float = Field(1e-6, gt=0, description="learning rate of the policy")
+    critic_lr: float = Field(2e-6, gt=0, description="learning rate of the critic")
+    critic: Literal["separate", "head"] = Field("separate", description="a network of its own, or a head on the policy")
+    schedule: Literal["cosine", "constant"] = Field("constant", description="of both learning rates")
+    warmup: int = Field(0, ge=0, description="steps over which they rise from 0")
+    gamma: float = Field(1.0, ge=0, le=1, description="discount of a step")
+    lam: float = Field(1.0, ge=0, le=1, description="lambda of GAE")
+    clip: float = Field(0.2, gt=0, lt=1, description="of the policy's ratio")
+    value_clip: float = Field(0.5, gt=0, description="of the critic's change")
+    kl: float = Field(0.001, ge=0, description="weight of the divergence (k3) from the model at the start")
+    entropy: float = Field(0.001, ge=0, description="weight of the entropy bonus")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to it")
+    max_prompt_tokens: int = Field(1400, ge=1, description="a longer training prompt is refused")
+    max_new_tokens: int = Field(1024, ge=1, description="longest completion")
     lora: int | None = Field(
         None, ge=1, description="train adapters of this rank on all linear layers, and keep the model as it is"
     )
@@ -160,9 +168,9 @@ class PPOConfig(_Strict):
         description="processes hold weights, gradients and moments in parts: for a model too large for one",
     )
     micro_tokens: int = Field(16384, ge=1, description="padded tokens in one forward and backward pass")
-    validate_every: int = Field(50, ge=1)
+    validate_every: int = Field(50, ge=1, description="steps")
     validate_problems: int = Field(20, ge=0, description="dev problems per task; 0: the newest model is kept")
-    checkpoint_every: int = Field(50, ge=1)
+    checkpoint_every: int = Field(50, ge=1, description="steps; `--resume` goes on from the last one")
     keep: int = Field(1, ge=1, description="checkpoints that are kept, the newest; delete one to resume from before it")
 
     @property
@@ -172,7 +180,14 @@ class PPOConfig(_Strict):
 
     def learns_from(self, problem: Problem) -> bool:
         """Whether a training problem earns rewards: it can teach, and is of these scenarios."""
-        return problem.trainable and problem.scenario in self.scenarios
+        return problem.trainable and (self.scenarios is None or problem.scenario in self.scenarios)
+
+    @field_validator("reward")
+    @classmethod
+    def _has_a_form(cls, reward: str) -> str:
+        if reward not in REWARDS and not is_own(reward):
+            raise ValueError(f"{reward!r} is neither {' nor '.join(REWARDS)} nor module:function of your own")
+        return reward
 
     @model_validator(mode="after")
     def _groups_are_compared(self) -> PPOConfig:
@@ -195,23 +210,34 @@ class PPOConfig(_Strict):
         return self
 
 
-class RunConfig(_Strict):
+class RunConfig(Strict):
     """One run."""
 
-    model: str = "Qwen/Qwen2.5-3B-Instruct"
-    design: Design = "iranker"
-    think: bool = False
-    layout: Layout = "relist"
-    readout: Readout = "judge"
-    ask: Wanted = "worst"
+    model: str = Field("Qwen/Qwen2.5-3B-Instruct", description="hub name, directory, GGUF file, smol-base or nano")
+    design: Design = Field("iranker", description="a list in one go, or one candidate at a time")
+    think: bool = Field(False, description="a free thought before each answer")
+    layout: Layout = Field("relist", description="how pools are shown (docs/ranking.md)")
+    readout: Readout = Field("judge", description="of layout blocks: each judged alone, or named by its identifier")
+    ask: Wanted = Field("worst", description="remove the worst, or select the best")
     data: tuple[DataConfig, ...] = (DataConfig(),)
+    scenarios: dict[str, Scenario] = Field(
+        default_factory=dict, description="wordings of your own scenarios by name (docs/scenarios.md)"
+    )
     seed: int = 0
-    out: Path = Path("runs/run")
-    device: str = "auto"
-    dtype: str = "auto"
+    out: Path = Field(Path("runs/run"), description="folder of the run")
+    device: str = Field("auto", description="auto, cpu, cuda")
+    dtype: str = Field("auto", description="auto, float32, bfloat16, float16")
     threads: int | None = Field(None, ge=1, description="CPU threads; by default one for a small model")
     warmstart: WarmstartConfig = WarmstartConfig()
     ppo: PPOConfig = PPOConfig()
+
+    @field_validator("scenarios", mode="before")
+    @classmethod
+    def _records(cls, records: Any) -> dict[str, Scenario]:
+        try:
+            return scenarios_of(records)
+        except DataError as error:
+            raise ValueError(str(error)) from error
 
     @model_validator(mode="after")
     def _blocks_are_judged(self) -> RunConfig:
@@ -253,29 +279,51 @@ class RunConfig(_Strict):
             )
 
 
-def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """The run of a YAML file with `key.sub=value` overrides (values are YAML). Raises ConfigError."""
-    raw: dict[str, Any] = {}
-    if path is not None:
-        try:
-            raw = parse_yaml(read_text(path)) or {}
-        except DataError as error:
-            raise ConfigError(str(error).replace("cannot read", "cannot read the config", 1)) from error
-        except ValueError as error:
-            raise ConfigError(f"{path} is not YAML: {error}") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path} must hold keys and values, not a {type(raw).__name__}")
+def load_config(path: Path | None, overrides: Sequence[str] = (), scenarios: Path | None = None) -> RunConfig:
+    """The run of a YAML file with `key.sub=value` overrides (values are YAML). Raises ConfigError.
+
+    path: a file; where there is none, the name of a config in this package, such as `smol`.
+    scenarios: a file of records, in place of those of the same names in the run.
+    """
+    raw = {} if path is None else read_keys(configs.found(path))
     for override in overrides:
         _apply(raw, override)
-    return validated(raw, str(path or "command line"))
+    run = validated(raw, str(path or "command line"))
+    return run.model_copy(update={"scenarios": run.scenarios | read_scenarios(scenarios)}) if scenarios else run
+
+
+def read_scenarios(path: Path) -> dict[str, Scenario]:
+    """The records of a YAML file, by the scenario's name. Raises ConfigError."""
+    try:
+        return scenarios_of(read_keys(path))
+    except DataError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def read_keys(path: Path) -> dict[str, Any]:
+    """Keys and values of a YAML file. Raises ConfigError."""
+    try:
+        raw = parse_yaml(read_text(path)) or {}
+    except DataError as error:
+        raise ConfigError(str(error).replace("cannot read", "cannot read the config", 1)) from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} must hold keys and values, not a {type(raw).__name__}")
+    return raw
 
 
 def validated(raw: dict[str, Any], where: str) -> RunConfig:
     """`raw` as a RunConfig, or a ConfigError that names the key."""
+    return valid_as(RunConfig, raw, where)
+
+
+def valid_as(model: type[Config], raw: dict[str, Any], where: str) -> Config:
+    """`raw` as such a model, or a ConfigError that names the key."""
     try:
-        return RunConfig.model_validate(raw)
+        return model.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{where}: {_explain(e)}" for e in error.errors())) from error
+        raise ConfigError("\n".join(f"{where}: {_explain(e, model)}" for e in error.errors())) from error
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:
@@ -307,12 +355,12 @@ def _child(node: Any, part: str, fresh: Any, key: str) -> Any:
     raise ConfigError(f"{key}: {part!r} cannot stand there; lists are counted from 0, and a value has no keys")
 
 
-def _explain(error: Any) -> str:
+def _explain(error: Any, model: type[BaseModel]) -> str:
     path = [str(part) for part in error["loc"]]
     key = ".".join(path)
     if error["type"] != "extra_forbidden":
         return f"{key}: {FORMS.get(error['type'], error['msg'])}"
-    known = sorted(_known_keys(RunConfig))
+    known = sorted(_known_keys(model))
     by_last = {k.rsplit(".", 1)[-1]: k for k in known}
     near = difflib.get_close_matches(key, known, n=1) or [
         by_last[name] for name in difflib.get_close_matches(path[-1], by_last, n=1)

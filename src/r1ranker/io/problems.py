@@ -4,20 +4,23 @@
      "candidates": [{"docid": "d1", "text": "Shorter waves scatter ..."}, {"docid": "d2", "text": "..."}],
      "gains": {"d1": 3, "d4": 1}, "relevant_at": 2, "prior": {"d1": 9.1, "d2": 11.4}, "group": "q17"}
 
-(on one line in the file). Needed: qid, task, scenario (recommendation, routing or passage), candidates, and
-a query or a history (a list of titles, oldest first). `objective` is text for routing. Without gains a
-problem can be ranked, but not trained on or evaluated.
+(on one line in the file). Needed: qid, task, scenario, candidates, and a query or a history (a list of titles, oldest
+first). `objective` is text for routing. Without gains a problem can be ranked, but not trained on or evaluated.
+
+A scenario that is not one of ours needs an `instruction`, or a record: one of `scenarios`, by name, which the problem
+then carries, or the problem's own `wording`, which is how `write_jsonl` keeps it.
 
 `read_with_faults` lists every fault with its line; a message that starts with "note:" is no fault.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +29,16 @@ from r1ranker.io.documents import parse_json
 from r1ranker.io.files import replacing
 from r1ranker.io.text import MissingFileError, need, read_lines
 from r1ranker.problem import Candidate, Problem, name_fault
+from r1ranker.scenarios import SCENARIOS, Scenario, scenario_of, unknown
 
 REQUIRED = ("qid", "task", "scenario", "candidates")
 NOTE = "note: "
+NO_RECORDS: Mapping[str, Scenario] = {}
 
 
-def read_jsonl(path: Path) -> list[Problem]:
+def read_jsonl(path: Path, scenarios: Mapping[str, Scenario] = NO_RECORDS) -> list[Problem]:
     """The problems of one file; `DataError` on the first fault, naming file and line."""
-    numbered, messages = read_with_faults(path)
+    numbered, messages = read_with_faults(path, scenarios)
     faults = [message for message in messages if not is_note(message)]
     if faults:
         more = f" (and {len(faults) - 1} more; validate_jsonl lists them)" if len(faults) > 1 else ""
@@ -41,9 +46,9 @@ def read_jsonl(path: Path) -> list[Problem]:
     return [problem for _, problem in numbered]
 
 
-def iter_jsonl(path: Path) -> Iterator[Problem]:
+def iter_jsonl(path: Path, scenarios: Mapping[str, Scenario] = NO_RECORDS) -> Iterator[Problem]:
     """The problems of one file, one at a time; `DataError` at the first fault, naming file and line."""
-    for number, problem, messages in _parsed(path):
+    for number, problem, messages in _parsed(path, scenarios):
         faults = [message for message in messages if not message.startswith(NOTE)]
         if faults:
             raise DataError(f"{path}:{number}: {faults[0]}")
@@ -55,15 +60,17 @@ def write_jsonl(problems: Iterable[Problem], path: Path) -> None:
     """Write problems so that `read_jsonl` gives equal ones back."""
     with replacing(path) as fresh, fresh.open("w", encoding="utf-8", newline="\n") as lines:
         for problem in problems:
-            lines.write(json.dumps(_record(problem), ensure_ascii=False) + "\n")
+            lines.write(json.dumps(to_record(problem), ensure_ascii=False) + "\n")
 
 
-def read_with_faults(path: Path) -> tuple[list[tuple[int, Problem]], list[str]]:
+def read_with_faults(
+    path: Path, scenarios: Mapping[str, Scenario] = NO_RECORDS
+) -> tuple[list[tuple[int, Problem]], list[str]]:
     """Problems with their lines, and messages; what keeps the file from being read to its end is the last message."""
     numbered: list[tuple[int, Problem]] = []
     messages: list[str] = []
     try:
-        for number, problem, found in _parsed(path):
+        for number, problem, found in _parsed(path, scenarios):
             numbered += [(number, problem)] if problem is not None else []
             messages += [f"{path}:{number}: {message}" for message in found]
     except MissingFileError:
@@ -78,7 +85,8 @@ def is_note(message: str) -> bool:
     return re.search(rf":\d+: {NOTE}", message) is not None
 
 
-def _record(problem: Problem) -> dict[str, Any]:
+def to_record(problem: Problem) -> dict[str, Any]:
+    """A problem as one line of the file holds it, before it is JSON."""
     record: dict[str, Any] = {
         "qid": problem.qid,
         "task": problem.task,
@@ -87,6 +95,7 @@ def _record(problem: Problem) -> dict[str, Any]:
         "history": list(problem.history),
         "objective": problem.objective,
         "instruction": problem.instruction,
+        "wording": dataclasses.asdict(problem.wording) if problem.wording else {},
         "candidates": [
             {"docid": c.docid, "text": c.text} | ({"note": c.note} if c.note else {}) for c in problem.candidates
         ],
@@ -100,12 +109,12 @@ def _record(problem: Problem) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key in meant or value not in ("", [], {}, False)}
 
 
-def _parsed(path: Path) -> Iterator[tuple[int, Problem | None, list[str]]]:
+def _parsed(path: Path, scenarios: Mapping[str, Scenario]) -> Iterator[tuple[int, Problem | None, list[str]]]:
     """Line number, problem and messages of each line with text."""
     first_line: dict[str, int] = {}
     level: dict[str, tuple[int, int]] = {}
     for number, line in read_lines(need(path)):
-        problem, found = _parse_line(line)
+        problem, found = _parse_line(line, scenarios)
         if problem is not None:
             before = first_line.setdefault(problem.qid, number)
             if before != number:
@@ -119,7 +128,7 @@ def _parsed(path: Path) -> Iterator[tuple[int, Problem | None, list[str]]]:
         yield number, problem, found
 
 
-def _parse_line(line: str) -> tuple[Problem | None, list[str]]:
+def _parse_line(line: str, scenarios: Mapping[str, Scenario]) -> tuple[Problem | None, list[str]]:
     try:
         record = parse_json(line)
     except ValueError as error:
@@ -130,7 +139,7 @@ def _parse_line(line: str) -> tuple[Problem | None, list[str]]:
     if faults:
         return None, faults
     try:
-        problem = _problem(record)
+        problem = _problem(record, scenarios)
     except DataError as error:
         return None, [str(error)]
     if fault := name_fault(problem):
@@ -174,6 +183,7 @@ FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "history": ("a list of strings", _list_of(_is_text)),
     "objective": ("a string", _is_text),
     "instruction": ("a string", _is_text),
+    "wording": ("an object of strings, the record of the scenario", _values_are(_is_text)),
     "candidates": ('a list of {"docid": string, "text": string}, each perhaps with a "note"', _list_of(_is_candidate)),
     "gains": ("an object of whole numbers by docid", _values_are(_is_whole)),
     "relevant_at": ("a whole number", _is_whole),
@@ -200,12 +210,25 @@ def _faults(record: dict[str, Any]) -> Iterator[str]:
         yield "a task cannot be named 'average': the mean over tasks has that name in results; rename it"
 
 
-def _problem(record: dict[str, Any]) -> Problem:
+def _problem(record: dict[str, Any], scenarios: Mapping[str, Scenario]) -> Problem:
     fields = dict(record)
+    fields["wording"] = _wording(record, scenarios)
     fields["candidates"] = tuple(Candidate(**candidate) for candidate in record["candidates"])
     fields["history"] = tuple(record.get("history", ()))
     fields["prior"] = {docid: float(score) for docid, score in record.get("prior", {}).items()}
     return Problem(**fields)
+
+
+def _wording(record: dict[str, Any], scenarios: Mapping[str, Scenario]) -> Scenario | None:
+    """The record of a scenario that is not ours, where it has one."""
+    name = record["scenario"]
+    given = scenarios.get(name)
+    own = scenario_of(record["wording"]) if "wording" in record else given
+    if given and own != given:
+        raise DataError(f"scenario {name!r} has a 'wording' here and another record is given; take one of them out")
+    if not (own or name in SCENARIOS or record.get("instruction")):
+        raise DataError(unknown(name, [*SCENARIOS, *scenarios]))
+    return own
 
 
 def _notes(problem: Problem) -> Iterator[str]:

@@ -23,7 +23,7 @@ from pydantic import TypeAdapter
 from r1ranker.backends.base import Ask, AsyncBackend, Backend, CallError, Choice, Completion, PromptError, Session
 from r1ranker.errors import BackendError
 from r1ranker.problem import Problem, Ranking, Usage
-from r1ranker.ranking.plans import Plan, Planner, Reply
+from r1ranker.ranking.plans import OutOfTime, Plan, Planner, Reply
 
 Finished = tuple[int, Ranking]
 """A ranking and the place of its problem among those given."""
@@ -34,6 +34,7 @@ AHEAD = 4
 ranking is written, but replies never pile up where the calls are faster than who takes them."""
 FIRST = 4
 """Queries in the first batch; queries of one batch end together, so the first rankings come soon."""
+NOTHING = Usage()
 QUICK_SECONDS = 10.0
 """Batches grow while one is finished within this time,"""
 GAIN = 0.9
@@ -61,55 +62,65 @@ def _nothing_to_rank(problem: Problem) -> Plan:
 
 def _in_batches(problems: Iterable[Problem], planner: Planner, backend: Backend, batch: int) -> Iterator[Finished]:
     waiting, room = enumerate(problems), _Room(batch)
-    active: list[_Active] = []
-    while (drawn := list(islice(waiting, room.size - len(active)))) or active:
-        new = [_Active(index, problem.qid, planner(problem)) for index, problem in drawn]
-        begun = [(one, one.begin()) for one in new]
-        active += [one for one, ranking in begun if ranking is None]
-        replies = _outcomes(backend, [one.ask for one in active if one.ask])
-        went_on = [(one, one.go_on(reply)) for one, reply in zip(active, replies, strict=True)]
-        active = [one for one, ranking in went_on if ranking is None]
-        for one, ranking in (*begun, *went_on):
-            if ranking is not None:
-                room.count()
-                yield one.index, ranking
+    under_way: list[tuple[int, Active]] = []
+    while (drawn := list(islice(waiting, room.size - len(under_way)))) or under_way:
+        new = [(index, Active(problem.qid, planner(problem))) for index, problem in drawn]
+        for _, one in new:
+            one.begin()
+        under_way += new
+        asking = [one for _, one in under_way if one.ask]
+        for one, reply in zip(asking, outcomes(backend, [one.ask for one in asking if one.ask]), strict=True):
+            one.go_on(reply)
+        ended = [(index, one.ranking) for index, one in under_way if one.ranking]
+        under_way = [(index, one) for index, one in under_way if not one.ranking]
+        for index, ranking in ended:
+            room.count()
+            yield index, ranking
 
 
 @dataclass(slots=True)
-class _Active:
-    """A query under way: what it asks now and what it has cost."""
+class Active:
+    """A query under way: what it asks now and what it has cost, or its ranking at last."""
 
-    index: int
     qid: str
     plan: Plan
     ask: Ask | None = None
+    ranking: Ranking | None = None
     spent: Usage = field(default_factory=Usage)
+    cause: Exception | None = None
+    """What it failed of."""
 
-    def begin(self) -> Ranking | None:
-        """Its ranking where there is nothing to ask."""
-        return self._take(lambda: next(self.plan))
+    def begin(self) -> None:
+        """Its first ask; its ranking where there is nothing to ask."""
+        self._take(lambda: next(self.plan))
 
-    def go_on(self, outcome: Reply | BackendError) -> Ranking | None:
-        """Its ranking where this was the last reply, or the error that ends it."""
+    def go_on(self, outcome: Reply | BackendError) -> None:
+        """Its next ask, or its ranking: this was the last reply, or the error that ends it."""
         if isinstance(outcome, BackendError):
-            return self._failed(outcome)
+            self.fail(outcome)
+            return
         self.spent += outcome.usage
-        return self._take(lambda: self.plan.send(outcome))
+        self._take(lambda: self.plan.send(outcome))
 
-    def _take(self, advance: Callable[[], Ask]) -> Ranking | None:
+    def cut_short(self) -> None:
+        """Its ranking by what is known; nothing more is asked."""
+        while self.ranking is None:
+            self._take(lambda: self.plan.throw(OutOfTime()))
+
+    def fail(self, error: Exception, cost: Usage = NOTHING) -> None:
+        """It ends without an order, and its ranking says why. cost: of the call that failed."""
+        self.plan.close()
+        self.ask, self.cause, self.spent = None, error, self.spent + cost
+        self.ranking = Ranking(self.qid, (), (), usage=self.spent, error=str(error))
+
+    def _take(self, advance: Callable[[], Ask]) -> None:
         try:
             self.ask = advance()
             check_text(self.ask)
         except StopIteration as done:
-            ranking: Ranking = done.value
-            return ranking
+            self.ask, self.ranking = None, done.value
         except PromptError as error:
-            return self._failed(error)
-        return None
-
-    def _failed(self, error: BackendError) -> Ranking:
-        self.plan.close()
-        return Ranking(self.qid, (), (), usage=self.spent, error=str(error))
+            self.fail(error)
 
 
 @dataclass(slots=True)
@@ -147,25 +158,37 @@ def check_text(ask: Ask) -> None:
         raise PromptError(f"a text {what}, as of an emoji that was cut; take it out") from error
 
 
-def _outcomes(backend: Backend, asks: Sequence[Ask]) -> list[Reply | BackendError]:
+def outcomes(backend: Backend, asks: Sequence[Ask]) -> list[Reply | BackendError]:
     """Replies, and the errors of those asks that alone cannot be answered. BackendError where none can, unless the
     prompts themselves are the reason."""
-    outcomes = _halved(backend, asks) if asks else []
-    errors = [outcome for outcome in outcomes if isinstance(outcome, BackendError)]
-    if errors and len(errors) == len(outcomes) and not any(isinstance(error, PromptError) for error in errors):
+    said = halved(backend, asks) if asks else []
+    errors = [outcome for outcome in said if isinstance(outcome, BackendError)]
+    if errors and len(errors) == len(said) and not any(isinstance(error, PromptError) for error in errors):
         raise errors[0]
-    return outcomes
+    return said
 
 
-def _halved(backend: Backend, asks: Sequence[Ask]) -> list[Reply | BackendError]:
-    """One batch, or its halves where it fails: so what is wrong with one query is found in few calls."""
+def halved(backend: Backend, asks: Sequence[Ask], unforeseen: bool = False) -> list[Reply | BackendError]:
+    """One batch, or its halves where it fails: so what is wrong with one query is found in few calls.
+
+    unforeseen: any exception counts as a failure, not only a BackendError.
+    """
     try:
         return list(_answers(backend, asks))
-    except BackendError as error:
+    except Exception as error:
+        if not (unforeseen or isinstance(error, BackendError)):
+            raise
         if len(asks) == 1:
-            return [error]
+            return [error if isinstance(error, BackendError) else unforeseen_error(error)]
     half = len(asks) // 2
-    return _halved(backend, asks[:half]) + _halved(backend, asks[half:])
+    return halved(backend, asks[:half], unforeseen) + halved(backend, asks[half:], unforeseen)
+
+
+def unforeseen_error(error: BaseException) -> BackendError:
+    """A failure that nobody expected, as one that ends a single query."""
+    wrapped = BackendError(f"{type(error).__name__}: {error}")
+    wrapped.__cause__ = error
+    return wrapped
 
 
 def _answers(backend: Backend, asks: Sequence[Ask]) -> list[Reply]:
@@ -240,19 +263,20 @@ async def _all(
 
 async def _ranked(problem: Problem, plan: Plan, session: Session) -> Ranking:
     """The query's ranking; an empty one with the error in it when a call failed for good, whose cost counts too."""
-    spent, began = Usage(), time.perf_counter()
-    try:
-        ask = next(plan)
-        while True:
-            check_text(ask)
-            began = time.perf_counter()
-            reply = Reply(await session.answer(ask), time.perf_counter() - began)
-            spent += reply.usage
-            ask = plan.send(reply)
-    except StopIteration as done:
-        ranking: Ranking = done.value
-        return ranking
-    except BackendError as error:
-        spent += Usage(seconds=time.perf_counter() - began)
-        spent += error.usage if isinstance(error, CallError) else Usage()
-        return Ranking(problem.qid, (), (), usage=spent, error=str(error))
+    one = Active(problem.qid, plan)
+    one.begin()
+    while one.ranking is None:
+        assert one.ask is not None, "a query without a ranking asks"
+        began = time.perf_counter()
+        try:
+            said = await session.answer(one.ask)
+        except BackendError as error:
+            one.fail(error, cost_of(error) + Usage(seconds=time.perf_counter() - began))
+        else:
+            one.go_on(Reply(said, time.perf_counter() - began))
+    return one.ranking
+
+
+def cost_of(error: Exception) -> Usage:
+    """What a call that failed for good has cost, without its time."""
+    return error.usage if isinstance(error, CallError) else NOTHING

@@ -18,7 +18,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,12 +29,13 @@ from r1ranker.errors import ConfigError, DataError
 from r1ranker.io.files import naming
 from r1ranker.io.fingerprint import differing, fingerprint_file, fingerprint_model
 from r1ranker.io.locks import check_outputs, held
-from r1ranker.io.problems import iter_jsonl
+from r1ranker.io.problems import NO_RECORDS, iter_jsonl
 from r1ranker.io.progress import track
 from r1ranker.io.runs import run_lines
 from r1ranker.problem import Problem, Ranking, Usage, name_fault
 from r1ranker.ranking.drive import RANKING, Finished
 from r1ranker.ranking.spec import RankerSpec
+from r1ranker.scenarios import Scenario
 
 RETRY = {"retry": True}
 """A line of the journal: the queries that had failed before it are tried again."""
@@ -120,12 +121,20 @@ class _Files:
 
 
 def rank_file(
-    problems: Path, spec: RankerSpec, out: Path, *, resume: bool, trace: Path | None, ray: str | None = None
+    problems: Path,
+    spec: RankerSpec,
+    out: Path,
+    *,
+    resume: bool,
+    trace: Path | None,
+    ray: str | None = None,
+    scenarios: Mapping[str, Scenario] = NO_RECORDS,
 ) -> JobResult:
     """Rank every problem of a file into `out`; with `resume`, only those that are not there yet.
 
     trace: JSON Lines of whole rankings, with steps and thoughts, in the same order.
     ray: address of a Ray cluster whose machines share the work, or `local`; None ranks in this process.
+    scenarios: records of the user's own scenarios, by name.
     Failed queries count as done; those whose `failed_of(out)` was removed are tried again, and stand at the end.
     Raises DataError for a fault in the problems before anything is ranked, and ConfigError for files that are there
     already, were begun with something else, or are being written by another job.
@@ -140,26 +149,36 @@ def rank_file(
         for path in filter(None, (out, trace)):
             stack.enter_context(held(path))
         stack.enter_context(naming(out))
-        return _rank_file(problems, spec, files, resume, ray)
+        return _rank_file(problems, spec, files, resume, ray, scenarios)
 
 
-def _rank_file(problems: Path, spec: RankerSpec, files: _Files, resume: bool, ray: str | None) -> JobResult:
-    total = _check(problems, spec)
-    header = _header(problems, spec, files)
+def _rank_file(
+    problems: Path,
+    spec: RankerSpec,
+    files: _Files,
+    resume: bool,
+    ray: str | None,
+    scenarios: Mapping[str, Scenario],
+) -> JobResult:
+    total = _check(problems, spec, scenarios)
+    header = _header(problems, spec, files, scenarios)
     going = resume and files.out.exists()
-    tally, length = _read(files, header) if going else _unused(files)
+    if not going:
+        check_unused(files.out, files.trace)
+    tally, length = _read(files, header) if going else (_Tally(), 0)
     retry = bool(tally.failed) and not files.failed.exists()
     if retry:
         tally.add(RETRY)
     again, end, before = frozenset(tally.again), tally.end, tally.usage
-    todo = (problem for place, problem in enumerate(iter_jsonl(problems)) if place >= end or place in again)
+    todo = (problem for place, problem in enumerate(iter_jsonl(problems, scenarios)) if place >= end or place in again)
     places, left = itertools.chain(sorted(again), range(end, total)), len(again) + total - end
     began = time.perf_counter()
     finished = iter(_ranked(todo, spec, ray)) if left else iter(())
     with track(left, "rank") as advance:
         # The first query is ranked before a file is touched: a model that cannot be loaded leaves nothing behind.
         first = list(itertools.islice(finished, 1))
-        known, header = header, _header(problems, spec, files)  # a model from the hub is known when it is here
+        known = header
+        header = _header(problems, spec, files, scenarios)  # a model from the hub is known when it is here
         if going:
             if header != known:
                 _read(files, header)
@@ -213,11 +232,11 @@ def _write(
             advance(1)
 
 
-def _check(problems: Path, spec: RankerSpec) -> int:
+def _check(problems: Path, spec: RankerSpec, scenarios: Mapping[str, Scenario]) -> int:
     """How many problems there are. All are read once, so that a fault shows before hours of ranking, not after."""
     seen: set[str] = set()
     largest = 0
-    for problem in iter_jsonl(problems):
+    for problem in iter_jsonl(problems, scenarios):
         if problem.qid in seen:
             rule = "stands in more than one task, and a run file names queries by qid alone; rename one"
             raise DataError(f"{problems}: qid {problem.qid!r} {rule}")
@@ -232,26 +251,26 @@ def _check(problems: Path, spec: RankerSpec) -> int:
     return len(seen)
 
 
-def _header(problems: Path, spec: RankerSpec, files: _Files) -> dict[str, Any]:
+def _header(problems: Path, spec: RankerSpec, files: _Files, scenarios: Mapping[str, Scenario]) -> dict[str, Any]:
     """What the job is of. The model is empty where it is not on this machine, or not yet."""
     here = {} if spec.base_urls else fingerprint_model(resolve(spec.model))
     thoughts = Path(spec.thoughts) if spec.thoughts else None
     return {
         "spec": {key: value for key, value in dataclasses.asdict(spec).items() if key not in WHERE},
         "problems": fingerprint_file(problems),
+        "scenarios": {name: dataclasses.asdict(record) for name, record in scenarios.items()} or None,
         "thoughts": fingerprint_file(thoughts) if thoughts and thoughts.is_file() else "",
         "model": here,
         "trace": os.path.relpath(files.trace, files.out.parent) if files.trace else None,
     }
 
 
-def _unused(files: _Files) -> tuple[_Tally, int]:
-    """The state of a job that begins. Raises ConfigError rather than write over what is there."""
-    if files.out.exists():
-        raise ConfigError(f"{files.out} exists; go on with that job by --resume, or remove the file to begin anew")
-    if _size(files.trace):  # an empty one is of a job that was killed before its first query
-        raise ConfigError(f"{files.trace} exists and is not of this job: name another trace, or remove the file")
-    return _Tally(), 0
+def check_unused(out: Path, trace: Path | None) -> None:
+    """Raises ConfigError rather than have a job that begins write over what is there."""
+    if out.exists():
+        raise ConfigError(f"{out} exists; go on with that job by --resume, or remove the file to begin anew")
+    if _size(trace):  # an empty one is of a job that was killed before its first query
+        raise ConfigError(f"{trace} exists and is not of this job: name another trace, or remove the file")
 
 
 def _read(files: _Files, header: dict[str, Any]) -> tuple[_Tally, int]:
@@ -288,6 +307,8 @@ def _check_same(old: dict[str, Any], new: dict[str, Any], out: Path) -> None:
             raise ConfigError(f"{out} was begun with {key}={was}, not {key}={now}; {remedy}")
     if old["problems"] != new["problems"]:
         raise ConfigError(f"{out} was begun with other problems: the file has changed or is another one; {remedy}")
+    if old.get("scenarios") != new["scenarios"]:
+        raise ConfigError(f"{out} was begun with other scenarios: their records (--scenarios) differ; {remedy}")
     if old["thoughts"] != new["thoughts"]:
         raise ConfigError(f"{out} was begun with other thoughts: their file has changed; {remedy}")
     if new["model"] and (parts := differing(old["model"], new["model"])):

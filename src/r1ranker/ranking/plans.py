@@ -54,7 +54,13 @@ class Reply:
         return Usage(1, said.prompt_tokens, said.generated_tokens, self.seconds, said.retries, said.cost)
 
 
+class OutOfTime(Exception):
+    """Thrown into a plan in place of a reply: it asks no more, and returns the order by what it knows."""
+
+
 Plan = Generator[Ask, Reply, Ranking]
+"""Whoever drives it may throw `OutOfTime`; `Usage.cut_short` of the ranking then says so."""
+ENDED = Usage(cut_short=1)
 Planner = Callable[[Problem], Plan]
 Part = Generator[Ask, Reply, tuple[tuple[int, ...], tuple[Step, ...], Usage]]
 
@@ -77,7 +83,10 @@ class Budget:
 def direct(problem: Problem, *, think: bool, max_new_tokens: int) -> Plan:
     """One completion holds the whole ranking; candidates it does not name follow in pool order."""
     prompt = build_prompt(problem, problem.identifiers, "dranker", think=think)
-    reply = yield Ask(prompt, None, ranking_tokens([problem], think, max_new_tokens))
+    try:
+        reply = yield Ask(prompt, None, ranking_tokens([problem], think, max_new_tokens))
+    except OutOfTime:
+        return ranking_from(problem, problem.identifiers, (), ENDED)
     text, truncated = _written(prompt, reply)
     answer = parse_ranking(text, problem.identifiers, truncated)
     step = Step(problem.identifiers, answer, thought=thought_of(text), completion=text)
@@ -93,7 +102,10 @@ def judged(problem: Problem, ask: Wanted | None, top_k: int = 1) -> Plan:
     ids = problem.identifiers
     if len(ids) == 1:
         return ranking_from(problem, ids, (), Usage())
-    reply = yield Ask(block_prompt(problem, "judge", ask or "best"), ids, 0)
+    try:
+        reply = yield Ask(block_prompt(problem, "judge", ask or "best"), ids, 0)
+    except OutOfTime:
+        return ranking_from(problem, ids, (), ENDED)
     assert isinstance(reply.said, Choice), "an ask with a pool is answered by a choice"
     best = reply.said.probabilities
     order = tuple(sorted(ids, key=lambda k: -best[k]))
@@ -113,7 +125,8 @@ def judged(problem: Problem, ask: Wanted | None, top_k: int = 1) -> Plan:
 def listed(problem: Problem, layout: Layout = "relist") -> Plan:
     """The whole ranking as one list without a thought: each identifier is chosen among those not named yet.
 
-    The passes go on where the one before ended, so they cost what writing the list costs, and count as one call.
+    The passes go on where the one before ended, so they cost what writing the list costs, and count as one call. The
+    step's probabilities are those with which each was chosen, as shares of what had not gone to those before it.
     """
     prompt = (
         block_prompt(problem, "identifier", "best")
@@ -121,15 +134,27 @@ def listed(problem: Problem, layout: Layout = "relist") -> Plan:
         else build_prompt(problem, problem.identifiers, "dranker", think=False)
     )
     left, named, usage = list(problem.identifiers), list[int](), Usage()
+    last: Mapping[int, float] = {}
+    shares, rest = dict[int, float](), 1.0
     while len(left) > 1:
         going_on = prompt if prompt.blocks else list_prompt(prompt, named)
-        reply = yield Ask(going_on, tuple(left), TOKENS_PER_CANDIDATE)
+        try:
+            reply = yield Ask(going_on, tuple(left), TOKENS_PER_CANDIDATE)
+        except OutOfTime:
+            usage += ENDED
+            left.sort(key=lambda k: -last.get(k, 0.0))
+            break
         assert isinstance(reply.said, Choice), "an ask with a pool is answered by a choice"
-        named.append(max(left, key=reply.said.probabilities.__getitem__))
+        last = reply.said.probabilities
+        named.append(max(left, key=last.__getitem__))
         left.remove(named[-1])
         usage += reply.usage
+        shares[named[-1]] = rest * last[named[-1]]
+        rest = max(0.0, rest - shares[named[-1]])
     order = (*named, *left)
-    step = Step(problem.identifiers, Answer("valid", order), completion=written_list(order))
+    shares |= dict.fromkeys(left, rest / len(left))
+    said = Answer("incomplete", tuple(named)) if usage.cut_short else Answer("valid", order)
+    step = Step(problem.identifiers, said, completion=written_list(said.ids), probabilities=shares)
     steps = (step,) if named else ()  # of a single candidate nothing was asked
     return ranking_from(problem, order, steps, dataclasses.replace(usage, calls=len(steps)))
 
@@ -159,7 +184,7 @@ def eliminate(
     is asked for, each call selects the `drop` best instead, and ends when `top_k` are known (1: all).
     """
     state, usage = start(problem.identifiers), Usage()
-    least = len(problem.candidates) - top_k if ask == "best" and top_k > 1 else top_k
+    least = max(1, len(problem.candidates) - top_k) if ask == "best" and top_k > 1 else top_k
     steps, past = list[Step](), list[str]()
     prompt: Prompt | None = None
     while not state.done(least) and (budget is None or budget.allows(usage)):
@@ -170,7 +195,11 @@ def eliminate(
             prompt = next_prompt(prompt, past if think else bare_past(state.removed), think=think)
         else:
             prompt = build_prompt(problem, pool, "iranker", layout=layout, think=think, ask=ask)
-        reply = yield Ask(prompt, None if think else pool, max_new_tokens)
+        try:
+            reply = yield Ask(prompt, None if think else pool, max_new_tokens)
+        except OutOfTime:
+            usage += ENDED
+            break
         step = _removal(pool, prompt, reply, min(drop, len(pool) - least), ask)
         for k in step.removed:
             state = state.remove(k)
@@ -205,6 +234,8 @@ def _written(prompt: Prompt, reply: Reply) -> tuple[str, bool]:
 def part_again(problem: Problem, first: Planner, then: Planner, size: int, part: Literal["head", "tail"]) -> Plan:
     """Rank all with `first`, then the best (head) or the worst (tail) `size` of that again with `then`."""
     order, steps, usage = yield from _part(problem, problem.identifiers, first)
+    if usage.cut_short:
+        return ranking_from(problem, order, steps, usage)
     size = min(size, len(order))
     cut = size if part == "head" else len(order) - size
     again, more, cost = yield from _part(problem, order[:cut] if part == "head" else order[cut:], then)
@@ -268,7 +299,7 @@ def windows(problem: Problem, inner: Planner, size: int, stride: int) -> Plan:
         order[low:end], more, cost = yield from _part(problem, tuple(order[low:end]), inner)
         steps += more
         usage += cost
-        if low == 0:
+        if low == 0 or usage.cut_short:
             return ranking_from(problem, order, steps, usage)
         end -= stride
 
@@ -281,6 +312,9 @@ def tournament(problem: Problem, inner: Planner, size: int) -> Plan:
         count = -(-len(pool) // size)
         groups: list[tuple[int, ...]] = []
         for group in (pool[i::count] for i in range(count)):
+            if usage.cut_short:
+                groups.append(group)
+                continue
             order, more, cost = yield from _part(problem, group, inner)
             groups.append(order)
             steps += more
@@ -302,10 +336,14 @@ def shuffled(problem: Problem, inner: Planner, repeats: int, seed: int) -> Plan:
     for _ in range(repeats):
         pool = rng.sample(problem.identifiers, len(problem.identifiers))
         order, more, cost = yield from _part(problem, tuple(pool), inner)
+        usage += cost
+        if cost.cut_short and (steps or not more):  # a random order that was hardly ranked says nothing
+            break
         for place, k in enumerate(order):
             places[k] += place
         steps += more
-        usage += cost
+        if cost.cut_short:
+            break
     return ranking_from(problem, sorted(places, key=lambda k: places[k]), steps, usage)
 
 
@@ -315,8 +353,12 @@ def advised(problem: Problem, inner: Planner, thoughts: Sequence[str]) -> Plan:
     try:
         ask = next(plan)
         while True:
-            reply = yield dataclasses.replace(ask, prompt=with_advice(ask.prompt, thoughts))
-            ask = plan.send(reply)
+            try:
+                reply = yield dataclasses.replace(ask, prompt=with_advice(ask.prompt, thoughts))
+            except OutOfTime as over:
+                ask = plan.throw(over)
+            else:
+                ask = plan.send(reply)
     except StopIteration as done:
         ranking: Ranking = done.value
         return ranking

@@ -198,18 +198,27 @@ class Fitted(_Composed):
     """Texts of candidates are cut to one length where a query's first prompt would have more than `tokens`.
 
     Tokens are the model's; of a model at an endpoint, which are not known, a third of the bytes: seldom too few.
+    tokens: None is the model's context, less `written`, what a thought may have, and room for identifiers. Where the
+    context is not known, as at an endpoint, nothing is cut: a prompt that is too long fails by itself.
     """
 
     inner: Ranker
-    tokens: int
+    tokens: int | None
+    written: int = 0
 
     def __post_init__(self) -> None:
-        if self.tokens < 1:
+        if self.tokens is not None and self.tokens < 1:
             raise ConfigError(f"truncate must be at least 1 token, not {self.tokens}")
 
     def plan(self, problem: Problem) -> Plan:
         """See `plans.fitted`."""
-        return plans.fitted(problem, self.inner.plan, self._length, self.tokens)
+        most = self.tokens or self._room(len(problem.candidates))
+        return plans.fitted(problem, self.inner.plan, self._length, most) if most else self.inner.plan(problem)
+
+    def _room(self, candidates: int) -> int | None:
+        context: int | None = getattr(self.backend, "context", None)
+        beside = self.written + plans.EMPTY_THOUGHT_TOKENS + plans.TOKENS_PER_CANDIDATE * candidates
+        return context and max(1, context - beside)
 
     def _length(self, prompt: Prompt) -> int:
         encoder = getattr(self.backend, "encoder", None)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -52,6 +52,7 @@ class RankerSpec:
     window, stride: slide over lists longer than the context. tournament: group size, instead of windows.
     shuffles: rank in this many random orders and merge.
     truncate: tokens that the first prompt of a query may have; texts are cut evenly where it has more (`Fitted`).
+        `context` is as many as the model can read.
     fuse: with the first stage's order, by `rrf` or by the model's weight from 0 to 1, see `fusing`.
     thoughts: file of recorded thoughts, of which those on similar queries stand before each prompt.
     recall: how they are found, see `thoughts.advisor`; None is by BM25.
@@ -78,7 +79,7 @@ class RankerSpec:
     stride: int | None = None
     tournament: int | None = None
     shuffles: int = 1
-    truncate: int | None = None
+    truncate: int | Literal["context"] | None = None
     fuse: Fusion | None = None
     thoughts: str | None = None
     recall: str | None = None
@@ -187,7 +188,10 @@ class RankerSpec:
                 )
 
     def _fitted(self, ranker: Ranker) -> Ranker:
-        return Fitted(ranker, self.truncate) if self.truncate else ranker
+        if not self.truncate:
+            return ranker
+        written = self.max_new_tokens if self.think else 0
+        return Fitted(ranker, None if self.truncate == "context" else self.truncate, written)
 
     def _direct(self, backend: Backend | AsyncBackend) -> DRanker:
         layout, readout, _ = self._way(backend)
@@ -233,23 +237,28 @@ def expanded(name: str) -> str:
 
 def parse_spec(base: RankerSpec, pairs: Sequence[str]) -> RankerSpec:
     """`base` with settings given as `key=value`, values in YAML. Raises ConfigError with the nearest name."""
-    names = [field.name for field in dataclasses.fields(RankerSpec)]
     changes = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
             raise ConfigError(f"{pair!r}: settings of a ranker are given as key=value, such as top_k=5")
-        if key not in names:
-            near = difflib.get_close_matches(key, names, n=1)
-            raise ConfigError(
-                f"a ranker has no setting {key!r}; " + (f"did you mean {near[0]!r}?" if near else str(names))
-            )
         try:
             changes[key] = parse_yaml(value)
         except ValueError as error:
             raise ConfigError(f"{pair!r}: {value!r} is not a YAML value: {error}") from error
+    return changed(base, changes)
+
+
+def changed(base: RankerSpec, changes: Mapping[str, Any]) -> RankerSpec:
+    """`base` with settings by name, their types checked. Raises ConfigError with the nearest name."""
+    names = [field.name for field in dataclasses.fields(RankerSpec)]
+    if unknown := next((key for key in changes if key not in names), None):
+        near = difflib.get_close_matches(unknown, names, n=1)
+        raise ConfigError(
+            f"a ranker has no setting {unknown!r}; " + (f"did you mean {near[0]!r}?" if near else str(names))
+        )
     try:
-        return TypeAdapter(RankerSpec).validate_python(dataclasses.asdict(base) | changes)
+        return TypeAdapter(RankerSpec).validate_python(dataclasses.asdict(base) | dict(changes))
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error

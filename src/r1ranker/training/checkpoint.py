@@ -23,6 +23,7 @@ from r1ranker.training.learner import Learner, load_optimizer, optimizer_state
 from r1ranker.training.logs import LOG_NAME
 from r1ranker.training.memory import plain_state
 from r1ranker.training.sharding import gathered, parted
+from r1ranker.training.start import source_of_reward
 
 if TYPE_CHECKING:
     from r1ranker.io.config import RunConfig
@@ -147,10 +148,10 @@ def restore(out: Path, learner: Learner, config: RunConfig) -> None:
 
 
 def origin_of(config: RunConfig, splits: Splits) -> dict[str, str]:
-    """What a run is of, beside its settings: digests of the problems it reads and of the model it begins from."""
+    """What a run is of, beside its settings: digests of its problems, its model and its reward's file."""
     data = {f"{split} problems": fingerprint_problems({split: splits.get(split, ())}) for split in ("train", "dev")}
     model = fingerprint_model(resolve(config.model))
-    return data | {f"{part} of {config.model}": digest for part, digest in model.items()}
+    return data | source_of_reward(config) | {f"{part} of {config.model}": digest for part, digest in model.items()}
 
 
 def _newest(out: Path, device: torch.device) -> tuple[Path, dict[str, Any]]:

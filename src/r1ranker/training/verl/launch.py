@@ -1,6 +1,6 @@
 """Training by verl. In: a run's config and verl's own overrides. Out: the trained model's directory.
 
-    launch(load_config(Path("configs/paper.yaml")), ["trainer.nnodes=4", "trainer.n_gpus_per_node=8"])
+    launch(load_config(Path("paper")), ["trainer.nnodes=4", "trainer.n_gpus_per_node=8"])
 
 It writes train.parquet, dev.parquet and verl.yaml to the run's folder, has verl check its whole config, and starts
 
@@ -31,6 +31,7 @@ from r1ranker.io.config import RunConfig
 from r1ranker.io.provenance import write_provenance
 from r1ranker.problem import Problem, first_by_task
 from r1ranker.training.rollout import check_prompts
+from r1ranker.training.start import rewarded
 from r1ranker.training.verl.data import DEV, TRAIN, write_rows
 from r1ranker.training.verl.settings import hydra_file, refuse
 
@@ -60,8 +61,8 @@ def prepare(config: RunConfig, overrides: Sequence[str] = ()) -> Any:
     """All that needs no GPU: checks, data files, verl.yaml. Returns verl's whole config, which it has accepted."""
     _need_verl()
     refuse(config)
-    splits = load_splits(config.data)
-    train = [p for p in splits["train"] if config.ppo.learns_from(p)]
+    splits = load_splits(config.data, config.scenarios)
+    train = rewarded(config, splits["train"])
     dev = [p for p in first_by_task(splits["dev"], config.ppo.validate_problems) if len(p.candidates) > 1]
     for split, problems in {TRAIN: train, DEV: dev}.items():
         if not problems:

@@ -6,6 +6,7 @@ next in the data flow: `launch`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -18,6 +19,7 @@ from r1ranker.errors import ConfigError
 from r1ranker.io.config import RunConfig
 from r1ranker.problem import Problem
 from r1ranker.ranking.plans import ranking_tokens
+from r1ranker.rewards import is_own
 from r1ranker.training.verl.episode import episode_chance, removal_tokens
 
 RESUMED = ["model", "optimizer", "extra"]
@@ -81,8 +83,16 @@ def hydra_file(config: RunConfig, train: Sequence[Problem], dev: Sequence[Proble
         "algorithm": {"adv_estimator": ppo.estimator, "gamma": ppo.gamma, "lam": ppo.lam},
         "reward": {"custom_reward_function": _reward(config)},
         "trainer": _trainer(config, len(train) // rows, out),
-        "ray_kwargs": {"ray_init": {"runtime_env": {"env_vars": {"TENSORBOARD_DIR": str(out / "tensorboard")}}}},
+        "ray_kwargs": {"ray_init": {"runtime_env": {"env_vars": _environment(config, out)}}},
     }
+
+
+def _environment(config: RunConfig, out: Path) -> dict[str, str]:
+    """Of verl's workers. The module of a reward of the user's own lies in the directory where the run was started."""
+    variables = {"TENSORBOARD_DIR": str(out / "tensorboard")}
+    if is_own(config.ppo.reward):
+        variables["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path.cwd()), os.environ.get("PYTHONPATH"))))
+    return variables
 
 
 def rows_per_step(config: RunConfig, train: Sequence[Problem]) -> int:

@@ -1,0 +1,167 @@
+"""Who may ask, and how much: before any route is reached. In: ASGI requests. Out: the same, or a refusal in words.
+
+First the key; only then anything else. All keys are compared, as hashes and in constant time. Then whom the request
+thinks it talks to (`Host`, `Origin`: a page of another site may not use a browser to ask this server), then sizes.
+Nothing of a request's text is logged, nor of an exception's, which may quote it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import time
+import traceback
+import uuid
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from r1ranker.serving.errors import HttpError, error_response
+from r1ranker.serving.settings import ServeSettings
+
+log = logging.getLogger(__name__)
+access = logging.getLogger("r1ranker.access")
+OPEN = ("/", "/health", "/ready")
+"""Routes that need no key: the page, which holds no data, and what load balancers ask."""
+BODY_SECONDS = 30.0
+"""A body that takes longer to come is refused, so that slow clients hold no connection for long."""
+GONE = 499
+"""In the log: the client has gone before it was answered."""
+HERE = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class Guard:
+    """ASGI middleware. Sets `request.state.key` (the key's name, "" without keys) and `request.state.request_id`."""
+
+    def __init__(self, app: ASGIApp, settings: ServeSettings) -> None:
+        self.app, self.settings = app, settings
+        self.hosts = {settings.host.lower(), *HERE, *(host.lower() for host in settings.allowed_hosts)}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] == "http":
+            await _Exchange(self, scope, receive, send).run()
+        elif scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+        else:  # no route speaks anything else
+            await send({"type": "websocket.close", "code": 1008})
+
+    def check(self, headers: Headers, path: str) -> str:
+        """The key's name. HttpError for a request that may not come in."""
+        key = self._key(headers, path)
+        self._check_hosts(headers)
+        sizes = (len(name) + len(value) + 4 for name, value in headers.raw)
+        if sum(sizes) > self.settings.limits.header_bytes:
+            raise HttpError(431, f"headers of more than {self.settings.limits.header_bytes} bytes", code="too_large")
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length) > self.settings.limits.body_bytes:
+            raise self.too_large()
+        return key
+
+    def too_large(self) -> HttpError:
+        """The refusal of a body."""
+        return HttpError(413, f"a body of more than {self.settings.limits.body_bytes} bytes", code="too_large")
+
+    def _key(self, headers: Headers, path: str) -> str:
+        if not self.settings.keys or path in OPEN:
+            return ""
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        given = given.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        hashed = hashlib.sha256(given.encode("latin-1")).hexdigest()
+        names = [key.name for key in self.settings.keys if hmac.compare_digest(key.sha256, hashed)]
+        if not (names and given):
+            message = "give a valid key: Authorization: Bearer KEY"
+            raise HttpError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+        return names[0]
+
+    def _check_hosts(self, headers: Headers) -> None:
+        origin = headers.get("origin")
+        for what, given in (("Host", f"//{headers.get('host', '')}"), ("Origin", origin)):
+            if given is not None and "*" not in self.hosts and _host(given) not in self.hosts:
+                message = f"{what} is none that this server knows; add it to allowed_hosts if it should be"
+                raise HttpError(403, message, code="host_not_allowed")
+
+
+def _host(url: str) -> str:
+    try:
+        return (urlsplit(url).hostname or "").lower()
+    except ValueError:
+        return ""
+
+
+class _Exchange:
+    """One request and its answer."""
+
+    def __init__(self, guard: Guard, scope: Scope, receive: Receive, send: Send) -> None:
+        self.guard, self.scope, self._receive, self._send = guard, scope, receive, send
+        self.id = uuid.uuid4().hex
+        self.state = scope.setdefault("state", {})
+        self.state["request_id"] = self.id
+        self.status = 0
+        self.size = 0
+        self.until: float | None = None
+        """When the body has to be there; None once it is."""
+
+    async def run(self) -> None:
+        began = time.perf_counter()
+        try:
+            self.state["key"] = self.guard.check(Headers(scope=self.scope), self.scope["path"])
+            self.until = time.monotonic() + BODY_SECONDS
+            await self.guard.app(self.scope, self.receive, self.send)
+        except HttpError as error:
+            await self._refuse(error)
+        except ClientDisconnect:
+            self.status = self.status or GONE
+        except Exception as error:
+            frames = "".join(traceback.format_tb(error.__traceback__)[-3:])
+            log.error("request %s failed: %s\n%s", self.id, type(error).__name__, frames)
+            await self._refuse(internal_error(self.id))
+        finally:
+            access.info("request", extra={"request": self._line(time.perf_counter() - began)})
+
+    async def _refuse(self, error: HttpError) -> None:
+        if not self.status:
+            await error_response(error, self.state.get("family", ""))(self.scope, self._receive, self.send)
+
+    def _line(self, seconds: float) -> dict[str, object]:
+        told: dict[str, object] = self.state.get("told", {})
+        return {
+            "request_id": self.id,
+            "key": self.state.get("key", ""),
+            "method": self.scope["method"],
+            "path": self.scope["path"],
+            "status": self.status,
+            "ms": round(1000 * seconds, 1),
+            "bytes": self.size,
+        } | told
+
+    async def receive(self) -> Message:
+        if self.until is None:
+            return await self._receive()
+        try:
+            async with asyncio.timeout(self.until - time.monotonic()):
+                message = await self._receive()
+        except TimeoutError as error:
+            raise HttpError(408, f"the body did not come within {BODY_SECONDS:g} s", code="timeout") from error
+        self.size += len(message.get("body", b""))
+        if self.size > self.guard.settings.limits.body_bytes:
+            raise self.guard.too_large()
+        if not message.get("more_body"):
+            self.until = None
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            own = ((b"x-request-id", self.id.encode()), (b"x-content-type-options", b"nosniff"))
+            message["headers"] = [*message["headers"], *own]
+        await self._send(message)
+
+
+def internal_error(request_id: str) -> HttpError:
+    """What a client is told of a fault that is not its own: where to look, and nothing else."""
+    return HttpError(500, f"something went wrong here; the log has more under request id {request_id}", code="internal")

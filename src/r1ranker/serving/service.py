@@ -1,0 +1,157 @@
+"""What all routes share: settings and rankers. In: problems. Out: rankings with scores and warnings."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import math
+import time
+from dataclasses import dataclass, field
+
+from r1ranker.backends.base import PromptError
+from r1ranker.errors import ConfigError
+from r1ranker.problem import Problem, Ranking
+from r1ranker.ranking.live import Closed, Full, Live, Pending
+from r1ranker.ranking.plans import Budget, Planner
+from r1ranker.ranking.rankers import IRanker, Ranker
+from r1ranker.ranking.scores import scores
+from r1ranker.serving.errors import HttpError
+from r1ranker.serving.metrics import Metrics
+from r1ranker.serving.settings import ServeSettings
+
+log = logging.getLogger(__name__)
+RETRY_SECONDS = "1"
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A ranking as it goes out. scores: one for each docid, in (0, 1], strictly falling; see `ranking.scores`."""
+
+    ranking: Ranking
+    scores: tuple[float, ...]
+    warnings: tuple[str, ...]
+    ranker: str
+    seconds: float
+
+
+@dataclass
+class Service:
+    """Rankers by name, running. `app.state.service`."""
+
+    settings: ServeSettings
+    rankers: dict[str, Live] = field(default_factory=dict)
+    stopping: bool = False
+
+    def __post_init__(self) -> None:
+        self.metrics = Metrics(self.rankers)
+
+    def start(self) -> None:
+        """Load the models and begin to answer. Raises BackendError or ConfigError."""
+        for name, spec in self.settings.rankers.items():
+            try:
+                live = Live(spec.build(), most=self.settings.limits.queue)
+            except ConfigError as error:
+                raise ConfigError(f"rankers.{name}: {error}") from error
+            live.start()
+            self.rankers[name] = live
+
+    def close(self, grace_s: float) -> None:
+        """Finish what runs, for at most so many seconds."""
+        self.stopping = True
+        until = time.monotonic() + grace_s
+        for live in self.rankers.values():
+            live.close(max(0.0, until - time.monotonic()))
+
+    def allowed(self, key: str) -> tuple[str, ...]:
+        """Names of the rankers that a key may use."""
+        mine = self.settings.key(key)
+        return tuple(name for name in self.rankers if mine is None or mine.models is None or name in mine.models)
+
+    def named(self, ranker: str | None, key: str) -> str:
+        """The ranker's name. HttpError 404 for one that is not there or not this key's."""
+        allowed = self.allowed(key)
+        name = ranker or (self.settings.default_ranker if self.settings.default_ranker in allowed else None)
+        if name is None and allowed:
+            name = allowed[0]
+        if name not in allowed:
+            there = f"there are {', '.join(allowed)}" if allowed else "this key may use none"
+            raise HttpError(404, f"there is no model {ranker!r} here; {there}", "model", "model_not_found")
+        return name
+
+    async def rank(
+        self,
+        problem: Problem,
+        *,
+        ranker: str | None = None,
+        top_n: int | None = None,
+        deadline_s: float | None = None,
+        key: str = "",
+        explain: bool = False,
+        trusted: bool = False,
+    ) -> Served:
+        """Rank by the named ranker, or the default one; the whole pool, of which the first `top_n` are surely ordered.
+
+        deadline_s: at most that of the settings. explain: the whole order is wanted, and how it came about. trusted:
+        the ranker is the server's choice, not the request's, and the key need not name it.
+        Raises HttpError.
+        """
+        name = self.named(ranker, "" if trusted else key)
+        live, began = self.rankers[name], time.monotonic()
+        self.metrics.count.labels(name).inc()
+        most = self.settings.limits.deadline_s
+        deadline = began + (most if deadline_s is None or not 0 < deadline_s < most else deadline_s)
+        planner = None if explain else first(live.ranker, top_n, len(problem.candidates))
+        try:
+            pending = live.submit(problem, planner=planner, deadline=deadline, key=key)
+        except Full as error:
+            self.metrics.failure.labels(name, "overloaded").inc()
+            raise HttpError(429, str(error), code="overloaded", headers={"Retry-After": RETRY_SECONDS}) from error
+        except Closed as error:
+            self.metrics.failure.labels(name, "stopping").inc()
+            raise HttpError(503, str(error), code="stopping", headers={"Retry-After": RETRY_SECONDS}) from error
+        ranking = await asyncio.wrap_future(pending)
+        seconds = time.monotonic() - began
+        self.metrics.spent(name, ranking.usage)
+        if ranking.error:
+            raise self._failed(name, live, pending)
+        self.metrics.success.labels(name).inc()
+        self.metrics.seconds.labels(name).observe(seconds)
+        if ranking.usage.cut_short:
+            self.metrics.late.labels(name).inc()
+        return Served(ranking, scores(problem, ranking), warnings_of(ranking, deadline - began), name, seconds)
+
+    def _failed(self, name: str, live: Live, pending: Pending) -> HttpError:
+        """What a client is told: its own fault in words, another one not, as that may quote addresses."""
+        cause = pending.cause
+        if isinstance(cause, PromptError):
+            self.metrics.failure.labels(name, "validation").inc()
+            return HttpError(422, f"the model cannot read this request: {cause}", "documents", "prompt")
+        self.metrics.failure.labels(name, "backend").inc()
+        log.error("the ranker %s could not answer: %s", name, type(cause).__name__)
+        log.debug("because of", exc_info=cause)
+        who = "the endpoint behind" if live.remote else "the model of"
+        return HttpError(502 if live.remote else 500, f"{who} {name!r} could not answer", code="model_failed")
+
+
+def first(ranker: Ranker, top_n: int | None, n: int) -> Planner | None:
+    """A plan that ends when the first `top_n` of n are known, for a ranker that selects the best; else None."""
+    if not (top_n and top_n < n and isinstance(ranker, IRanker) and ranker.ask == "best" and ranker.top_k == 1):
+        return None
+    calls = math.ceil(top_n / ranker.drop)
+    budget = ranker.budget or Budget()
+    calls = min(calls, budget.calls or calls)
+    return dataclasses.replace(ranker, budget=dataclasses.replace(budget, calls=calls)).plan
+
+
+def warnings_of(ranking: Ranking, seconds: float) -> tuple[str, ...]:
+    """What a reader of the order should know."""
+    usage, warnings = ranking.usage, list[str]()
+    if usage.cut_short:
+        rest = "the rest is ordered by what they said" if ranking.steps else "the order is the one given"
+        warnings.append(f"the deadline of {seconds:.3g} s came after {len(ranking.steps)} steps; {rest}")
+    if usage.cut:
+        warnings.append("texts were cut to fit the model")
+    if ranking.broken:
+        warnings.append(f"{ranking.broken} of {len(ranking.steps)} answers of the model were broken")
+    return tuple(warnings)
