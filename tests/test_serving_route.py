@@ -22,6 +22,7 @@ import yaml
 import serving_server
 from fault_server import FaultServer
 from llm_server import ANSWER, FAILING, LLMServer
+from r1ranker.datasets import load
 from r1ranker.ranking.spec import RankerSpec
 from r1ranker.serving.decide import pool_of, read_ask
 from r1ranker.serving.needs import needs_of
@@ -434,7 +435,8 @@ def test_feedback_becomes_a_line_that_a_router_learns_from(proxy: Proxy, client:
     assert post(proxy, "/feedback", {"id": ours, "score": 1}, "key-narrow")[0] == 404
     assert post(proxy, "/feedback", {"id": "nobody", "score": 1})[0] == 404
     assert post(proxy, "/feedback", {"id": ours, "score": 2})[0] == 422
-    (line,) = proxy.settings.store.with_name("feedback.jsonl").read_text().splitlines()
+    log = proxy.settings.store.with_name("feedback.jsonl")
+    (line,) = log.read_text().splitlines()
     record = json.loads(line)
     assert record.pop("time").endswith("+00:00")
     assert record == {
@@ -445,6 +447,16 @@ def test_feedback_becomes_a_line_that_a_router_learns_from(proxy: Proxy, client:
         "prompt_tokens": 1000,
         "completion_tokens": 100,
     }
+    other = client.chat.completions.with_raw_response.create(model="good", messages=ASK).headers["x-r1ranker-id"]
+    assert post(proxy, "/feedback", {"id": other, "score": 0.5})[0] == 200
+    splits = load("routing-log", log, llms="llm_candidates.json", objectives=["performance"])
+    (problem,) = [problem for problems in splits.values() for problem in problems]
+    asked = read_ask("auto:quality", {}, {}, proxy.settings)
+    assert asked is not None
+    shown = pool_of(asked, needs_of({"messages": ASK}), proxy.settings).problem
+    assert shown is not None and problem.gains == {"eyes": 10, "good": 0}
+    assert (problem.query, problem.objective) == (shown.query, shown.objective)
+    assert set(problem.candidates) == set(shown.candidates)
 
 
 def test_the_command_shows_the_order_and_who_is_left_out(proxy: Proxy, tmp_path: Path) -> None:

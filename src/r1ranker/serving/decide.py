@@ -18,8 +18,9 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
+from r1ranker.datasets.inline import objective_of
 from r1ranker.datasets.llm_outcomes import LLM
-from r1ranker.datasets.llmrouter import OBJECTIVES, TASK, describe
+from r1ranker.datasets.llmrouter import TASK, describe
 from r1ranker.io.config import Strict
 from r1ranker.problem import Candidate, Problem
 from r1ranker.serving.body import OWN, BodyError
@@ -27,8 +28,6 @@ from r1ranker.serving.needs import Needs, why_not
 from r1ranker.serving.route_settings import WISHES, ModelSettings, RouterSettings, RouteSettings
 from r1ranker.serving.upstreams import OWN_PREFIX
 
-QUALITY_FROM, COST_TO = 0.75, 0.25
-"""From here on only quality matters, and to here price most; between them both do. The data know three wordings."""
 REFUSED = ("api_base", "base_url", "api_key")
 """A body that named an address would get the server's keys sent there."""
 ORDER_CHARS = 4000
@@ -150,6 +149,19 @@ def entries(settings: RouteSettings, allowed: Collection[str] | None) -> list[di
     ]
 
 
+def as_data(settings: RouteSettings) -> dict[str, dict[str, Any]]:
+    """LLMs as `llm_candidates.json` of the routing data: with it, feedback reads as the proxy's problems do."""
+    return {
+        name: {
+            "size": model.size,
+            "feature": model.description,
+            "input_price": model.input_price,
+            "output_price": model.output_price,
+        }
+        for name, model in settings.models.items()
+    }
+
+
 def refuse_addresses(values: Mapping[str, Any]) -> None:
     """BodyError for keys that would send the request, or a key, elsewhere."""
     for key in REFUSED:
@@ -220,9 +232,7 @@ def _objective(router: RouterSettings, wishes: Wishes, wish: str) -> str:
     wanted = wishes.cost_quality if wishes.cost_quality is not None else WISHES.get(wish)
     if wanted is None and router.objective is not None:
         return router.objective
-    value = router.cost_quality if wanted is None else wanted
-    name = "performance" if value >= QUALITY_FROM else "cost" if value <= COST_TO else "balance"
-    return OBJECTIVES[name].sentence
+    return objective_of(router.cost_quality if wanted is None else wanted)
 
 
 def _wishes(values: Mapping[str, Any], headers: Mapping[str, str]) -> Wishes:

@@ -22,8 +22,9 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from starlette.responses import StreamingResponse
 
 from r1ranker.errors import DataError
+from r1ranker.io.files import write_whole
 from r1ranker.serving.body import Body, BodyError, parse
-from r1ranker.serving.decide import Asked, Decision, decision_of, pool_of, read_ask, refuse_addresses
+from r1ranker.serving.decide import Asked, Decision, as_data, decision_of, pool_of, read_ask, refuse_addresses
 from r1ranker.serving.errors import HttpError, json_response
 from r1ranker.serving.needs import Needs, needs_of
 from r1ranker.serving.service import Service
@@ -70,6 +71,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     session = aiohttp.ClientSession(connector=connector, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar())
     async with session:
         store = await asyncio.to_thread(Store, settings.store)
+        await asyncio.to_thread(write_whole, store.llms, json.dumps(as_data(settings), indent=1) + "\n")
         proxy = app.state.proxy = Proxy(service, settings, session, store)
         yield
         await asyncio.gather(*proxy.tasks, return_exceptions=True)

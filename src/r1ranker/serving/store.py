@@ -92,6 +92,7 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path = path.expanduser()
         self.feedback = self.path.with_name("feedback.jsonl")
+        self.llms = self.path.with_name("llm_candidates.json")
         self._lock = threading.Lock()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
