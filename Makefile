@@ -1,8 +1,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+PACKAGES := import site; print(site.getsitepackages()[0])
 
-.PHONY: quickstart test lint nano clean
+.PHONY: quickstart test test-adapters lint docs nano clean
 
 quickstart: $(INSTALLED)  ## train and compare everything on the embedded model and data; ARGS="--seed 1 --overwrite"
 	$(BIN)/r1ranker quickstart $(ARGS)
@@ -10,11 +11,20 @@ quickstart: $(INSTALLED)  ## train and compare everything on the embedded model 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -q
 
+test-adapters: .venv-adapters/installed  ## adapters, and clients of `r1ranker serve`, with the real libraries
+	.venv-adapters/bin/python -m pytest -q -W default tests/adapters tests/clients
+
 lint: $(INSTALLED)
-	$(BIN)/ruff check src tests benchmarks examples
-	$(BIN)/ruff format --check src tests benchmarks examples
+	$(BIN)/ruff check src tests benchmarks examples docs
+	$(BIN)/ruff format --check src tests benchmarks examples docs
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+
+docs: $(INSTALLED)  ## the reference from the code, the pages of results from their rows, and the site in runs/site
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python -m r1ranker.cli.reference docs/reference/commands.md
+	$(BIN)/r1ranker reproduce report --out results --pages docs/results
+	$(BIN)/mkdocs build --strict
 
 nano: $(INSTALLED)  ## rebuild the embedded model
 	$(BIN)/r1ranker warmstart nano --overwrite
@@ -28,5 +38,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# The libraries that adapters are for: beside .venv, which it reads, since some want other versions of what stands there.
+.venv-adapters/installed: $(INSTALLED) constraints-adapters.txt
+	$(PYTHON) -m venv .venv-adapters
+	printf '%s\n' '$(CURDIR)/src' "$$($(BIN)/python -c '$(PACKAGES)')" \
+		> "$$(.venv-adapters/bin/python -c '$(PACKAGES)')/base.pth"
+	.venv-adapters/bin/pip install --quiet --no-deps --requirement constraints-adapters.txt
+	touch $@
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-adapters runs

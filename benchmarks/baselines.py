@@ -1,6 +1,6 @@
 """Each baseline beside a published or an independently computed value on the same split. Needs `data/` (docs/data.md).
 
-    python benchmarks/baselines.py --json docs/results/baselines.json      # configs/real.yaml, 300 test queries a task
+    python benchmarks/baselines.py --json baselines.json      # the config real, 300 test queries a task
     python benchmarks/baselines.py --only bm25 prior                       # some of them
 
 Published: BM25 on TREC-DL as Anserini's regressions state it. The others are computed anew in `independent.py`: from

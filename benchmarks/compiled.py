@@ -1,6 +1,6 @@
 """Whether torch.compile pays in training: forward and backward passes over padded batches, eager and compiled.
 
-    python benchmarks/compiled.py --json docs/results/compiled.json
+    python benchmarks/compiled.py --json compiled.json
     python benchmarks/compiled.py --model Qwen/Qwen2.5-0.5B-Instruct --device cuda --tokens 16384
 
 Batches are of about `--tokens` tokens, rows of one batch within a factor of two of each other, a new shape for each

@@ -1,8 +1,8 @@
 """The picture in the README, drawn from published rows.
 
-    python benchmarks/picture.py docs/results/quickstart-seed0/results.csv docs/quickstart.svg
+    python benchmarks/picture.py results/quickstart/seed0/results.json.gz docs/quickstart.svg
 
-In: `results.csv` of an evaluation. Out: an SVG of each system's average, that reads on light and on dark ground.
+In: `results.json` of an evaluation, packed or not. Out: an SVG of each system's average, for light and dark ground.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from r1ranker.evaluation.charts import Interval, interval_chart
-from r1ranker.evaluation.results import AVERAGE, read_csv
+from r1ranker.evaluation.results import AVERAGE, read_results
 
 STYLE = """<style>
 svg { font: 11.5px system-ui, sans-serif; color: #8a9199; }
@@ -26,7 +26,7 @@ MEASURES = ("MRR", "nDCG@10")
 
 def picture(rows: Path) -> str:
     """SVG text: MRR (full) and nDCG@10 (hollow) of every system, average over tasks, with 95 % intervals."""
-    shown = [row for row in read_csv(rows) if row.task == AVERAGE and row.measure in MEASURES]
+    shown = [row for row in read_results(rows) if row.task == AVERAGE and row.measure in MEASURES]
     intervals = [
         Interval(
             row.system,

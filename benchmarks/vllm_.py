@@ -1,6 +1,6 @@
 """vLLM beside the transformers backend: the same elimination of 20, time and prompt tokens computed.
 
-    python benchmarks/vllm_.py --queries 64 --json docs/results/vllm.json
+    python benchmarks/vllm_.py --queries 64 --json vllm.json
 
 On CPU both compute by one thread. vLLM runs eagerly, its engine in a process of its own as is its default. Each row is
 ranked once before it is timed, from an empty cache of prefixes. `block` is the size of a block of it, in tokens.

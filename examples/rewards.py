@@ -1,9 +1,9 @@
 """Two rewards of one's own: LLMs by quality less price, and recommendations of more than one kind.
 
 r1ranker train -s model=nano -s 'ppo.scenarios=[routing]' -s ppo.reward=examples.rewards:price_aware \
-    -s ppo.answer=expected -s ppo.steps=40 -s ppo.actor_lr=3e-4 -s out=runs/price
+    -s ppo.answer=expected -s ppo.steps=40 -s ppo.actor_lr=5e-5 -s out=runs/price
 r1ranker train -s model=nano -s design=dranker -s 'ppo.scenarios=[recommendation]' \
-    -s ppo.reward=examples.rewards:diverse -s ppo.steps=40 -s ppo.actor_lr=3e-4 -s out=runs/diverse
+    -s ppo.reward=examples.rewards:diverse -s ppo.steps=40 -s ppo.actor_lr=5e-5 -s out=runs/diverse
 
 The working directory is where r1ranker looks for the module.
 """

@@ -18,6 +18,7 @@ from r1ranker.errors import BackendError, ConfigError
 from r1ranker.io.config import RunConfig, validated
 from r1ranker.problem import Candidate, Problem, part_of
 from r1ranker.prompts import Readout, Wanted, block_prompt
+from r1ranker.ranking.drive import RANKING
 from r1ranker.ranking.rankers import DRanker, IRanker
 from r1ranker.ranking.spec import RankerSpec
 from r1ranker.training import pools
@@ -235,6 +236,10 @@ def test_a_model_is_asked_the_way_it_was_trained_and_its_adapter_makes_the_same_
     ppo = {"steps": 2, "batch": 2, "minibatch": 2, "episode_share": 0.0, "lora": 4, "actor_lr": 1e-2, "entropy": 0.0}
     settings = config(ask="best", out=str(tmp_path / "run"), ppo=ppo | {"validate_every": 1, "validate_problems": 1})
     model = train(settings, {"train": [problem()], "dev": []})
+    rollouts = (tmp_path / "run" / "rollouts.jsonl").read_text(encoding="utf-8").splitlines()
+    for step in (step for line in rollouts for step in RANKING.validate_json(line).steps):
+        assert step.removed[0] in step.pool and set(step.probabilities) == set(step.pool)
+        assert sum(step.probabilities.values()) == pytest.approx(1, abs=1e-3)
     trained = TransformersBackend.load(str(model))
     assert trained.trained_in == {"layout": "blocks", "readout": "judge", "ask": "best"}
     ranking = RankerSpec(model=str(model)).around(trained).rank(problem())

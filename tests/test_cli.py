@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ from r1ranker.problem import Problem
 MakeProblem = Callable[..., Problem]
 MINI = ["-s", "data.0.source=mini", "-s", "data.0.limit=1"]
 COMMANDS = ["quickstart", "warmstart", "train", "rank", "rerank", "evaluate", "compare", "reproduce", "push", "view"]
-COMMANDS += ["config init", "config reference", "data list", "data validate", "data convert", "data stats"]
+COMMANDS += ["config init", "config reference", "data list", "data validate", "data convert", "data stats", "serve"]
+UNTIL_STOPPED = {"serve"}
+"""Commands without a result to write."""
 PPO = {"steps": 2, "batch": 6, "minibatch": 6, "validate_every": 1, "validate_problems": 1, "largest_pool": 4}
 
 
@@ -82,7 +85,7 @@ def own_config(own: Path, tiny_dir: Path, tmp_path: Path) -> Path:
 def test_the_help_of_every_command_shows_an_example(command: str) -> None:
     text = succeed(*command.split(), "--help")
     assert f"Example: r1ranker {command}" in re.sub(r"[`\s]+", " ", text)
-    assert "--json" in text
+    assert ("--json" in text) != (command in UNTIL_STOPPED)
 
 
 def test_no_command_is_missing_from_these_tests() -> None:
@@ -94,6 +97,10 @@ def test_no_command_is_missing_from_these_tests() -> None:
 
 def test_without_a_command_the_help_is_shown() -> None:
     assert "Usage" in run().output
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    assert succeed("--version").strip() == version("r1-ranker")
 
 
 def test_a_settings_key_or_option_that_does_not_exist_is_a_usage_error() -> None:

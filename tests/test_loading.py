@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,3 +92,11 @@ def test_a_damaged_note_of_how_a_model_is_asked_is_named(content: str, tmp_path:
     (tmp_path / WAY).write_text(content, encoding="latin-1")
     with pytest.raises((BackendError, DataError), match=WAY):
         way_of(str(tmp_path))
+
+
+def test_a_hub_that_does_not_answer_is_tried_once_and_quietly() -> None:
+    code = "from r1ranker.backends.loading import load; load('org/model')"
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 1 and "Retrying" not in done.stderr
+    assert "cannot load 'org/model'" in done.stderr and "hf auth login" in done.stderr

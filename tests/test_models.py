@@ -25,6 +25,7 @@ from hub_server import Hub, hub_server
 from r1ranker.backends import models
 from r1ranker.backends.loading import load, resolve, way_of
 from r1ranker.backends.models import Source
+from r1ranker.backends.weights import add_adapter, join_adapters
 from r1ranker.cli import app
 from r1ranker.errors import BackendError, ConfigError
 from r1ranker.io.problems import write_jsonl
@@ -225,6 +226,17 @@ def test_smol_is_made_once_for_each_adapter(adapter: Path) -> None:
     weights = load_file(adapter / "adapter_model.safetensors")
     save_file({name: 2 * value for name, value in weights.items()}, adapter / "adapter_model.safetensors")
     assert resolve("smol") != first
+
+
+def test_adapters_trained_one_on_top_of_the_other_join_into_one(base: Path, adapter: Path, tmp_path: Path) -> None:
+    add_adapter(base, adapter, tmp_path / "once")
+    add_adapter(tmp_path / "once", adapter, tmp_path / "twice")
+    assert join_adapters([adapter, adapter], 4, tmp_path / "joined") == pytest.approx(1)  # twice the same: one rank
+    add_adapter(base, tmp_path / "joined", tmp_path / "whole")
+    twice, whole = (load_file(tmp_path / name / "model.safetensors") for name in ("twice", "whole"))
+    for name, value in twice.items():
+        torch.testing.assert_close(whole[name], value, rtol=0.02, atol=0.02, msg=name)
+    assert 0 < join_adapters([adapter], 2, tmp_path / "half") < 1
 
 
 def test_without_an_adapter_smol_says_so(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.errors import ConfigError
 from r1ranker.problem import Candidate, Problem, Ranking
 from r1ranker.prompts import Prompt
-from r1ranker.ranking.plans import Budget
+from r1ranker.ranking.plans import Budget, OutOfTime, Reply
 from r1ranker.ranking.rankers import DRanker, Hybrid, IRanker, Ranker, Shuffled, Tournament, Windows
 from r1ranker.ranking.spec import RankerSpec, parse_spec
 
@@ -98,6 +98,51 @@ def test_no_candidate_is_lost_or_doubled_and_every_step_speaks_of_the_whole_pool
         assert set(step.removed) <= set(step.pool) <= set(problem.identifiers)
         assert set(step.probabilities) in (set(), set(step.pool))
     assert ranking.usage.calls == len(ranking.steps)
+
+
+def ended_after(ranker: Ranker, problem: Problem, asks: int) -> Ranking | None:
+    """What a plan makes of so many replies when it is told that the time is up; None where it asks no more."""
+    plan = ranker.plan(problem)
+    ask = next(plan)
+    try:
+        for _ in range(asks):
+            assert ask.pool is not None
+            ask = plan.send(Reply(BACKEND.choose([ask.prompt], [ask.pool])[0], 0.0))
+    except StopIteration:
+        return None
+    with pytest.raises(StopIteration) as done:
+        plan.throw(OutOfTime())
+    return done.value.value  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("name", RANKERS)
+def test_a_plan_that_is_told_the_time_is_up_asks_no_more_and_keeps_what_it_knows(
+    name: str, make_problem: MakeProblem
+) -> None:
+    problem, asks = shuffle(make_problem(12)), 0
+    while ranking := ended_after(RANKERS[name](), problem, asks):
+        check_whole(ranking, problem)
+        assert ranking.usage.cut_short == 1
+        assert len(ranking.steps) <= asks
+        asks += 1
+    assert asks > 2
+    assert RANKERS[name]().rank(problem).usage.cut_short == 0
+
+
+def test_a_random_order_that_was_not_ranked_in_time_counts_nothing(make_problem: MakeProblem) -> None:
+    problem = make_problem(6)
+    for asks in (0, 5, 10):  # none, one and two whole rounds
+        ranking = ended_after(Shuffled(eliminating(), 3), problem, asks)
+        assert ranking is not None
+        assert ranking.docids == in_order(6), "the order given, or that of the whole rounds"
+
+
+def test_a_list_that_is_cut_keeps_what_was_named(make_problem: MakeProblem) -> None:
+    problem = shuffle(make_problem(6))
+    ranking = ended_after(DRanker(BACKEND), problem, 2)
+    assert ranking is not None
+    assert ranking.docids == in_order(6), "two that were named, the others by the last probabilities"
+    assert (ranking.steps[0].answer.kind, len(ranking.steps[0].answer.ids)) == ("incomplete", 2)
 
 
 def point_at(ranker: Ranker, backend: ScriptedBackend) -> None:

@@ -190,14 +190,15 @@ def test_a_page_marks_broken_answers_and_percentages_read_as_such(tmp_path: Path
     assert "model gave many broken answers" in text and "100 % on a" in text
 
 
-def test_costs_that_nobody_knows_are_unknown_and_not_drawn_as_free() -> None:
+def test_costs_that_nobody_knows_are_unknown_and_drawn_as_unknown_not_as_free() -> None:
     spent = dict.fromkeys(COSTS, 0.0) | {"prompt_tokens": 5, "seconds": 0.1}
     rows = of_system("model", MRR=0.5, **spent) + of_system("theirs", MRR=0.6, failed=0)
     table = cost_table(rows)
     assert table["theirs"] == ["unknown", "0 %", *["unknown"] * 6]
     assert "unknown" not in table["model"]
     for chart in cost_charts(rows, kinds_of(["model", "theirs"])):
-        assert "theirs" not in chart.svg and "not drawn, since the cost is unknown: theirs" in chart.note
+        assert "theirs ?" in chart.svg and chart.svg.count('class="unknown"') == 1
+        assert 'class="level"' not in chart.svg and chart.svg.count("<circle") == 1
 
 
 def test_a_system_has_one_colour_on_the_whole_page_and_no_other_has_it(tmp_path: Path) -> None:
@@ -216,7 +217,7 @@ def test_a_system_has_one_colour_on_the_whole_page_and_no_other_has_it(tmp_path:
 def test_charts_survive_single_points_equal_values_and_names_with_markup() -> None:
     assert line_chart({"a": [(1, 2)]}, {}, "step").count("<circle") == 1
     assert line_chart({"a": [(0, math.nan)]}, {}, "step") == Markup("")
-    same = scatter_chart([Dot("<i>", 5, 0.0), Dot("b", 5, 0.0)], [], "tokens", "MRR")
+    same = scatter_chart([Dot("<i>", 5, 0.0), Dot("b", 5, 0.0)], "tokens", "MRR")
     assert "&lt;i&gt;" in same
     assert "nan" not in same
     assert "0.100 to 0.300" in interval_chart([Interval("a", 0.2, 0.1, 0.3)], "label")
@@ -225,3 +226,49 @@ def test_charts_survive_single_points_equal_values_and_names_with_markup() -> No
 def test_marks_tell_their_values_on_hover() -> None:
     svg = line_chart({"run": [(1, 0.5), (2, 0.75)]}, {"run": "c0"}, "step")
     assert "<title>run, 2: 0.75</title>" in svg
+
+
+def names_in(svg: str) -> list[tuple[float, float, float]]:
+    """(left, right, baseline) of each name in a chart."""
+    found = re.findall(
+        r'<text class="name" x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)">(?:<title>.*?</title>)?(.*?)<', svg
+    )
+    boxes = []
+    for x, y, anchor, text in found:
+        left = float(x) - (6.0 * len(text) if anchor == "end" else 0)
+        boxes.append((left, left + 6.0 * len(text), float(y)))
+    return boxes
+
+
+def test_names_in_a_chart_stay_inside_it_and_cover_no_other() -> None:
+    dots = [Dot(f"system-{k}", 100.0 + k, 0.70 + k / 1000, "c0") for k in range(6)]
+    dots += [Dot("free", 0, 0.3), Dot("theirs", None, 0.31)]
+    boxes = names_in(scatter_chart(dots, "tokens", "MRR"))
+    assert len(boxes) == 8
+    for n, (left, right, y) in enumerate(boxes):
+        assert left >= 0 and right <= 400 and 0 < y < 230
+        for other in boxes[n + 1 :]:
+            assert abs(y - other[2]) >= 11 or right <= other[0] or left >= other[1]
+
+
+def test_axes_begin_where_the_data_do() -> None:
+    svg = interval_chart([Interval("a", 0.72, 0.7, 0.74), Interval("b", 0.8, 0.78, 0.82)], "label")
+    assert min(map(float, re.findall(r'class="tick"[^>]*>([\d.]+)<', svg))) >= 0.69
+    assert ">0<" not in scatter_chart([Dot("a", 10, 0.7), Dot("b", 20, 0.8)], "tokens", "MRR")
+
+
+def test_a_long_name_is_cut_to_fit_and_told_whole_on_hover() -> None:
+    name = "a-system-with-a-name-that-is-longer-than-any-margin"
+    svg = interval_chart([Interval(name, 0.5, 0.4, 0.6)], "label")
+    assert f"<title>{name}</title>" in svg and "…</text>" in svg
+    assert min(left for left, _, _ in names_in(svg)) >= 0
+
+
+def test_shares_read_as_percentages() -> None:
+    assert ">40 %<" in line_chart({"run": [(1, 0.25), (2, 0.75)]}, {}, "step", shares=True)
+
+
+def test_a_system_that_ranked_some_tasks_has_no_mean_cost_and_it_is_not_called_unknown() -> None:
+    rows = [Row(task, "all", "test", "seconds", 0.1, 9, 0.1, 0.1) for task in ("a", "b", "average")]
+    rows.append(Row("a", "some", "test", "seconds", 0.1, 9, 0.1, 0.1))
+    assert cost_table(rows)["some"][COSTS.index("seconds")] == "–"

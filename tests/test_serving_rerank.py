@@ -147,6 +147,8 @@ def test_an_instruction_is_read_by_the_model(served: Server) -> None:
 
 def test_a_user_of_a_recommendation_has_a_history_and_no_query(served: Server) -> None:
     assert rerank(served, query=None, scenario="recommendation", history=["Alien", "Aliens"])["results"]
+    assert served.post("/rerank", ASKED | {"query": None, "history": ["Alien"]})[0] == 400, "passages have a query"
+    assert served.post("/rerank", ASKED | {"scenario": "no-such"})[0] == 400
 
 
 def test_what_is_late_is_ordered_by_what_is_known_and_says_so(served: Server) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from conftest import small_problem
-from r1ranker.errors import DataError
+from r1ranker.datasets import mini
+from r1ranker.errors import ConfigError, DataError
 from r1ranker.evaluation.results import AVERAGE, Row
 from r1ranker.evaluation.systems import Evaluation, ModelSystem, evaluate_systems, read_baseline
 from r1ranker.evaluation.table import warnings_of
@@ -89,6 +90,28 @@ def test_the_prior_stands_on_the_tasks_that_have_one(tmp_path: Path) -> None:
     assert any(note.startswith("no prior on without: ") for note in found.notes)
     assert "no difference is tested on without" in found.notes
     assert "no prior for 1 of 6 queries: there the row is a coin" in found.notes
+
+
+def test_specialists_learn_from_training_problems_and_stand_on_the_tasks_they_serve(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    splits = mini.load(limit=3)
+    found = evaluate_systems(
+        ["random", "item-knn", "router-knn"], splits["test"], out=tmp_path, baseline="random", train=splits["train"]
+    )
+    tasks = {name: {row.task for row in found.rows if row.system == name} for name in ("item-knn", "router-knn")}
+    assert all(task.startswith("rec-") for task in tasks["item-knn"]) and len(tasks["item-knn"]) == 3
+    assert all(task.startswith("route-") for task in tasks["router-knn"]) and len(tasks["router-knn"]) == 3
+    assert {one.task for one in found.comparisons if one.system == "item-knn"} == tasks["item-knn"]
+    (note,) = [note for note in found.notes if note.startswith("no item-knn")]
+    assert "passage-5" in note and "rec-" not in note and "of tasks that have training problems" in note
+
+
+def test_a_specialist_that_serves_nothing_here_is_left_out_and_an_unknown_name_has_its_nearest(tmp_path: Path) -> None:
+    found = evaluate_systems(["random", "bpr"], problems(), out=tmp_path, baseline="random", train=problems())
+    assert {row.system for row in found.rows} == {"random"}
+    assert [note for note in found.notes if note.startswith("no bpr: ")]
+    with pytest.raises(ConfigError, match="unknown baseline 'item_knn'; did you mean 'item-knn'"):
+        evaluate_systems(["random", "item_knn"], problems(), out=tmp_path, baseline="random")
 
 
 def test_queries_for_which_the_first_stage_found_nothing_count_0_for_all(tiny_dir: Path, tmp_path: Path) -> None:

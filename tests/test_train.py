@@ -16,11 +16,13 @@ from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.io.config import RunConfig
 from r1ranker.problem import Problem
+from r1ranker.ranking.drive import RANKING
 from r1ranker.training import ppo as ppo_module
 from r1ranker.training.checkpoint import checkpoints
 from r1ranker.training.learner import Learner, new_learner
 from r1ranker.training.logs import RunLog, read_log
 from r1ranker.training.ppo import ppo_step, train
+from r1ranker.training.shown import SHOWN
 
 MakeProblem = Callable[..., Problem]
 NEVER = 10**9
@@ -49,6 +51,30 @@ def test_every_kind_of_run_trains_validates_and_logs(
     assert TransformersBackend.load(str(directory)).encoder.encode_text("[3]") != []
     assert {p.name for p in run.out.iterdir()} >= {"config.yaml", "provenance.json", "tensorboard"}
     assert checkpoints(run.out)
+    check_rollouts(run, problems)
+
+
+def check_rollouts(run: RunConfig, problems: list[Problem]) -> None:
+    """They are rankings as `rank --trace` writes them, of pools of the problems, and say what was earned."""
+    by_qid = {problem.qid: problem for problem in problems}
+    lines = (run.out / "rollouts.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert {row["training_step"] for row in rows} == {1, 2}
+    assert 4 <= len(rows) <= 2 * SHOWN
+    for line, row in zip(lines, rows, strict=True):
+        ranking, problem = RANKING.validate_json(line), by_qid[row["qid"]]
+        assert row["task"] == problem.task and math.isfinite(row["reward"])
+        shown = {problem.candidate(k).docid for k in ranking.steps[0].pool}
+        assert set(ranking.docids) == shown and len(ranking.docids) == len(shown)
+        for step in ranking.steps:
+            assert step.answer.kind == "valid" or run.think
+            assert set(step.removed) <= set(step.pool) and bool(step.removed) == (run.design == "iranker")
+            if step.probabilities:
+                assert step.probabilities.keys() == set(step.pool)
+                assert sum(step.probabilities.values()) == pytest.approx(1)
+        if run.design == "iranker" and not run.think:
+            assert all(step.probabilities for step in ranking.steps)
+            assert ranking.docids[-1] == problem.candidate(ranking.steps[0].removed[0]).docid
 
 
 def weights(path: Path) -> dict[str, Any]:
@@ -98,6 +124,8 @@ def test_a_killed_run_resumes_and_ends_where_it_would_have(
         for run in runs
     ]
     assert timeless[0] == timeless[1]
+    shown = [(run.out / "rollouts.jsonl").read_text(encoding="utf-8") for run in runs]
+    assert shown[0] == shown[1] != ""
     saved = [TransformersBackend.load(str(run.out / "model")).network.state_dict() for run in runs]
     assert_same(dict(saved[0]), dict(saved[1]))
 

@@ -227,8 +227,8 @@ class Usage:
 class Step:
     """One model call and what followed. `pool` is what the model saw, `removed` what left the pool.
 
-    A DRanker has a single step that removes nothing. `probabilities` are the model's removal
-    probabilities by identifier where the answer was chosen without a thought.
+    A DRanker has a single step that removes nothing. `probabilities` are the model's, by identifier, where the answer
+    was chosen without a thought: of being named in this step; for a list, of being the best of the pool.
     """
 
     pool: tuple[int, ...]

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from r1ranker.backends import models
-from r1ranker.backends.models import MINILM, WAY
+from r1ranker.backends.models import HUB_SECONDS, MINILM, WAY
 from r1ranker.errors import BackendError, NotFiniteError
 from r1ranker.io.documents import parse_json
 from r1ranker.io.text import read_text
@@ -75,9 +75,12 @@ def load(model: str, device: str = "auto", dtype: str = "auto", threads: int | N
     torch_dtype = "auto" if measured else pick_dtype(dtype, where)
     path = resolve(model)
     _check_directory(path)
+    here = {"local_files_only": True} if _hub_is_silent(path) else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        network, report = AutoModelForCausalLM.from_pretrained(path, dtype=torch_dtype, output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(path, **here)
+        network, report = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch_dtype, output_loading_info=True, **here
+        )
     except Exception as error:  # a damaged file is a plain Exception in tokenizers, a TypeError in a configuration
         raise BackendError(_remedy(path, error)) from error
     check_cover(path, report)
@@ -90,6 +93,23 @@ def load(model: str, device: str = "auto", dtype: str = "auto", threads: int | N
         cast(network, pick_dtype(dtype, where, network))
     check_finite(network.state_dict(), f"the weights of {path} in {str(network.dtype).removeprefix('torch.')}")
     return network, tokenizer
+
+
+def _hub_is_silent(path: str) -> bool:
+    """Whether only what was downloaded before can be had. One try: the library would make six of each file, aloud."""
+    if Path(path).exists():
+        return False
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    no_answer: type[Exception] = HfHubHTTPError.__mro__[1]  # of the HTTP client, which depends on the library's version
+    try:
+        HfApi().model_info(path, timeout=HUB_SECONDS)
+    except (HfHubHTTPError, OfflineModeIsEnabled, ValueError):  # an answer, or one that the library gives at once
+        return False
+    except (OSError, no_answer):
+        return True
+    return False
 
 
 def check_cover(path: str, report: Mapping[str, Any]) -> None:
@@ -234,6 +254,6 @@ def _remedy(path: str, error: Exception) -> str:
     ours = [f"; `r1ranker model get {name}` can also fetch it" for name, s in models.SOURCES.items() if s.repo == path]
     return (
         f"cannot load {path!r}: it is no directory here and the hub did not give it ({first_line}). "
-        "With a network, check the name and your access (huggingface-cli login); without one, download the model "
+        "With a network, check the name and your access (hf auth login); without one, download the model "
         "elsewhere and pass its directory, or use the embedded model: --model nano" + "".join(ours)
     )

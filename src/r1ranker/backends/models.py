@@ -24,6 +24,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from r1ranker.errors import BackendError, ConfigError
+from r1ranker.io.files import share
 
 NANO, SMOL, SMOL_BASE, MINILM = "nano", "smol", "smol-base", "minilm"
 PACKAGE = Path(str(files("r1ranker")))
@@ -141,6 +142,7 @@ def staged(target: Path) -> Iterator[Path]:
             fresh = Path(scratch) / "model"
             fresh.mkdir()
             yield fresh
+            share(fresh)
             if not target.is_dir():
                 fresh.rename(target)
     except OSError as error:

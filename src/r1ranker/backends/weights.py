@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import json
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,9 @@ from transformers.utils import logging as transformers_logging
 from r1ranker.backends.models import WAY
 from r1ranker.errors import BackendError
 from r1ranker.io.documents import read_json
+from r1ranker.io.files import replacing
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, ADAPTER = "model.safetensors", "adapter_model.safetensors"
 PLAIN_LORA = {
     "use_dora": False,
     "use_rslora": False,
@@ -36,6 +39,8 @@ PLAIN_LORA = {
     "alpha_pattern": {},
 }
 """What an adapter's settings may say beside rank and scale: what `add_adapter` does is W + (alpha / r) B A, no more."""
+SCALE = 2
+"""LoRA's alpha over its rank, as training has it."""
 
 
 def check_gguf() -> None:
@@ -70,15 +75,8 @@ def dequantize(path: Path, out: Path) -> None:
 
 def add_adapter(base: Path, adapter: Path, out: Path) -> None:
     """Write `base` with a LoRA adapter of peft's layout added into its weights: W + (alpha / r) B A."""
-    settings = read_json(adapter / "adapter_config.json")
-    for key, plain in PLAIN_LORA.items():
-        if settings.get(key, plain) not in (plain, None):
-            raise BackendError(f"the adapter {adapter} has {key}={settings[key]!r}, which adds no plain B A")
-    try:
-        weights, added = load_file(base / WEIGHTS), load_file(adapter / "adapter_model.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise BackendError(f"cannot read the weights of {base} or {adapter}: {error}") from error
-    scale = settings["lora_alpha"] / settings["r"]
+    scale, added = _plain(adapter)
+    weights = _read(base / WEIGHTS)
     for name, up in _pairs(added, adapter):
         weight = f"{name.removeprefix('base_model.model.')}.weight"
         if weight not in weights:
@@ -91,6 +89,56 @@ def add_adapter(base: Path, adapter: Path, out: Path) -> None:
     narrow = all(_fits(value) for value in weights.values())
     kept = {name: value.half() if narrow else value.float() for name, value in weights.items()}
     save_file(kept, out / WEIGHTS, metadata={"format": "pt"})
+
+
+def join_adapters(adapters: Sequence[Path], rank: int, out: Path) -> float:
+    """Write adapters that were trained one on top of the other as one: of each layer, the nearest sum of rank `rank`.
+
+    Returns the share of the sum's squares that it keeps, 0 to 1. How a model is asked is what the last one says.
+    Raises BackendError where an adapter is no plain LoRA.
+    """
+    factors: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for adapter in adapters:
+        scale, added = _plain(adapter)
+        for name, up in _pairs(added, adapter):
+            factors.setdefault(name, []).append((scale * up.float(), added[f"{name}.lora_A.weight"].float()))
+    state, kept, whole = dict[str, Tensor](), 0.0, 0.0
+    for name, pairs in factors.items():
+        (q, r), (p, t) = (torch.linalg.qr(torch.cat(side, 1)) for side in _sides(pairs))
+        left, values, right = torch.linalg.svd(r @ t.T)
+        root = (values[:rank] / SCALE) ** 0.5
+        state[f"{name}.lora_A.weight"] = (root[:, None] * (right[:rank] @ p.T)).bfloat16().contiguous()
+        state[f"{name}.lora_B.weight"] = (q @ left[:, :rank] * root).bfloat16().contiguous()
+        kept, whole = kept + float((values[:rank] ** 2).sum()), whole + float((values**2).sum())
+    settings = read_json(adapters[-1] / "adapter_config.json") | {"r": rank, "lora_alpha": SCALE * rank}
+    with replacing(out) as fresh:
+        fresh.mkdir()
+        save_file(state, fresh / ADAPTER, metadata={"format": "pt"})
+        (fresh / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        if (adapters[-1] / WAY).is_file():
+            shutil.copy(adapters[-1] / WAY, fresh)
+    return kept / whole
+
+
+def _sides(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+    """The columns of all B, and those of all A transposed: their product is the sum of B A."""
+    return [up for up, _ in pairs], [down.T for _, down in pairs]
+
+
+def _plain(adapter: Path) -> tuple[float, dict[str, Tensor]]:
+    """The scale of an adapter and its weights. Raises BackendError where it is more than W + (alpha / r) B A."""
+    settings = read_json(adapter / "adapter_config.json")
+    for key, plain in PLAIN_LORA.items():
+        if settings.get(key, plain) not in (plain, None):
+            raise BackendError(f"the adapter {adapter} has {key}={settings[key]!r}, which adds no plain B A")
+    return settings["lora_alpha"] / settings["r"], _read(adapter / ADAPTER)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise BackendError(f"cannot read the weights {path}: {error}") from error
 
 
 def _pairs(added: dict[str, Tensor], adapter: Path) -> list[tuple[str, Tensor]]:

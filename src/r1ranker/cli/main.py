@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from contextlib import ExitStack
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -26,17 +26,15 @@ from r1ranker.cli.common import (
 )
 from r1ranker.cli.config import config_app
 from r1ranker.cli.data import data_app
+from r1ranker.cli.mcp import mcp
 from r1ranker.cli.model import model_app
 from r1ranker.cli.rank import rank
 from r1ranker.cli.reproduce import reproduce
 from r1ranker.cli.rerank import rerank
+from r1ranker.cli.route import route
 from r1ranker.cli.serve import serve
 from r1ranker.cli.view import view
 from r1ranker.errors import ConfigError
-from r1ranker.problem import Problem, Splits
-
-if TYPE_CHECKING:
-    from r1ranker.evaluation.systems import ModelSystem
 
 EVALUATION = ("results.json", "results.csv", "per_query.json", "comparisons.json", "provenance.json", "report.html")
 """What an evaluation writes, beside its runs."""
@@ -51,6 +49,24 @@ NO_BETTER = (
     "no step was better on dev than the start: what was kept is {model}, as it came. Train longer, change "
     "ppo.actor_lr, or give more dev problems (ppo.validate_problems) if their score is mostly noise"
 )
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        from r1ranker import __version__
+
+        console.print(__version__, highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Say which version this is.", callback=_say_version, is_eager=True)
+    ] = False,
+) -> None: ...
+
+
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
 app.add_typer(model_app, name="model")
@@ -131,27 +147,26 @@ def train(
 
     Eight GPUs: `torchrun --nproc-per-node 8 -m r1ranker train paper`
     """
-    from r1ranker.baselines.notes import load_splits
+    from r1ranker import api
     from r1ranker.io.locks import check_folder
     from r1ranker.training.logs import kept_of, read_log
     from r1ranker.training.parallel import join_crew
-    from r1ranker.training.ppo import train as run
 
     with errors("`train --resume` with the same settings goes on from the last checkpoint, where there is one already"):
         loaded = run_config(config, settings, json_, scenarios=scenarios)
-        check_folder(loaded.out, "out")
-        if resume and overwrite:
-            raise ConfigError("--resume goes on with the run that --overwrite deletes: give one of them")
         if verl and engine != "verl":
             raise ConfigError("--verl sets verl's own config: give --engine verl with it")
         if engine == "verl":
             from r1ranker.training.verl.launch import launch
 
+            check_folder(loaded.out, "out")
+            if resume and overwrite:
+                raise ConfigError(api.EITHER)
             directory = launch(loaded, verl or [], resume=resume, overwrite=overwrite)
             console.print(f"model {directory}")
             write_json(json_, {"model": directory})
             return
-        directory = run(loaded, load_splits(loaded.data, loaded.scenarios), resume=resume, overwrite=overwrite)
+        directory = api.train(loaded, resume=resume, overwrite=overwrite)
     if not join_crew().leads:
         return
     last, kept = read_log(loaded.out)[-1], kept_of(loaded.out)
@@ -166,6 +181,8 @@ app.command()(rerank)
 app.command()(reproduce)
 app.command()(view)
 app.command()(serve)
+app.command()(mcp)
+app.command()(route)
 
 
 @app.command()
@@ -177,7 +194,9 @@ def evaluate(
         list[str] | None, typer.Option(help="NAME=DESIGN:MODEL, such as iranker=iranker:runs/x/model; repeatable.")
     ] = None,
     run: Annotated[list[str] | None, typer.Option(help="NAME=FILE of a TREC run; repeatable.")] = None,
-    baselines: Annotated[str, typer.Option(help="Baselines, by comma.")] = "random,prior,bm25",
+    baselines: Annotated[
+        str, typer.Option(help="Baselines and specialists, by comma, such as prior,bpr.")
+    ] = "random,prior,bm25",
     against: Against = "prior",
     split: Annotated[str, typer.Option(help="train, dev or test.")] = "test",
     out: Annotated[Path, typer.Option(help="Folder for results.json, report.html and the run files.")] = Path(
@@ -191,40 +210,27 @@ def evaluate(
 
     Example: `r1ranker evaluate mini --system base=iranker:nano --system iranker=iranker:runs/x/model`
     """
-    from r1ranker.baselines.notes import load_splits
-    from r1ranker.evaluation.systems import check_systems, evaluate_systems, parse_system
+    from r1ranker import api
     from r1ranker.evaluation.table import results_table
     from r1ranker.io.files import write_whole
-    from r1ranker.io.locks import check_folder, held
-    from r1ranker.io.runs import check_names, read_run
     from r1ranker.ranking.jobs import failed_of
 
-    again = "the same command begins anew; `rank --resume` can go on, and --run NAME=FILE takes what it wrote"
-    with errors(again), ExitStack() as stack:
+    with errors("the same command begins anew; `rank --resume` can go on, and --run NAME=FILE takes what it wrote"):
         written = {f"{name} of --out": out / name for name in EVALUATION}
         loaded = run_config(config, settings, json_, written, scenarios)
         given = [_named(text) for text in run or []]
-        models = [parse_system(text, loaded) for text in system or []]
-        systems: list[str | ModelSystem] = [*filter(None, baselines.split(",")), *models]
-        check_systems(systems, [name for name, _ in given], against)
-        check_folder(out, "--out")
-        if (out / "report.html").exists() and not overwrite:
-            raise ConfigError(f"{out} holds an evaluation; name another --out, or give --overwrite to replace it")
-        stack.enter_context(held(out / "results.json"))
-        runs = {name: read_run(Path(path).expanduser()) for name, path in given}
-        for one in models:
-            one.spec.check()
-        problems = _split(load_splits(loaded.data, loaded.scenarios), split)
-        check_names(problems)
-        result = evaluate_systems(
-            systems,
-            problems,
-            out=out,
+        if twice := [name for name, times in Counter(name for name, _ in given).items() if times > 1]:
+            raise ConfigError(f"the system name {twice[0]!r} is taken: two runs have it; rename one")
+        result = api.evaluate(
+            loaded,
+            system or [],
+            baselines=[name for name in map(str.strip, baselines.split(",")) if name],
+            runs=dict(given),
+            against=against,
             split=split,
-            baseline=against,
-            settings=loaded.model_dump(mode="json"),
-            runs=runs,
+            out=out,
             workers=workers,
+            overwrite=overwrite,
         )
     for note in result.notes:
         complain("note", note)
@@ -255,18 +261,13 @@ def compare(
 
     Example: `r1ranker compare runs/quickstart --against base-iterative`
     """
-    from r1ranker.evaluation.results import comparison
-    from r1ranker.evaluation.systems import read_baseline, read_per_query
+    from r1ranker import api
     from r1ranker.evaluation.table import comparison_table
     from r1ranker.io.locks import check_outputs
 
     with errors():
         check_outputs({"--json": json_}, {name: out / name for name in EVALUATION})
-        values = read_per_query(out)
-        known = sorted({name for tasks in values.values() for of_task in tasks.values() for name in of_task})
-        if measure not in known:
-            raise ConfigError(f"{out} has no measure {measure!r}; there are {', '.join(known)}")
-        tests = comparison(against or read_baseline(out), values, measures=[measure])
+        tests = api.compare(out, against, measure=measure)
     console.print(comparison_table(tests))
     write_json(json_, [dataclasses.asdict(test) for test in tests])
 
@@ -291,12 +292,6 @@ def push(
         url = run(model, repo, results=results, private=private)
     console.print(f"published {url}", soft_wrap=True)
     write_json(json_, {"url": url})
-
-
-def _split(splits: Splits, split: str) -> list[Problem]:
-    if not splits.get(split):
-        raise ConfigError(f"the data have no {split!r} problems; splits: {', '.join(splits)}")
-    return splits[split]
 
 
 def _named(text: str) -> tuple[str, str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from r1ranker.cli.common import App, Json, console, errors, stderr, write_json
+from r1ranker.errors import ConfigError
 
 model_app = App(help="Get the models that have names here, and see which are on this machine.")
 
@@ -26,6 +28,27 @@ def get(
         came = models.origin(folder)
     console.print(f"{name} {folder}   from {came}", highlight=False, markup=False, soft_wrap=True)
     write_json(json_, {"name": name, "folder": folder, "origin": came})
+
+
+@model_app.command("join")
+def join(
+    adapters: Annotated[list[Path], typer.Argument(help="Folders of adapters, each trained on top of those before.")],
+    out: Annotated[Path, typer.Option(help="Folder of the adapter; it must not exist.")],
+    rank: Annotated[int, typer.Option(min=1, help="Its rank: a smaller one is lighter and keeps less.")] = 16,
+    json_: Json = None,
+) -> None:
+    """Write LoRA adapters that were trained one on top of the other as one.
+
+    Example: `r1ranker model join src/r1ranker/smol runs/more/adapter --out runs/joined`
+    """
+    from r1ranker.backends.weights import join_adapters
+
+    with errors():
+        if out.exists():
+            raise ConfigError(f"{out} exists; give another folder")
+        share = join_adapters(adapters, rank, out)
+    console.print(f"adapter {out}   keeps {share:.1%} of the sum's squares", highlight=False)
+    write_json(json_, {"adapter": out, "rank": rank, "kept": share})
 
 
 @model_app.command("list")

@@ -46,6 +46,10 @@ def reproduce(
         int | None,
         typer.Option(min=1, help="Test problems per task, at most; some experiments have their own."),
     ] = None,
+    pages: Annotated[
+        Path | None,
+        typer.Option(help="With report, of a folder of several runs: where their pages go; default --out itself."),
+    ] = None,
     json_: Json = None,
 ) -> None:
     """Make the paper's tables: train, evaluate, test, render. Run it again to go on where it was stopped.
@@ -54,24 +58,29 @@ def reproduce(
 
     Everything, then the page alone: `r1ranker reproduce all` and `r1ranker reproduce report`
 
-    One page about several runs, `runs/reproduce.md`: `r1ranker reproduce report --out runs/reproduce`
+    A page for each of several runs: `r1ranker reproduce report --out results --pages docs/results`
 
     Public data: `r1ranker reproduce main --scale paper -s data.0.path=data/ml-1m`
     """
-    from r1ranker.experiments.report import page_of, write_results
+    from r1ranker.experiments.published import write_pages
+    from r1ranker.experiments.report import parts_of, write_results
 
     began = time.perf_counter()
     name = config.stem if config else scale
     with errors("the same command goes on where it was stopped"):
         names = _names(experiment)
+        if names and pages:
+            raise ConfigError("--pages is where `reproduce report` writes the pages of several runs")
         base = _config(scale, config, [*(settings or []), *([] if seed is None else [f"seed={seed}"])])
         folder = out or Path("runs/reproduce") / f"{name}-seed{base.seed}"
         check_outputs({"--json": json_}, {"--config": config})
         check_folder(folder, "--out")
         with held(folder / "config.yaml") if names else nullcontext():
             failed = run(names, name, base, folder, limit) if names else {}
-            page = page_of(folder)
-            write_results(folder, page)
+            several = not names and not parts_of(folder)
+            page = write_pages(folder, pages or folder) if several else folder / "results.md"
+            if not several:
+                write_results(folder, page)
     seconds = time.perf_counter() - began
     console.print(f"results {page}   seconds {seconds:.0f}", soft_wrap=True)
     done = [one for one in names if one not in failed]

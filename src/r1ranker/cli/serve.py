@@ -39,6 +39,8 @@ def serve(
         settings = load_settings(config, changes)
         for spec in settings.rankers.values():
             spec.check()
+        for upstream in settings.upstreams.values():
+            upstream.check()
         # uvicorn finishes what runs, and then raises the signal again: told to stop, it has done as it was told.
         signal.signal(signal.SIGTERM, lambda *_: None)
         log_to_stderr(logging.WARNING if quiet else logging.INFO)

@@ -15,6 +15,12 @@ from markupsafe import Markup, escape
 Points = Sequence[tuple[float, float]]
 WIDTH, HEIGHT = 400, 230
 LEFT, RIGHT, TOP, BOTTOM = 50, 14, 10, 38
+LETTER = 6.0
+"""Width of a letter of a name."""
+BESIDE = 16
+"""Letters of a name beside a chart."""
+WIDEST = 168
+"""Of a name; a longer one is cut, and told whole on hover."""
 MARKED = 60
 """Lines of at most this many points mark each of them."""
 
@@ -40,10 +46,10 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class Dot:
-    """A named point of a scatter chart; `kind` is its CSS class."""
+    """A named point of a scatter chart; `kind` is its CSS class. x: 0 is free, None unknown."""
 
     name: str
-    x: float
+    x: float | None
     y: float
     kind: str = ""
 
@@ -85,8 +91,8 @@ def number(value: float) -> str:
     return f"{rounded:.10g}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 
-def line_chart(series: Mapping[str, Points], kinds: Mapping[str, str], x_label: str) -> Markup:
-    """Lines by name; `kinds` gives each its CSS class. Points that are not finite are left out."""
+def line_chart(series: Mapping[str, Points], kinds: Mapping[str, str], x_label: str, *, shares: bool = False) -> Markup:
+    """Lines by name; `kinds` gives each its CSS class. Points that are not finite are left out. shares: read in %."""
     known = {name: [p for p in points if all(map(math.isfinite, p))] for name, points in series.items()}
     everything = [point for points in known.values() for point in points]
     if not everything:
@@ -94,39 +100,54 @@ def line_chart(series: Mapping[str, Points], kinds: Mapping[str, str], x_label: 
     x = Scale(*_span([p[0] for p in everything], pad=0), LEFT, WIDTH - RIGHT)
     y = Scale(*_span([p[1] for p in everything], pad=0.06), HEIGHT - BOTTOM, TOP)
     marks = [_line(name, points, kinds.get(name, ""), x, y) for name, points in known.items() if points]
-    return _svg([*_frame(x, y, x_label), *marks], HEIGHT, f"{x_label}: {', '.join(known)}")
+    return _svg([*_frame(x, y, x_label, shares=shares), *marks], HEIGHT, f"{x_label}: {', '.join(known)}")
 
 
-def scatter_chart(dots: Sequence[Dot], levels: Sequence[Dot], x_label: str, y_label: str) -> Markup:
-    """Dots over a logarithmic x axis, and `levels`: what has no x, as a dashed line across. y starts at 0."""
-    xs, right = [dot.x for dot in dots], WIDTH - (56 if levels else RIGHT)
+def scatter_chart(dots: Sequence[Dot], x_label: str, y_label: str) -> Markup:
+    """Dots over a logarithmic x axis. What has no place on it is a line across: dashed what is free, dotted and
+    with a question mark what nobody knows."""
+    levels = [dot for dot in dots if not dot.x]
+    placed = [(dot, dot.x) for dot in dots if dot.x]
+    names = [f"{_cut(d.name, BESIDE)} ?" if d.x is None else _cut(d.name, BESIDE) for d in levels]
+    right = WIDTH - max([RIGHT, *(_width(name) + 14 for name in names)])
+    xs = [x for _, x in placed] or [1.0]
     x = Scale(min(xs) / 1.6, max(xs) * 1.6, LEFT, right, log=True)
-    y = Scale(0, max(1e-9, *(dot.y for dot in (*dots, *levels))) * 1.08, HEIGHT - BOTTOM, TOP)
+    y = Scale(*_span([dot.y for dot in dots], pad=0.1), HEIGHT - BOTTOM, TOP)
     marks = [
-        Markup('<g class="{}"><title>{}: {}</title><line class="level" x1="{}" x2="{}" y1="{}" y2="{}"/></g>').format(
-            d.kind, d.name, number(d.y), LEFT, right, y(d.y), y(d.y)
+        Markup('<g class="{}"><title>{}: {}, {}</title><line class="{}" x1="{}" x2="{}" y1="{}" y2="{}"/></g>').format(
+            d.kind,
+            d.name,
+            number(d.y),
+            f"{x_label} unknown" if d.x is None else f"0 {x_label}",
+            "unknown" if d.x is None else "level",
+            LEFT,
+            right,
+            y(d.y),
+            y(d.y),
         )
         for d in levels
     ]
     marks += [
         Markup('<g class="{}"><title>{}: {} {}, {} {}</title><circle class="dot" cx="{}" cy="{}" r="5"/></g>').format(
-            d.kind, d.name, y_label, number(d.y), number(d.x), x_label, x(d.x), y(d.y)
+            d.kind, d.name, y_label, number(d.y), number(at), x_label, x(at), y(d.y)
         )
-        for d in dots
+        for d, at in placed
     ]
-    marks += _names([(d.name, x(d.x), y(d.y)) for d in dots], right, covered=True)
-    marks += _names([(d.name, right - 3, y(d.y)) for d in levels], WIDTH + 60)
+    marks += _names([(d.name, x(at), y(d.y)) for d, at in placed], LEFT, right)
+    marks += _names([(name, right - 5, y(d.y)) for name, d in zip(names, levels, strict=True)], right, WIDTH)
     return _svg([*_frame(x, y, x_label), *marks], HEIGHT, f"{y_label} against {x_label}")
 
 
 def interval_chart(intervals: Sequence[Interval], label: str) -> Markup:
-    """Dot and whisker on 0..1, a row for each name; hollow marks stand just below the full ones."""
+    """Dot and whisker, a row for each name; hollow marks stand just below the full ones. The axis begins and ends where
+    the intervals do."""
     names = list(dict.fromkeys(interval.name for interval in intervals))
-    row, left = 24, 104
+    row, left = 24, 16 + min(WIDEST, max(map(_width, names), default=0))
     height = len(names) * row + TOP + 24
-    x = Scale(0, 1, left, WIDTH - RIGHT)
+    low, high = _span([value for one in intervals for value in (one.low, one.high, one.value)] or [0, 1], pad=0.05)
+    x = Scale(max(0.0, low), min(1.0, high) if high <= 1.1 else high, left, WIDTH - RIGHT)
     marks = []
-    for value in (0, 0.25, 0.5, 0.75, 1):
+    for value in x.ticks():
         marks.append(
             Markup('<line class="grid" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>').format(x(value), TOP, height - 22)
         )
@@ -172,38 +193,57 @@ def _line(name: str, points: Points, kind: str, x: Scale, y: Scale) -> Markup:
     )
 
 
-def _names(places: Sequence[tuple[str, float, float]], right: float, *, covered: bool = False) -> list[Markup]:
-    """Names beside their places, moved up or down until they cover no other name, nor a dot where `covered`."""
-    taken = [(x - 7, x + 7, y + 4) for _, x, y in places] if covered else []
+def _names(places: Sequence[tuple[str, float, float]], left: float, right: float) -> list[Markup]:
+    """Names beside their dots, moved up or down between `left` and `right` until they cover no dot and no name."""
+    taken = [(x - 5, x + 5, y) for _, x, y in places if x > left]
     marks = []
     for name, x, y in sorted(places, key=lambda place: place[2]):
-        width = 6.0 * len(name)
-        end = x + 9 + width > right
-        first = x - 9 - width if end else x + 9
-        moves = (y + 4 + sign * 3 * step for step in range(40) for sign in (-1, 1))
-        at = next(
-            (a for a in moves if not any(first < t[1] and first + width > t[0] and abs(a - t[2]) < 11 for t in taken)),
-            y + 4,
-        )
+        width = min(WIDEST, _width(name))
+        sides = [first for first in (x + 9, x - 9 - width) if first >= left and first + width <= right] or [x + 9]
+        spots = [
+            (first, at)
+            for move in range(0, HEIGHT, 3)
+            for first in sides
+            for at in dict.fromkeys((y + move, y - move))
+            if TOP <= at <= HEIGHT - BOTTOM - 4
+        ]
+        free = (spot for spot in spots if not any(_covers(spot, width, one) for one in taken))
+        first, at = next(free, (sides[0], y))
         taken.append((first, first + width, at))
-        marks.append(_text(x - 9 if end else x + 9, at, name, "name", "end" if end else "start"))
+        marks.append(
+            _text(first + width if first < x else first, at + 4, name, "name", "end" if first < x else "start")
+        )
     return marks
+
+
+def _covers(spot: tuple[float, float], width: float, other: tuple[float, float, float]) -> bool:
+    return spot[0] < other[1] and spot[0] + width > other[0] and abs(spot[1] - other[2]) < 12
+
+
+def _cut(name: str, letters: int) -> str:
+    return name if len(name) <= letters else f"{name[: letters - 1]}…"
+
+
+def _width(name: str) -> float:
+    return LETTER * len(name)
 
 
 def _span(values: Sequence[float], pad: float) -> tuple[float, float]:
     low, high = min(values), max(values)
+    if low == high == 0:
+        return 0.0, 1.0
     if low == high:
-        low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
+        low, high = low - abs(low) / 2, high + abs(high) / 2
     return low - pad * (high - low), high + pad * (high - low)
 
 
-def _frame(x: Scale, y: Scale, x_label: str) -> list[Markup]:
+def _frame(x: Scale, y: Scale, x_label: str, *, shares: bool = False) -> list[Markup]:
     marks = []
     for value in y.ticks():
         marks.append(
             Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(LEFT, x.end, y(value), y(value))
         )
-        marks.append(_text(LEFT - 7, y(value) + 4, number(value), "tick", "end"))
+        marks.append(_text(LEFT - 7, y(value) + 4, f"{100 * value:.4g} %" if shares else number(value), "tick", "end"))
     marks.append(Markup('<line class="axis" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(LEFT, x.end, y.start, y.start))
     for value in x.ticks():
         marks.append(
@@ -215,7 +255,11 @@ def _frame(x: Scale, y: Scale, x_label: str) -> list[Markup]:
 
 
 def _text(x: float, y: float, text: str, kind: str, anchor: str) -> Markup:
-    return Markup('<text class="{}" x="{}" y="{}" text-anchor="{}">{}</text>').format(kind, x, y, anchor, text)
+    shown = _cut(text, int(WIDEST / LETTER)) if kind == "name" else text
+    told = Markup("<title>{}</title>").format(text) if shown != text else ""
+    return Markup('<text class="{}" x="{}" y="{}" text-anchor="{}">{}{}</text>').format(
+        kind, round(x, 1), round(y, 1), anchor, told, shown
+    )
 
 
 def _svg(marks: Sequence[Markup], height: float, label: str) -> Markup:

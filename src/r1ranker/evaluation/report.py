@@ -69,6 +69,8 @@ CURVES = {
     "tokens_per_s": "throughput",
 }
 """Values of a training log that the page shows first, and what each is."""
+SHARES = ("broken", "clip_share")
+"""Those that read as percentages."""
 LONGEST_CURVE = 300
 
 
@@ -205,34 +207,39 @@ def task_charts(rows: Sequence[Row], comparisons: Sequence[Comparison], kinds: M
 
 
 def cost_charts(rows: Sequence[Row], kinds: Mapping[str, str]) -> list[Chart]:
-    """MRR against tokens and against seconds per query, means over tasks; what costs nothing is a line.
-
-    A system whose cost is not known, such as a run file, is not drawn, and the note says so.
-    """
+    """MRR against tokens and against seconds per query, means over tasks. What costs nothing and what has an unknown
+    cost, such as a run file, are lines across."""
     overall = {key: row.value for key, row in _overall(rows).items()}
     charts = []
     axes = {"tokens per query": ("prompt_tokens", "generated_tokens"), "seconds per query": ("seconds",)}
     shown = [system for system in systems_of(rows) if (system, "MRR") in overall]
     for x_label, measures in axes.items():
-        known = [system for system in shown if all((system, m) in overall for m in measures)]
-        spent = {system: sum(overall[system, m] for m in measures) for system in known}
-        dots = [Dot(s, spent[s], overall[s, "MRR"], kinds[s]) for s in known]
-        if any(dot.x > 0 for dot in dots):
+        spent = {
+            system: sum(overall[system, m] for m in measures) if all((system, m) in overall for m in measures) else None
+            for system in shown
+        }
+        if any(spent.values()):
+            dots = [Dot(system, spent[system], overall[system, "MRR"], kinds[system]) for system in shown]
             note = "further left is cheaper, further up is better"
-            if len(known) < len(shown):
-                note += f"; not drawn, since the cost is unknown: {', '.join(s for s in shown if s not in known)}"
-            svg = scatter_chart([d for d in dots if d.x > 0], [d for d in dots if d.x <= 0], x_label, "MRR")
-            charts.append(Chart(f"MRR against {x_label}", note, svg))
+            charts.append(Chart(f"MRR against {x_label}", note, scatter_chart(dots, x_label, "MRR")))
     return charts
 
 
 def cost_table(rows: Sequence[Row]) -> dict[str, list[str]]:
-    """Costs by system, means over tasks, in the order of `COSTS`; broken answers and failed queries in per cent."""
+    """Costs by system, means over tasks, in the order of `COSTS`; broken answers and failed queries in per cent.
+
+    `–` where a system has not ranked all tasks, so that its mean would be of others.
+    """
     overall = {key: row.value for key, row in _overall(rows).items()}
+    of_some = {(row.system, row.measure) for row in rows}
     shown = {measure: percent if measure in ("broken", "failed") else number for measure in COSTS}
     return {
         system: [
-            show(overall[system, measure]) if (system, measure) in overall else "unknown"
+            show(overall[system, measure])
+            if (system, measure) in overall
+            else "–"
+            if (system, measure) in of_some
+            else "unknown"
             for measure, show in shown.items()
         ]
         for system in systems_of(rows)
@@ -249,7 +256,7 @@ def curve_charts(
     others: list[Chart] = []
     for key in sorted(found, key=lambda key: (list(CURVES).index(key) if key in CURVES else len(CURVES), key)):
         series = {run: thinned(_points(log, key)) for run, log in curves.items()}
-        svg = line_chart({run: points for run, points in series.items() if points}, kinds, "step")
+        svg = line_chart({run: points for run, points in series.items() if points}, kinds, "step", shares=key in SHARES)
         if svg:
             (first if key in CURVES else others).append(Chart(key, about.get(key, ""), svg))
     return first, others

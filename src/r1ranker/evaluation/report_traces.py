@@ -19,7 +19,7 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A candidate as the report lists it. `share` is the model's removal probability in per cent, if known."""
+    """A candidate as the report lists it. `share` is the model's probability of naming it, in per cent, if known."""
 
     identifier: int
     text: str

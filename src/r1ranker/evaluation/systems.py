@@ -9,6 +9,7 @@ Next in the data flow: `results` and `report`.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -20,6 +21,7 @@ from typing import Any
 from r1ranker.baselines import BASELINES
 from r1ranker.baselines.ordering import undecided_by_coin
 from r1ranker.baselines.simple import NO_PRIOR, has_prior, without_prior
+from r1ranker.baselines.specialists import SERVES, SPECIALISTS, serves
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.evaluation.report import Trace, write_report
 from r1ranker.evaluation.results import (
@@ -40,6 +42,8 @@ from r1ranker.problem import Problem, Ranking, by_task
 from r1ranker.prompts import Design
 from r1ranker.ranking.spec import RankerSpec, parse_spec
 
+KNOWN = (*BASELINES, *SPECIALISTS)
+"""Baselines by name; specialists learn from training problems."""
 STANDING_IN = ("bm25", "random")
 """What differences are tested against where there is no prior; it is said."""
 
@@ -62,12 +66,13 @@ class Evaluation:
     notes: list[str]
 
 
-def rank_with(system: str | ModelSystem, problems: Sequence[Problem], *, progress: bool = False) -> list[Ranking]:
-    """Rankings by a baseline (its name) or by a model."""
+def rank_with(
+    system: str | ModelSystem, problems: Sequence[Problem], train: Sequence[Problem] = (), *, progress: bool = False
+) -> list[Ranking]:
+    """Rankings by a baseline (its name) or by a model. A specialist learns from `train`."""
     if isinstance(system, str):
-        if system not in BASELINES:
-            raise ConfigError(f"unknown baseline {system!r}; there are {', '.join(BASELINES)}")
-        return BASELINES[system](problems)
+        _check_known(system)
+        return SPECIALISTS[system](train, problems) if system in SPECIALISTS else BASELINES[system](problems)
     return system.spec.build().rank_many(problems, progress=system.name if progress else "")
 
 
@@ -106,8 +111,8 @@ def check_systems(systems: Sequence[str | ModelSystem], given: Iterable[str], ba
     """ConfigError for an unknown baseline, for a name that is taken or that no file can have, and for a `baseline` to
     test against that is not among all; `given` names rankings that exist already."""
     for system in systems:
-        if isinstance(system, str) and system not in BASELINES:
-            raise ConfigError(f"unknown baseline {system!r}; there are {', '.join(BASELINES)}")
+        if isinstance(system, str):
+            _check_known(system)
     names = [*given, *map(name_of, systems)]
     for name, times in Counter(names).items():
         if times > 1:
@@ -116,6 +121,13 @@ def check_systems(systems: Sequence[str | ModelSystem], given: Iterable[str], ba
             raise ConfigError(f"system {name!r}: run files and their tags are named so; no spaces, '/' or leading dot")
     if baseline not in names:
         raise ConfigError(f"no system {baseline!r} to test against; there are {', '.join(names)}")
+
+
+def _check_known(baseline: str) -> None:
+    if baseline not in KNOWN:
+        near = difflib.get_close_matches(baseline, KNOWN, n=1)
+        there = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(KNOWN)}"
+        raise ConfigError(f"unknown baseline {baseline!r}; {there}")
 
 
 def name_of(system: str | ModelSystem) -> str:
@@ -147,12 +159,14 @@ def evaluate_systems(
     given: Mapping[str, list[Ranking]] | None = None,
     models: Collection[str] = (),
     runs: Mapping[str, list[Ranking]] | None = None,
+    train: Sequence[Problem] = (),
     workers: int = 1,
 ) -> Evaluation:
     """Rank with every system and write results.json, results.csv, per_query.json, runs/ and report.html to `out`.
 
     `given` holds rankings that exist already, by name; those that `models` names were made by asking a model.
-    `runs` holds those of run files, whose cost nobody knows. `baseline` names the system that all others are tested
+    `runs` holds those of run files, whose cost nobody knows. `train`: what specialists learn from; each has rows of the
+    tasks that it serves and that have training problems. `baseline` names the system that all others are tested
     against. Tasks without a prior have no baseline of that name; where none has one, the next of `STANDING_IN` is
     tested against. Raises DataError where no candidate is relevant, so that nothing could be measured.
     """
@@ -161,8 +175,13 @@ def evaluate_systems(
     given, runs = dict(given or {}), dict(runs or {})
     notes = [*_relevance(problems), *_matched(runs, problems)]
     wanted, by_prior, about_prior = _with_prior(systems, problems)
-    others = rank_all([system for system in wanted if system != "prior"], problems, workers=workers)
-    ranked = {name: others[name] if name in others else rank_with(name, by_prior) for name in map(name_of, wanted)}
+    asked, about_asked = _asked(wanted, problems, train)
+    asked |= {"prior": by_prior}
+    wanted = [system for system in wanted if asked.get(name_of(system), problems)]
+    names = [name_of(system) for system in wanted]
+    first = {name: rank_with(name, asked[name], train) for name in names if name in asked}  # a library may be missing
+    others = rank_all([system for system in wanted if name_of(system) not in asked], problems, workers=workers)
+    ranked = {name: (first | others)[name] for name in names}
     asking = {*models, *(system.name for system in wanted if isinstance(system, ModelSystem))}
     rankings = {
         name: _decided(of_system, problems, name) if name in asking else of_system
@@ -171,7 +190,7 @@ def evaluate_systems(
     values: dict[str, TaskValues] = {
         name: score(
             of_system,
-            by_prior if name == "prior" and name in ranked else problems,
+            asked.get(name, problems) if name in ranked else problems,
             model=name in asking,
             costs=name not in runs,
         )
@@ -179,7 +198,7 @@ def evaluate_systems(
     }
     rows = all_rows(values, split)
     against, about_tests = _tested_against(baseline, values, left_out=baseline in map(name_of, systems))
-    notes += about_prior + about_tests
+    notes += about_prior + about_asked + about_tests
     tests = comparison(against, values) if against else []
     origin = provenance() | {
         "settings": dict(settings or {}),
@@ -222,6 +241,23 @@ def _with_prior(
     if unknown:
         notes.append(f"{NO_PRIOR} for {unknown} of {len(known)} queries: there the row is a coin")
     return [system for system in systems if system != "prior" or known], known, notes
+
+
+def _asked(
+    systems: Sequence[str | ModelSystem], problems: Sequence[Problem], train: Sequence[Problem]
+) -> tuple[dict[str, list[Problem]], list[str]]:
+    """The problems each specialist can rank, by its name, and what is to be said about the others."""
+    learnt, tasks = {problem.task for problem in train}, list(by_task(problems))
+    asked: dict[str, list[Problem]] = {}
+    notes = []
+    for name in (system for system in systems if isinstance(system, str) and system in SPECIALISTS):
+        asked[name] = [p for p in problems if serves(name, p) and p.task in learnt]
+        ranked = {problem.task for problem in asked[name]}
+        if left_out := [task for task in tasks if task not in ranked]:
+            where = f" on {', '.join(left_out)}" if ranked else ""
+            why = f"it ranks {' and '.join(SERVES[name])} problems of tasks that have training problems"
+            notes.append(f"no {name}{where}: {why}")
+    return asked, notes
 
 
 def _decided(rankings: Sequence[Ranking], problems: Sequence[Problem], system: str) -> list[Ranking]:

@@ -1,16 +1,19 @@
-"""From what the experiments saved to `results.md`. In: the folder of all experiments. Out: one Markdown file.
+"""From what the experiments saved to Markdown. In: the folder of a run, or of several. Out: a page, or a page for each.
 
     save_tables(study.out, [Table("Cost", ("system", "calls"), [("iranker", "11.3")])])     # an experiment
     write_results(Path("runs/reproduce/mini-seed0"), Path("runs/reproduce/mini-seed0/results.md"))
 
-A folder shows the tables that its experiment saved (`tables.json`), else the usual one of its `results.csv`. Nothing
-is measured here, and nothing is written by hand: each part names its folder and what it was made with.
+A folder shows the tables that its experiment saved (`tables.json`), else the usual one of its `results.json`; either
+may be compressed. Nothing is measured here, and nothing is written by hand: each part names its folder and what it was
+made with. Next: `published`, which packs a run into `results/` and renders what no experiment here wrote.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -18,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from r1ranker.errors import DataError
-from r1ranker.evaluation.results import AVERAGE, Comparison, Row, read_csv
+from r1ranker.evaluation.results import AVERAGE, Comparison, Row, read_results
 from r1ranker.evaluation.table import caption, lines_of, markdown_table, systems_of
 from r1ranker.experiments import EXPERIMENTS
 from r1ranker.io.documents import read_json
@@ -26,6 +29,11 @@ from r1ranker.io.files import write_whole
 from r1ranker.io.provenance import provenance
 
 TABLES = "tables.json"
+ROWS = "results.json"
+PACKED = ".gz"
+WIDTH = 118
+_OPENS = re.compile(r" (?=(?:[-+*>]|#+|\d+[.)]) )")
+"""The space before what would open a list, a quotation or a heading at the beginning of a line."""
 MEASURES = ("MRR", "nDCG@5", "nDCG@10", "nDCG@20")
 """Shown where they were measured."""
 
@@ -43,7 +51,7 @@ class Table:
 def save_tables(folder: Path, tables: Sequence[Table], settings: dict[str, Any] | None = None) -> None:
     """Write `tables.json`; with `settings` also `provenance.json`, for tables that no evaluation stands behind."""
     content = json.loads(json.dumps([asdict(table) for table in tables]))
-    if settings is not None and content != _read(folder / TABLES):
+    if settings is not None and content != read(folder / TABLES):
         _write(folder / "provenance.json", provenance() | {"settings": settings})
     _write(folder / TABLES, content)
 
@@ -75,7 +83,7 @@ def by_system(rows: Sequence[Row], measure: str, task: str = AVERAGE) -> dict[st
 
 def read_comparisons(folder: Path) -> list[Comparison]:
     """The tests that an evaluation saved."""
-    return [Comparison(**one) for one in _read(folder / "comparisons.json") or []]
+    return [Comparison(**one) for one in read(folder / "comparisons.json") or []]
 
 
 def tests_by_system(folder: Path, measure: str) -> dict[str, Comparison]:
@@ -86,78 +94,70 @@ def tests_by_system(folder: Path, measure: str) -> dict[str, Comparison]:
     return {one.system: one for one in tests if one.task == task}
 
 
-def page_of(out: Path) -> Path:
-    """Where the page about `out` stands: in it, or beside it where it holds several runs (`docs/results.md`)."""
-    return out / "results.md" if _parts(out) else out.with_name(f"{out.name}.md")
-
-
 def write_results(out: Path, target: Path) -> None:
-    """Write `target` from all that lies below `out`: the folder of one run's experiments, or of several such runs.
+    """Write `target` from all that lies below `out`, the folder of one run's experiments.
 
     Raises DataError where nothing does.
     """
-    parts = _parts(out)
-    runs = {} if parts or not out.is_dir() else {run: found for run in sorted(out.iterdir()) if (found := _parts(run))}
-    if not (parts or runs):
+    parts = parts_of(out)
+    if not parts:
         raise DataError(f"{out} holds no results yet; run an experiment, such as `r1ranker reproduce main`")
     lines = [f"# Results in `{out.name}`", "", "Rendered by `r1ranker reproduce report` from the files it names.", ""]
-    lines += _run(parts, out, target, "##")
-    if runs:
-        lines += [*(f"- [{run.name}](#{run.name})" for run in runs), ""]
-    for run, found in runs.items():
-        lines += [f"## {run.name}", "", *_run(found, out, target, "###")]
-    write_whole(target, "\n".join(lines).rstrip() + "\n")
+    write_whole(target, "\n".join([*lines, *run_lines(parts, out, target, "##")]).rstrip() + "\n")
 
 
-def _run(parts: Sequence[tuple[str, Path]], out: Path, target: Path, heading: str) -> list[str]:
+def run_lines(parts: Sequence[tuple[str, Path]], out: Path, target: Path, heading: str) -> list[str]:
+    """The lines about one run on the page `target`; `out` is what its folders are named from."""
     lines: list[str] = []
     for name, of_experiment in groupby(parts, key=lambda part: part[0]):
         lines += [f"{heading} {name}", ""] if name else []
         for _, folder in of_experiment:
-            lines += [*_part(folder, out, target, f"{heading}#"), ""]
+            lines += [*_part(folder, out, target, f"{heading}#" if name else heading), ""]
     return lines
 
 
-def _parts(run: Path) -> list[tuple[str, Path]]:
+def parts_of(run: Path) -> list[tuple[str, Path]]:
     """(experiment, folder) of all that there is to show of a run; ("", run) where it is one evaluation."""
     parts = [(name, folder) for name in EXPERIMENTS for folder in _folders(run / name)]
-    return parts or [("", run)] * (run / "results.csv").is_file()
+    return parts or [("", run)] * (found(run / ROWS) is not None)
 
 
 def _folders(experiment: Path) -> list[Path]:
     """Folders with something to show, those above first."""
-    found = {path.parent for kind in (TABLES, "results.csv") for path in experiment.rglob(kind)}
-    return sorted(found, key=lambda folder: (len(folder.parts), folder))
+    kinds = [f"{name}{end}" for name in (TABLES, ROWS) for end in ("", PACKED)]
+    folders = {path.parent for kind in kinds for path in experiment.rglob(kind)}
+    return sorted(folders, key=lambda folder: (len(folder.parts), folder))
 
 
 def _part(folder: Path, out: Path, target: Path, heading: str) -> list[str]:
-    tables, results = folder / TABLES, folder / "results.csv"
+    tables, rows = found(folder / TABLES), found(folder / ROWS)
     shown: list[str] = []
-    if tables.is_file():
+    if tables:
         for saved in read_json(tables):
-            shown += _markdown(Table(**saved), heading)
-    else:
-        table = markdown_table(read_csv(results), read_comparisons(folder))
+            shown += markdown(Table(**saved), heading)
+    elif rows:
+        table = markdown_table(read_results(rows), read_comparisons(folder))
         shown += [f"{heading} {folder.relative_to(out)}", "", table]
     page = folder / "report.html"
     links = [f"[page]({os.path.relpath(page, target.parent)})"] if page.is_file() else []
-    return [*shown, *_origin(folder, out, links)]
+    origin = read(folder / "provenance.json") or {}
+    return [*shown, *origin_lines(origin, f"Folder `{folder.relative_to(out)}`", out, links)]
 
 
-def _markdown(table: Table, heading: str) -> list[str]:
+def markdown(table: Table, heading: str) -> list[str]:
+    """The lines of a table, below its title as a heading of that depth and above its note."""
     right = ["---", *["---:"] * (len(table.columns) - 1)]
     lines = [f"{heading} {table.title}", "", *map(_pipes, [table.columns, right, *table.rows]), ""]
-    return [*lines, table.note, ""] if table.note else lines
+    return [*lines, *wrap(table.note), ""] if table.note else lines
 
 
-def _origin(folder: Path, out: Path, links: Sequence[str]) -> list[str]:
-    """One paragraph: where the files lie and what they were made with."""
-    origin = _read(folder / "provenance.json") or {}
+def origin_lines(origin: dict[str, Any], what: str, out: Path, links: Sequence[str] = ()) -> list[str]:
+    """One paragraph: `what` the rows are, and what they were made with."""
     settings = origin.get("settings", {})
     chosen = {key: settings.get(key) for key in ("scale", "model", "design", "think", "layout", "seed", "limit")}
     chosen["token budget"] = settings.get("ppo", {}).get("token_budget")
     facts = [
-        f"Folder `{folder.relative_to(out)}`",
+        what,
         ", ".join(f"{key} {_relative(value, out)}" for key, value in chosen.items() if value is not None),
         f"data {_relative(json.dumps(settings['data']), out)}" if "data" in settings else "",
         ", ".join(f"{name} {number}" for name, number in origin.get("versions", {}).items() if number),
@@ -166,7 +166,7 @@ def _origin(folder: Path, out: Path, links: Sequence[str]) -> list[str]:
         str(origin.get("time", "")),
         *links,
     ]
-    return [f"<sub>{'; '.join(filter(None, facts))}.</sub>"]
+    return wrap(f"<sub>{'; '.join(filter(None, facts))}.</sub>")
 
 
 def _machine(machine: dict[str, Any]) -> str:
@@ -178,8 +178,22 @@ def _relative(value: Any, out: Path) -> str:
     return str(value).replace(f"{out.resolve()}/", "").replace(f"{out}/", "")
 
 
-def _read(path: Path) -> Any:
-    return read_json(path) if path.is_file() else None
+def wrap(text: str) -> list[str]:
+    """Lines of a paragraph, none of which begins as a list or a heading would."""
+    held = _OPENS.sub("\0", text)
+    lines = textwrap.wrap(held, WIDTH, break_on_hyphens=False, break_long_words=False)
+    return [line.replace("\0", " ") for line in lines]
+
+
+def found(path: Path) -> Path | None:
+    """The file itself, or what it is called when it is packed; None where neither is there."""
+    return next((one for one in (path, path.with_name(f"{path.name}{PACKED}")) if one.is_file()), None)
+
+
+def read(path: Path) -> Any:
+    """The JSON of a file, packed or not; None where it is not there."""
+    there = found(path)
+    return read_json(there) if there else None
 
 
 def _write(path: Path, content: Any) -> None:

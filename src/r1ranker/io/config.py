@@ -101,8 +101,8 @@ class WarmstartConfig(Strict):
     append_share: float = Field(0.25, ge=0, le=1, description="share in layout append")
     answers: Literal["gains", "prior", "lambdamart"] = Field(
         "gains",
-        description="what worked examples answer by; prior: form and a weak habit, the rest is left to RL; "
-        "lambdamart: what the places in data.show are worth together",
+        description="whose order the examples follow; prior: the form and a weak order, the rest is left to RL; "
+        "lambdamart: learned from the first-stage ranks in data.show",
     )
     pointwise: float = Field(0.0, ge=0, description="weight of judging each candidate at its end; for new models")
     pointing: float = Field(

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,8 @@ from safetensors import SafetensorError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """What the system says where a file cannot be written to its end."""
+
+OWNER_ALONE = 0o600
 
 
 @contextmanager
@@ -29,6 +32,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         with naming(path):
             yield fresh
+            share(fresh)
     except (RuntimeError, SafetensorError) as error:
         room = f"{shutil.disk_usage(path.parent).free >> 20} MB were free"  # torch names a place in its own code
         remove(fresh)
@@ -51,6 +55,19 @@ def naming(path: Path) -> Iterator[None]:
         if error.filename is None and error.errno in NO_ROOM:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def share(path: Path) -> None:
+    """Let others read the files at or in `path` as far as the umask does: safetensors writes for the owner alone."""
+    found = path.rglob("*") if path.is_dir() else [path]
+    private = [file for file in found if file.is_file() and stat.S_IMODE(file.stat().st_mode) == OWNER_ALONE]
+    if private:
+        probe = path.with_name(f"{path.name}.mode")  # a process can only ask for its umask by setting it
+        probe.touch()
+        mode = stat.S_IMODE(probe.stat().st_mode)
+        probe.unlink()
+        for file in private:
+            file.chmod(mode)
 
 
 def recover(path: Path) -> None:

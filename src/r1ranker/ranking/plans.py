@@ -125,7 +125,8 @@ def judged(problem: Problem, ask: Wanted | None, top_k: int = 1) -> Plan:
 def listed(problem: Problem, layout: Layout = "relist") -> Plan:
     """The whole ranking as one list without a thought: each identifier is chosen among those not named yet.
 
-    The passes go on where the one before ended, so they cost what writing the list costs, and count as one call.
+    The passes go on where the one before ended, so they cost what writing the list costs, and count as one call. The
+    step's probabilities are those with which each was chosen, as shares of what had not gone to those before it.
     """
     prompt = (
         block_prompt(problem, "identifier", "best")
@@ -134,6 +135,7 @@ def listed(problem: Problem, layout: Layout = "relist") -> Plan:
     )
     left, named, usage = list(problem.identifiers), list[int](), Usage()
     last: Mapping[int, float] = {}
+    shares, rest = dict[int, float](), 1.0
     while len(left) > 1:
         going_on = prompt if prompt.blocks else list_prompt(prompt, named)
         try:
@@ -147,9 +149,12 @@ def listed(problem: Problem, layout: Layout = "relist") -> Plan:
         named.append(max(left, key=last.__getitem__))
         left.remove(named[-1])
         usage += reply.usage
+        shares[named[-1]] = rest * last[named[-1]]
+        rest = max(0.0, rest - shares[named[-1]])
     order = (*named, *left)
+    shares |= dict.fromkeys(left, rest / len(left))
     said = Answer("incomplete", tuple(named)) if usage.cut_short else Answer("valid", order)
-    step = Step(problem.identifiers, said, completion=written_list(said.ids))
+    step = Step(problem.identifiers, said, completion=written_list(said.ids), probabilities=shares)
     steps = (step,) if named else ()  # of a single candidate nothing was asked
     return ranking_from(problem, order, steps, dataclasses.replace(usage, calls=len(steps)))
 
@@ -179,7 +184,7 @@ def eliminate(
     is asked for, each call selects the `drop` best instead, and ends when `top_k` are known (1: all).
     """
     state, usage = start(problem.identifiers), Usage()
-    least = len(problem.candidates) - top_k if ask == "best" and top_k > 1 else top_k
+    least = max(1, len(problem.candidates) - top_k) if ask == "best" and top_k > 1 else top_k
     steps, past = list[Step](), list[str]()
     prompt: Prompt | None = None
     while not state.done(least) and (budget is None or budget.allows(usage)):

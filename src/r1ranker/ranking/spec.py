@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -237,23 +237,28 @@ def expanded(name: str) -> str:
 
 def parse_spec(base: RankerSpec, pairs: Sequence[str]) -> RankerSpec:
     """`base` with settings given as `key=value`, values in YAML. Raises ConfigError with the nearest name."""
-    names = [field.name for field in dataclasses.fields(RankerSpec)]
     changes = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
             raise ConfigError(f"{pair!r}: settings of a ranker are given as key=value, such as top_k=5")
-        if key not in names:
-            near = difflib.get_close_matches(key, names, n=1)
-            raise ConfigError(
-                f"a ranker has no setting {key!r}; " + (f"did you mean {near[0]!r}?" if near else str(names))
-            )
         try:
             changes[key] = parse_yaml(value)
         except ValueError as error:
             raise ConfigError(f"{pair!r}: {value!r} is not a YAML value: {error}") from error
+    return changed(base, changes)
+
+
+def changed(base: RankerSpec, changes: Mapping[str, Any]) -> RankerSpec:
+    """`base` with settings by name, their types checked. Raises ConfigError with the nearest name."""
+    names = [field.name for field in dataclasses.fields(RankerSpec)]
+    if unknown := next((key for key in changes if key not in names), None):
+        near = difflib.get_close_matches(unknown, names, n=1)
+        raise ConfigError(
+            f"a ranker has no setting {unknown!r}; " + (f"did you mean {near[0]!r}?" if near else str(names))
+        )
     try:
-        return TypeAdapter(RankerSpec).validate_python(dataclasses.asdict(base) | changes)
+        return TypeAdapter(RankerSpec).validate_python(dataclasses.asdict(base) | dict(changes))
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error

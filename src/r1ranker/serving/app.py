@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
-from r1ranker.serving import health, items, page, rerank
+from r1ranker.serving import health, items, page, rerank, route
 from r1ranker.serving.catalogue import read_catalogues
 from r1ranker.serving.errors import HttpError, error_response
 from r1ranker.serving.guard import Guard
@@ -44,6 +44,7 @@ def create_app(settings: ServeSettings) -> FastAPI:
     app.include_router(rerank.router)
     app.include_router(items.router)
     app.include_router(page.router)
+    app.include_router(route.router)
     return app
 
 

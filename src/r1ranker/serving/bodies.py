@@ -13,7 +13,6 @@ import pydantic_core
 from fastapi import Request
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from r1ranker.problem import Scenario
 from r1ranker.serving.errors import HttpError
 from r1ranker.serving.settings import Limits
 
@@ -48,7 +47,7 @@ class RerankBody(_Lenient):
     return_text: bool | None = None
     rank_fields: list[str] | None = None
     instruction: str | None = None
-    scenario: Scenario | None = None
+    scenario: str | None = Field(None, max_length=100)
     history: list[str] | None = None
     objective: str | None = None
     deadline_s: float | None = Field(None, gt=0)

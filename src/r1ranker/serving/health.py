@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
+from r1ranker.serving.decide import entries
 from r1ranker.serving.errors import json_response
 from r1ranker.serving.service import Service
 
@@ -39,11 +40,12 @@ async def metrics(request: Request) -> Response:
 @router.get("/v1/models")
 @router.get("/models")
 async def models(request: Request) -> Response:
-    """The rankers that a request may name as its `model`."""
+    """What a request may name as its `model`: rankers, and for conversations routers and LLMs."""
     service: Service = request.app.state.service
     names = service.allowed(request.state.key)
-    entries = [{"id": n, "object": "model", "created": 0, "owned_by": "r1-ranker", "kind": "ranker"} for n in names]
-    return json_response({"object": "list", "data": entries})
+    rankers = [{"id": n, "object": "model", "created": 0, "owned_by": "r1-ranker", "kind": "ranker"} for n in names]
+    mine = service.settings.key(request.state.key)
+    return json_response({"object": "list", "data": rankers + entries(service.settings, mine.models if mine else None)})
 
 
 @router.get("/info")

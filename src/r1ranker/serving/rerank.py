@@ -156,7 +156,7 @@ def _checked(request: Request, body: RerankBody, texts: list[str], param: str) -
         raise HttpError(
             413, f"instruction, objective, history: at most {limits.characters} characters", code="too_large"
         )
-    if body.scenario == "recommendation" and history and not (body.query or "").strip():
+    if history and not (body.query or "").strip():  # which a scenario that reads no history refuses itself
         check("history", texts, limits, param)
         return ""
     return check(body.query, texts, limits, param)

@@ -89,16 +89,17 @@ class Service:
         deadline_s: float | None = None,
         key: str = "",
         explain: bool = False,
+        trusted: bool = False,
         reach: bool = False,
     ) -> Served:
         """Rank by the named ranker, or the default one; the whole pool, of which the first `top_n` are surely ordered.
 
-        deadline_s: at most that of the settings. explain: the whole order is wanted, and how it came about.
-        reach: of a pool that the model cannot read at once, rank as many of the first as it can; the others keep their
-        places behind them.
+        deadline_s: at most that of the settings. explain: the whole order is wanted, and how it came about. trusted:
+        the ranker is the server's choice, not the request's, and the key need not name it. reach: of a pool that the
+        model cannot read at once, rank as many of the first as it can; the others keep their places behind them.
         Raises HttpError.
         """
-        name = self.named(ranker, key)
+        name = self.named(ranker, "" if trusted else key)
         live, began = self.rankers[name], time.monotonic()
         self.metrics.count.labels(name).inc()
         most = self.settings.limits.deadline_s

@@ -20,6 +20,7 @@ from pydantic import Field, field_validator, model_validator
 from r1ranker.io.config import Strict, read_keys, valid_as
 from r1ranker.ranking.spec import RankerSpec
 from r1ranker.serving.catalogue import CatalogueSettings
+from r1ranker.serving.route_settings import RouteSettings, need
 
 SETTINGS_OF_RANKERS = [field.name for field in dataclasses.fields(RankerSpec)]
 
@@ -60,7 +61,7 @@ class Limits(Strict):
     deadline_s: float = Field(5.0, gt=0)
 
 
-class ServeSettings(Strict):
+class ServeSettings(RouteSettings):
     """All that `serve` is told. rankers: by name, any field of `RankerSpec`; default: that of requests without `model`.
 
     keys: none is no authentication, and then only this machine may ask. allowed_hosts: names that the headers `Host`
@@ -76,7 +77,6 @@ class ServeSettings(Strict):
     limits: Limits = Limits()
     allowed_hosts: tuple[str, ...] = ()
     catalogues: dict[str, CatalogueSettings] = Field(default_factory=dict)
-    store: Path = Path("serve.sqlite")
 
     @field_validator("rankers", mode="before")
     @classmethod
@@ -93,6 +93,8 @@ class ServeSettings(Strict):
     def _is_sound(self) -> ServeSettings:
         if self.default and self.default not in self.rankers:
             raise ValueError(f"default: {self.default!r} is none of the rankers {', '.join(self.rankers)}")
+        for name, router in self.routers.items():
+            need(f"routers.{name}.ranker", router.ranker or self.default_ranker, self.rankers)
         if len({key.name for key in self.keys}) < len(self.keys):
             raise ValueError("keys: two have one name; a name says whose a request is")
         if any(not key.name.isprintable() for key in self.keys):

@@ -21,7 +21,7 @@ from r1ranker.backends.encoding import Path
 from r1ranker.backends.padding import positions
 from r1ranker.backends.prefix import keys_and_values
 from r1ranker.backends.sampling import Trace
-from r1ranker.problem import AnswerKind
+from r1ranker.problem import AnswerKind, Step
 from r1ranker.prompts import Wanted
 
 EntropyUse = Literal["none", "shown", "trained"]
@@ -42,6 +42,7 @@ class Sample:
     pool: in layout `blocks`, what was read in place of a prompt. `completion_ids` and `allowed` are then places of
         blocks, an entry for each step; of a judge, `wants` says whether high numbers are named or low ones, and
         `judged` what its numbers were.
+    said: the steps it is of, to be looked at (`shown`).
     """
 
     prompt_ids: list[int]
@@ -59,6 +60,7 @@ class Sample:
     pool: Blocks | None = None
     wants: Wanted = "best"
     judged: tuple[float, ...] = ()
+    said: tuple[Step, ...] = field(default=(), compare=False)
 
     @property
     def tokens(self) -> int:
@@ -102,6 +104,7 @@ def joined(trajectory: Sequence[Sample]) -> Sample | None:
         rewards,
         len(trajectory),
         chance,
+        said=tuple(one for step in trajectory for one in step.said),
     )
 
 

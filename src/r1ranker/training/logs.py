@@ -1,12 +1,13 @@
-"""What a run writes down while it trains: one JSON line and one TensorBoard point per logged step."""
+"""What a run writes down while it trains: one JSON line and one TensorBoard point per logged step; a few rollouts."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -14,12 +15,15 @@ from r1ranker.errors import DataError
 from r1ranker.io.files import write_whole
 
 LOG_NAME = "log.jsonl"
+ROLLOUTS_NAME = "rollouts.jsonl"
 KEPT = "kept_step"
 """Of a validation: the step whose model is the best so far, and lies in `<out>/model`."""
 
 
 class RunLog:
-    """`<out>/log.jsonl` and `<out>/tensorboard/`. Lines from `first_step` on are dropped: a resumed run logs once.
+    """`<out>/log.jsonl`, `<out>/rollouts.jsonl` and `<out>/tensorboard/`.
+
+    Lines from `first_step` on are dropped: a resumed run logs once.
 
     writes: False in all but one of several processes.
     """
@@ -32,6 +36,10 @@ class RunLog:
         self._path = out / LOG_NAME
         kept = [row for row in read_log(out) if row["step"] < first_step]
         write_whole(self._path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._rollouts = out / ROLLOUTS_NAME
+        shown = [row for row in _whole_rows(self._rollouts) if row["training_step"] < first_step]
+        self._rollouts.unlink(missing_ok=True)
+        self.show(shown)
         self._board = SummaryWriter(str(out / "tensorboard"), purge_step=first_step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -42,6 +50,12 @@ class RunLog:
             lines.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
+
+    def show(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write rollouts down (`shown.rollouts`)."""
+        if self._writes and rows:
+            with self._rollouts.open("a", encoding="utf-8") as lines:
+                lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
     def __enter__(self) -> RunLog:
         return self
@@ -56,15 +70,18 @@ def read_log(out: Path) -> list[dict[str, float]]:
 
     Raises DataError with the line where another one is damaged.
     """
-    path = out / LOG_NAME
+    return _whole_rows(out / LOG_NAME)
+
+
+def _whole_rows(path: Path) -> list[dict[str, Any]]:
     # What stands behind the last line end was being written when the run was killed.
     whole = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
     return [_row(line, f"{path}:{number}") for number, line in enumerate(whole, start=1)]
 
 
-def _row(line: str, where: str) -> dict[str, float]:
+def _row(line: str, where: str) -> dict[str, Any]:
     try:
-        row: dict[str, float] = json.loads(line)
+        row: dict[str, Any] = json.loads(line)
     except ValueError as error:
         raise DataError(f"{where}: not JSON ({error}); remove the line, or train into another folder") from error
     return row

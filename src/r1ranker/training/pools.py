@@ -16,7 +16,7 @@ from statistics import fmean
 from r1ranker.backends.blocks import Blocks
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.io.config import RunConfig
-from r1ranker.problem import Answer, Problem, part_of
+from r1ranker.problem import Answer, Problem, Step, part_of
 from r1ranker.prompts import Prompt, Wanted, block_prompt, written_list
 from r1ranker.ranking.plans import chosen_step
 from r1ranker.rewards import moved_up, score_ranking, score_removal
@@ -25,7 +25,10 @@ from r1ranker.training.batch import Sample
 
 @dataclass
 class _Episode:
-    """Identifiers are those of `problem`, which holds the pool alone. steps: how many decisions there are."""
+    """Identifiers are those of `problem`, which holds the pool alone. steps: how many decisions there are.
+
+    called: what the whole problem calls them. chances: the policy of each decision; empty where it was not asked yet.
+    """
 
     problem: Problem
     prompt: Prompt
@@ -35,6 +38,8 @@ class _Episode:
     judged: tuple[float, ...] = ()
     named: list[int] = field(default_factory=list)
     left: list[tuple[int, ...]] = field(default_factory=list)
+    called: tuple[int, ...] = ()
+    chances: list[Mapping[int, float]] = field(default_factory=list)
 
 
 Begun = tuple[Problem, Sequence[int], bool, random.Random]
@@ -51,12 +56,15 @@ def episodes(backend: TransformersBackend, states: Sequence[Begun], config: RunC
     elif config.readout == "judge":
         for episode, values in zip(running, backend.judged([episode.pool for episode in running]), strict=True):
             episode.judged = tuple(values.float().tolist())
-            for probabilities in _by_judge(episode, wanted(config)):
-                _draw(episode, probabilities)
+            for weights in _by_judge(episode, wanted(config)):
+                total = sum(weights.values())
+                episode.chances.append({k: weight / total for k, weight in weights.items()})
+                _draw(episode, weights)
     else:
         while unfinished := [episode for episode in running if len(episode.named) < episode.steps]:
             choices = backend.choose([e.prompt for e in unfinished], [_left(e) for e in unfinished])
             for episode, choice in zip(unfinished, choices, strict=True):
+                episode.chances.append(choice.probabilities)
                 _draw(episode, choice.probabilities)
     return [_sample(episode, config) for episode in running]
 
@@ -76,7 +84,8 @@ def _begin(
 ) -> _Episode:
     part = part_of(problem, pool)
     prompt = block_prompt(part, config.readout, wanted(config), rng)
-    return _Episode(part, prompt, backend.block_ids(prompt), rng, len(pool) - 1 if whole else 1)
+    steps = len(pool) - 1 if whole else 1
+    return _Episode(part, prompt, backend.block_ids(prompt), rng, steps, called=tuple(pool))
 
 
 def _left(episode: _Episode) -> tuple[int, ...]:
@@ -121,8 +130,22 @@ def _sample(episode: _Episode, config: RunConfig) -> Sample:
         pool=pool,
         wants=wanted(config),
         judged=episode.judged,
+        said=_said(episode, config),
     )
     return _ranked(sample, episode, config) if config.design == "dranker" else _stepwise(sample, episode, config)
+
+
+def _said(episode: _Episode, config: RunConfig) -> tuple[Step, ...]:
+    """The steps in the whole problem's identifiers."""
+    called = dict(enumerate(episode.called, start=1))
+    if config.design == "dranker":
+        order = tuple(called[k] for k in (*episode.named, *_left(episode)))
+        return (Step(episode.called, Answer("valid", order), completion=written_list(order)),)
+    chances = episode.chances or [{} for _ in episode.named]
+    return tuple(
+        chosen_step(tuple(called[k] for k in left), (called[named],), {called[k]: p for k, p in of_step.items()})
+        for left, named, of_step in zip(episode.left, episode.named, chances, strict=True)
+    )
 
 
 def _stepwise(sample: Sample, episode: _Episode, config: RunConfig) -> Sample:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import zip_longest
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -42,13 +43,15 @@ from r1ranker.training.losses import (
 )
 from r1ranker.training.memory import recomputing, save_adapter
 from r1ranker.training.parallel import Crew, join_crew
-from r1ranker.training.rollout import State, check_prompts, collect, draw
+from r1ranker.training.rollout import State, Trajectory, check_prompts, collect, draw
 from r1ranker.training.sharding import clip_gradients
+from r1ranker.training.shown import rollouts
 from r1ranker.training.start import rewarded
 from r1ranker.training.validation import dev_mrr
 from r1ranker.training.warmstart import cosine
 
 logger = logging.getLogger(__name__)
+One = TypeVar("One")
 
 PARTS = 1000
 """Of a run, as its progress bar counts."""
@@ -93,7 +96,7 @@ def _train(config: RunConfig, splits: Splits, resume: bool) -> Path:
             _validate(learner, config, dev, log, {})
         while not finished(learner, config.ppo):
             with _stopping(learner, config):
-                stats = ppo_step(learner, problems, config)
+                stats = ppo_step(learner, problems, config, log)
                 learner.step += 1
                 last = finished(learner, config.ppo)
                 if learner.step % config.ppo.validate_every == 0 or last:
@@ -142,8 +145,10 @@ def advance_to(advance: Callable[[int], object], learner: Learner, ppo: PPOConfi
     return done
 
 
-def ppo_step(learner: Learner, problems: Sequence[Problem], config: RunConfig) -> dict[str, float]:
-    """Collect one batch, update on it; returns what is logged.
+def ppo_step(
+    learner: Learner, problems: Sequence[Problem], config: RunConfig, log: RunLog | None = None
+) -> dict[str, float]:
+    """Collect one batch, update on it; returns what is logged. A few rollouts are shown before each validation.
 
     All randomness of a step comes from (seed, step), so a resumed run draws what it would have drawn.
     """
@@ -153,12 +158,19 @@ def ppo_step(learner: Learner, problems: Sequence[Problem], config: RunConfig) -
     torch.manual_seed(rng.getrandbits(63) + crew.rank)
     states = draw(problems, config, rng, largest_pool(problems, progress(learner, ppo), ppo))
     lanes = own_lanes(states, crew, ppo.group)
-    experience = collect_experience(learner, lanes, config)
+    trajectories, experience = collect_experience(learner, lanes, config)
     stats = _update(learner, experience, ppo, rng)
+    step = learner.step + 1
+    if log is not None and (step == 1 or step % ppo.validate_every == 0):
+        log.show(rollouts(step, _all(lanes), _all(trajectories), _all(experience), config.design, config.ask))
     learner.backend.forget()
-    stats |= batch_stats([e for lane in experience.values() for e in lane], crew)
+    stats |= batch_stats(_all(experience), crew)
     learner.tokens += round(stats["tokens"])
     return stats | {"tokens": learner.tokens, "tokens_per_s": stats["tokens"] / (time.perf_counter() - began)}
+
+
+def _all(lanes: Mapping[int, Sequence[One]]) -> list[One]:
+    return [one for lane in lanes.values() for one in lane]
 
 
 def largest_pool(problems: Sequence[Problem], done: float, ppo: PPOConfig) -> int | None:
@@ -181,13 +193,16 @@ def own_lanes(states: Sequence[State], crew: Crew, group: int) -> dict[int, list
 
 def collect_experience(
     learner: Learner, lanes: Mapping[int, list[State]], config: RunConfig
-) -> dict[int, list[Experience]]:
-    """What the policy does from the states of each lane, credited."""
+) -> tuple[dict[int, list[Trajectory]], dict[int, list[Experience]]]:
+    """What the policy does from the states of each lane, and its samples credited, lane by lane."""
     with learner.alone(), learner.passes():
         trajectories = collect(learner.backend, [state for states in lanes.values() for state in states], config)
         experience = iter(with_advantages(learner, trajectories, config.ppo))
     done = iter(trajectories)
-    return {lane: [next(experience) for _ in states for _ in next(done)] for lane, states in lanes.items()}
+    of_lanes = {lane: [next(done) for _ in states] for lane, states in lanes.items()}
+    return of_lanes, {
+        lane: [next(experience) for trajectory in of_lane for _ in trajectory] for lane, of_lane in of_lanes.items()
+    }
 
 
 def _update(

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from r1ranker.answers import parse_ranking, parse_removal, removal_of
+from r1ranker.answers import parse_ranking, parse_removal, removal_of, thought_of
 from r1ranker.backends.base import Choice
 from r1ranker.backends.encoding import Encoder, IdentifierTrie, Path
 from r1ranker.backends.sampling import Trace
@@ -27,7 +27,7 @@ from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.elimination import Elimination, sampled_pool, start
 from r1ranker.errors import ConfigError
 from r1ranker.io.config import RunConfig
-from r1ranker.problem import Answer, Problem, part_of
+from r1ranker.problem import Answer, Problem, Step, part_of
 from r1ranker.prompts import (
     ANOTHER,
     NEXT,
@@ -188,7 +188,9 @@ def removals(backend: TransformersBackend, states: Sequence[State], config: RunC
         text = backend.encoder.decode(gen.completion_ids)
         answer = parse_removal(text, state.pool, gen.truncated)
         reward = score_removal(text, answer, state.problem, state.pool, config.ppo.reward, config.ask)
-        sample = _sample(gen.prompt_ids, gen.completion_ids, None, reward, answer, state.problem, gen.trace)
+        removed = removal_of(answer, state.pool, config.ask)
+        step = Step(state.pool, answer, (removed,), thought_of(text), text)
+        sample = _sample(gen.prompt_ids, gen.completion_ids, None, reward, step, state.problem, gen.trace)
         sample = _with_chance(sample, state, config)
         out.append(Removal(sample, answer, text))
     return out
@@ -207,7 +209,8 @@ def rank_once(backend: TransformersBackend, states: Sequence[State], config: Run
         text = backend.encoder.decode(gen.completion_ids)
         answer = parse_ranking(text, problem.identifiers, gen.truncated)
         reward = score_ranking(text, answer, problem, problem.identifiers, kind=config.ppo.reward)
-        out.append([_sample(gen.prompt_ids, gen.completion_ids, None, reward, answer, problem, gen.trace)])
+        step = Step(problem.identifiers, answer, (), thought_of(text), text)
+        out.append([_sample(gen.prompt_ids, gen.completion_ids, None, reward, step, problem, gen.trace)])
     return out
 
 
@@ -245,7 +248,8 @@ def _whole_list(one: _List, encoder: Encoder, config: RunConfig) -> Sample:
     reward = score_ranking(written_list(order), answer, one.problem, one.problem.identifiers, kind=config.ppo.reward)
     prompt_ids = encoder.encode(one.prompt)
     _check_prompt(len(prompt_ids), config)
-    sample = _sample(prompt_ids, one.written, tuple(one.allowed), reward, answer, one.problem)
+    step = Step(one.problem.identifiers, answer, completion=written_list(order))
+    sample = _sample(prompt_ids, one.written, tuple(one.allowed), reward, step, one.problem)
     if config.ppo.answer != "expected":
         return sample
     # Another identifier in a place moves up from where the list has it. That the policy, once it has named it, might
@@ -298,7 +302,7 @@ def _chosen(
     reward = score_removal(step.completion, step.answer, state.problem, state.pool, config.ppo.reward, config.ask)
     prompt_ids = backend.encoder.encode(prompt)
     _check_prompt(len(prompt_ids), config)
-    sample = _sample(prompt_ids, list(trie.paths[drawn]), trie.allowed(drawn), reward, step.answer, state.problem)
+    sample = _sample(prompt_ids, list(trie.paths[drawn]), trie.allowed(drawn), reward, step, state.problem)
     if config.ppo.answer == "expected":
         earned = pools.earned_by_each(state.problem, state.pool, config)
         sample = dataclasses.replace(sample, answer_rewards=_credit(trie, drawn, choice, earned))
@@ -318,12 +322,20 @@ def _sample(
     completion_ids: list[int],
     allowed: tuple[tuple[int, ...], ...] | None,
     reward: Reward,
-    answer: Answer,
+    step: Step,
     problem: Problem,
     trace: Trace | None = None,
 ) -> Sample:
     return Sample(
-        prompt_ids, completion_ids, allowed, reward.total, reward.parts, answer.kind, problem.task, trace=trace
+        prompt_ids,
+        completion_ids,
+        allowed,
+        reward.total,
+        reward.parts,
+        step.answer.kind,
+        problem.task,
+        trace=trace,
+        said=(step,),
     )
 
 

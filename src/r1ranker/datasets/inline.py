@@ -1,0 +1,140 @@
+"""Candidates from what a program has in memory. In: texts, dicts, a mapping or a table. Out: `Candidate`s.
+
+    candidates_of(["About four years.", "It eats mice."])                       # docids 0 and 1, as in the list
+    candidates_of([{"docid": "d7", "title": "Barn owl", "text": "..."}])        # other keys are left alone
+    candidates_of({"d7": "About four years."})
+    candidates_of(frame)                    # a DataFrame: a row each; columns as the keys above, else its index
+
+Tables are known by what they can do (`to_dicts` of polars, `to_dict` of pandas), so that neither is needed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from r1ranker.datasets.collection import ID_KEYS, Document
+from r1ranker.datasets.llm_outcomes import LLM
+from r1ranker.datasets.llmrouter import OBJECTIVES, describe
+from r1ranker.datasets.rankllm import TEXT_KEYS, spaced
+from r1ranker.errors import DataError
+from r1ranker.io.documents import identifier_of, text_of
+from r1ranker.io.text import finite
+from r1ranker.problem import Candidate
+
+Texts = Any
+"""A sequence of texts or of dicts, a mapping of docid to either, or a table."""
+NAME_KEYS = ("name", "model", *ID_KEYS)
+FEATURE_KEYS = ("description", "feature", *TEXT_KEYS)
+QUALITY_FROM, COST_TO = 0.75, 0.25
+"""From what `cost_quality` on only quality matters, and up to what price matters most."""
+
+
+def candidates_of(texts: Texts) -> tuple[Candidate, ...]:
+    """One candidate for each text, in order. DataError names the entry that has none, or that is no text."""
+    return tuple(_candidate(docid, value) for docid, value in entries(texts))
+
+
+def llms_of(llms: Texts) -> tuple[Candidate, ...]:
+    """One candidate for each LLM: a name, or a dict with `name` and any of `description`, `size`, `input_price` and
+    `output_price` (dollars per million tokens); a mapping of names to either; or a table."""
+    return tuple(_llm(name, value) for name, value in entries(llms, NAME_KEYS, named=True))
+
+
+def titles_of(history: Texts) -> tuple[str, ...]:
+    """What a user chose, oldest first: the texts of the entries."""
+    return tuple(_candidate(docid, value).text for docid, value in entries(history))
+
+
+def objective_of(objective: str | float) -> str:
+    """What the model reads of quality and price: one of `OBJECTIVES` by name, a sentence of the caller's, or a number
+    from 0 (price matters most) to 1 (only quality matters), which picks among our three sentences."""
+    if isinstance(objective, str):
+        return OBJECTIVES[objective].sentence if objective in OBJECTIVES else objective
+    if not 0 <= objective <= 1:
+        raise DataError(f"objective {objective}: as a number it is from 0, price matters most, to 1, only quality")
+    name = "performance" if objective >= QUALITY_FROM else "cost" if objective <= COST_TO else "balance"
+    return OBJECTIVES[name].sentence
+
+
+def entries(given: Texts, id_keys: Sequence[str] = ID_KEYS, *, named: bool = False) -> list[tuple[str, Any]]:
+    """(docid, text or dict) of each entry; named: a text by itself is its own docid, not its place in the list."""
+    if is_table(given):
+        return _rows(given, id_keys)
+    if hasattr(given, "to_dict"):  # one column of a table
+        given = given.to_dict()
+    if isinstance(given, Mapping):
+        return [
+            (identifier_of(key, f"the name of entry {place}"), one) for place, (key, one) in enumerate(given.items())
+        ]
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise DataError(f"a {type(given).__name__} holds no candidates: give a list, a mapping of docids, or a table")
+    return [_entry(place, one, id_keys, named) for place, one in enumerate(given)]
+
+
+def is_table(given: object) -> bool:
+    """Whether it has rows and columns."""
+    return hasattr(given, "columns") and (hasattr(given, "to_dicts") or hasattr(given, "to_dict"))
+
+
+def _rows(table: Any, id_keys: Sequence[str]) -> list[tuple[str, Any]]:
+    rows: list[dict[str, Any]] = table.to_dicts() if hasattr(table, "to_dicts") else table.to_dict("records")
+    places = list(getattr(table, "index", range(len(rows))))
+    rows = [{str(key): value for key, value in row.items() if not _is_missing(value)} for row in rows]
+    return [_entry(place, row, id_keys, named=False) for place, row in zip(places, rows, strict=True)]
+
+
+def _entry(place: Any, one: Any, id_keys: Sequence[str], named: bool) -> tuple[str, Any]:
+    where = f"entry {place}"
+    if isinstance(one, Mapping):
+        key = next((key for key in id_keys if key in one), None)
+        return (str(place) if key is None else identifier_of(_plain(one[key]), f"{where}: {key}")), one
+    return (identifier_of(one, where) if named else str(place)), one
+
+
+def _candidate(docid: str, value: Any) -> Candidate:
+    if not isinstance(value, Mapping):
+        return Candidate(docid, _text(value, f"entry {docid!r}"))
+    key = next((key for key in TEXT_KEYS if key in value), None)
+    if key is None and "title" not in value:
+        raise DataError(f"entry {docid!r} has no text: give it a key 'text', 'title' or both (it has {_keys(value)})")
+    title = spaced(text_of(value.get("title"), f"entry {docid!r}: title"))
+    body = "" if key is None else spaced(text_of(value[key], f"entry {docid!r}: {key}"))
+    return Candidate(docid, _text(Document(title, body).text, f"entry {docid!r}"))
+
+
+def _llm(name: str, value: Any) -> Candidate:
+    if not isinstance(value, Mapping):
+        text = _text(value, f"LLM {name!r}")
+        return Candidate(name, text if text == name else f"{name} | {text}")
+    size = text_of(value.get("size"), f"LLM {name!r}: size")
+    feature = text_of(next((value[key] for key in FEATURE_KEYS if key in value), None), f"LLM {name!r}: description")
+    prices = [_price(value[key], f"LLM {name!r}: {key}") for key in ("input_price", "output_price") if key in value]
+    if len(prices) == 1:
+        raise DataError(f"LLM {name!r} has one price: give input_price and output_price, in dollars per million tokens")
+    if prices:
+        return Candidate(name, describe(name, LLM(size, feature, *prices)))
+    return Candidate(name, " | ".join(filter(None, (name, size, feature))))
+
+
+def _price(value: Any, where: str) -> float:
+    return finite(str(value), where)
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{where} is {value!r}, not a text")
+    return value
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and value != value)
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy's as one of Python's."""
+    return value.item() if hasattr(value, "item") else value
+
+
+def _keys(value: Mapping[Any, Any]) -> str:
+    return ", ".join(map(str, value)) or "none"

@@ -1,0 +1,69 @@
+"""Models that stay loaded. In: a `RankerSpec`. Out: its `Ranker`, whose model is loaded once in a process.
+
+    with loaded(RankerSpec(model="smol")) as ranker: ...
+
+One query at a time asks a model in this process, whoever calls; endpoints are asked side by side.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from r1ranker.backends.base import AsyncBackend, Backend
+from r1ranker.ranking.rankers import Ranker
+from r1ranker.ranking.spec import RankerSpec
+
+OF_BACKEND = ("model", "engine", "device", "dtype", "base_urls", "concurrency", "prices", "cache")
+"""Settings that make another backend; all others are of how it is asked."""
+
+
+@dataclass
+class _Model:
+    """stamp: of the files it was loaded from, so that a model that was trained anew is loaded anew."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    stamp: tuple[object, ...] = ()
+    backend: Backend | AsyncBackend | None = None
+
+
+_models: dict[RankerSpec, _Model] = {}
+
+
+@contextmanager
+def loaded(spec: RankerSpec, top_k: int | None = None) -> Iterator[Ranker]:
+    """The ranker. Raises as `RankerSpec.build`. top_k: more than these need not be known; saves calls where it can."""
+    spec.check()
+    one = _models.setdefault(RankerSpec(**{name: getattr(spec, name) for name in OF_BACKEND}), _Model())
+    with one.lock:
+        stamp = _stamp(spec)
+        if one.backend is None or one.stamp != stamp:
+            one.backend, one.stamp = None, stamp  # the old one's memory first
+            one.backend = spec.backend()
+        backend = one.backend
+        ranker = _limited(spec, backend, top_k).around(backend)
+        if not isinstance(backend, AsyncBackend):
+            yield ranker
+            return
+    yield ranker
+
+
+def _limited(spec: RankerSpec, backend: Backend | AsyncBackend, top_k: int | None) -> RankerSpec:
+    """Selecting the best may stop early without a loss; removing the worst would leave the best unordered."""
+    ask = spec.ask or getattr(backend, "trained_in", {}).get("ask", "worst")
+    parts = (spec.window, spec.tournament, spec.head, spec.depth)
+    if top_k is None or ask == "worst" or spec.design == "dranker" or any(parts):
+        return spec
+    return dataclasses.replace(spec, top_k=top_k)
+
+
+def _stamp(spec: RankerSpec) -> tuple[object, ...]:
+    folder = Path(spec.model)
+    if spec.base_urls or not folder.is_dir():
+        return ()
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return tuple((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in files)
