@@ -27,6 +27,7 @@ from r1ranker.cli.common import (
 from r1ranker.cli.config import config_app
 from r1ranker.cli.data import data_app
 from r1ranker.cli.mcp import mcp
+from r1ranker.cli.demo import demo
 from r1ranker.cli.model import model_app
 from r1ranker.cli.rank import rank
 from r1ranker.cli.reproduce import reproduce
@@ -175,6 +176,7 @@ def train(
     write_json(json_, {"model": directory, "last": last, "kept": kept and dataclasses.asdict(kept)})
 
 
+app.command()(demo)
 app.command()(rank)
 app.command()(rerank)
 app.command()(reproduce)
