@@ -141,8 +141,11 @@ def _plan(config: RunConfig) -> str:
 
 
 def _first_results(problems: Sequence[Problem]) -> str:
-    scores = {name: fmean(evaluate(rank_with(name, problems), problems)["MRR"].values()) for name in BASELINES}
-    said = ", ".join(f"{name} {score:.3f}" for name, score in scores.items())
+    def mrr(name: str) -> float:
+        each = by_task(problems).values()
+        return fmean(fmean(evaluate(rank_with(name, of_task), of_task)["MRR"].values()) for of_task in each)
+
+    said = ", ".join(f"{name} {mrr(name):.3f}" for name in BASELINES)
     return f"MRR of what needs no training, {len(problems)} test queries: {said}."
 
 
