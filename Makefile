@@ -33,6 +33,7 @@ nano: $(INSTALLED)  ## rebuild the embedded model
 
 # torch first and pinned: an open range may pull gigabytes of CUDA.
 $(INSTALLED): pyproject.toml constraints.txt
+	@echo "installing torch and the package into .venv: a few minutes, once"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'

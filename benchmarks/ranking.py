@@ -1,7 +1,7 @@
 """What a ranking costs: elimination as the paper evaluates it against ours, and every cheaper way.
 
     python benchmarks/ranking.py                      # time and tokens, random weights, n = 20 and 100
-    python benchmarks/ranking.py --quality runs/quickstart/iranker/model --direct runs/quickstart/dranker/model
+    python benchmarks/ranking.py --quality IRANKER --direct DRANKER      # models of `reproduce main --scale mini`
     python benchmarks/ranking.py --quality runs/real/model --config real --tasks passage-5 passage-7
     python benchmarks/ranking.py --quality runs/real/model --config top100.yaml --tasks dl19-passage --window 9
 

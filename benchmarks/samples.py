@@ -3,10 +3,10 @@
     python benchmarks/samples.py --json out.json      # a seed took half an hour beside two other jobs
 
 Plain is the paper's: sampled answers, binary rewards, states of every pool size, at three learning rates. Ours is what
-`quickstart` trains with (all answers credited, pools of up to six), with plain's rewards and the highest of its rates,
-both chosen with seed 3. All begin from the embedded model. In: nothing. Out: for each seed the dev MRR at which the
-best plain run ends, and the best that any was seen at; and what ours and the first plain run to stand there had been
-trained on by then: tokens read, and decisions, each of which is one generated token.
+`reproduce --scale mini` trains with (all answers credited, pools of up to six), with plain's rewards and the highest of
+its rates, both chosen with seed 3. All begin from the embedded model. In: nothing. Out: for each seed the dev MRR at
+which the best plain run ends, and the best that any was seen at; and what ours and the first plain run to stand there
+had been trained on by then: tokens read, and decisions, each of which is one generated token.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from r1ranker.cli.common import write_json
-from r1ranker.experiments.quickstart import quickstart_config
 from r1ranker.experiments.study import Study
+from r1ranker.io.config import load_config
 from r1ranker.io.provenance import provenance
 from r1ranker.training.logs import read_log
 
@@ -39,7 +39,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 def trained(seed: int, budget: int, out: Path) -> dict[str, Curve]:
     """The curves of all settings with one seed; trains what is not done."""
-    study = Study("samples", "mini", quickstart_config("iranker", out, seed, budget), out, out / "models", None)
+    base = load_config(Path("reproduce-mini"), [f"seed={seed}", f"ppo.token_budget={budget}"])
+    study = Study("samples", "mini", base, out, out / "models", None)
     models = study.trained_all([overrides(name) for name in SETTINGS])
     return {name: curve(model.parent, study.config.ppo.batch) for name, model in zip(SETTINGS, models, strict=True)}
 

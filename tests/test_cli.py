@@ -27,7 +27,19 @@ from r1ranker.problem import Problem
 
 MakeProblem = Callable[..., Problem]
 MINI = ["-s", "data.0.source=mini", "-s", "data.0.limit=1"]
-COMMANDS = ["quickstart", "warmstart", "train", "rank", "rerank", "evaluate", "compare", "reproduce", "push", "view"]
+COMMANDS = [
+    "quickstart",
+    "demo",
+    "warmstart",
+    "train",
+    "rank",
+    "rerank",
+    "evaluate",
+    "compare",
+    "reproduce",
+    "push",
+    "view",
+]
 COMMANDS += ["config init", "config reference", "data list", "data validate", "data convert", "data stats", "serve"]
 UNTIL_STOPPED = {"serve"}
 """Commands without a result to write."""

@@ -285,13 +285,13 @@ def test_every_listed_variant_is_a_valid_run_at_every_scale() -> None:
             assert config.ppo.token_budget, scale
 
 
-def test_mini_trains_what_the_quickstart_trains() -> None:
+def test_mini_is_the_papers_loop_on_what_the_quickstart_trains_on() -> None:
     mini = packaged("mini")
     quickstart = load_config(Path(str(files("r1ranker") / "configs" / "quickstart.yaml")))
-    assert mini.ppo.model_copy(update={"checkpoint_every": quickstart.ppo.checkpoint_every}) == quickstart.ppo
-    assert (mini.model, mini.think, mini.layout, mini.data) == (
-        *(quickstart.model, quickstart.think, quickstart.layout, quickstart.data),
-    )
+    assert (mini.layout, mini.ask) == ("relist", "worst")
+    assert (mini.model, mini.think, mini.data) == (quickstart.model, quickstart.think, quickstart.data)
+    alike = ("answer", "reward", "largest_pool", "episode_share", "schedule", "entropy")
+    assert [getattr(mini.ppo, name) for name in alike] == [getattr(quickstart.ppo, name) for name in alike]
 
 
 def test_chance_is_the_mean_over_all_orders(make_problem: MakeProblem) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 
 from r1ranker.errors import R1RankerError
@@ -90,6 +90,14 @@ class _Told(logging.Handler):
 def complain(what: str, message: str) -> None:
     """A line on standard error. Brackets in the message are no markup."""
     stderr.print(f"[bold red]{what}:[/] {escape(message)}", highlight=False, soft_wrap=True)
+
+
+def say(what: RenderableType) -> None:
+    """What a long command tells meanwhile, above the progress bar."""
+    from tqdm import tqdm
+
+    with tqdm.external_write_mode():
+        console.print(what, highlight=False)
 
 
 def warn_of_answers(who: str, broken: int, calls: int) -> None:

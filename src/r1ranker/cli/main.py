@@ -22,10 +22,12 @@ from r1ranker.cli.common import (
     console,
     errors,
     run_config,
+    say,
     write_json,
 )
 from r1ranker.cli.config import config_app
 from r1ranker.cli.data import data_app
+from r1ranker.cli.demo import demo
 from r1ranker.cli.mcp import mcp
 from r1ranker.cli.model import model_app
 from r1ranker.cli.rank import rank
@@ -87,17 +89,20 @@ def quickstart(
     Example: `r1ranker quickstart --seed 1 --out runs/seed1`
     """
     from r1ranker.evaluation.table import results_table
-    from r1ranker.experiments.quickstart import run_quickstart
+    from r1ranker.experiments.quickstart import ABOUT_BASE, run_quickstart
     from r1ranker.io.locks import check_outputs
 
     with errors():
         check_outputs({"--json": json_}, {})
-        result = run_quickstart(out, seed=seed, tokens=tokens, overwrite=overwrite)
+        result = run_quickstart(out, seed=seed, tokens=tokens, overwrite=overwrite, tell=say)
     console.print(results_table(result.rows, result.comparisons, intervals=console.width >= 150))
+    console.print(ABOUT_BASE, style="dim")
+    for design, ahead in result.ahead.items():
+        console.print(f"{design} above random and prior on {ahead} of {result.tasks} tasks")
     console.print(f"IRanker over the same model without RL: {result.gain:+.1%} average relative MRR")
     console.print(f"results {out / 'results.json'}   page {out / 'report.html'}   seconds {result.seconds:.0f}")
     rows = [dataclasses.asdict(row) for row in result.rows]
-    write_json(json_, {"rows": rows, "gain": result.gain, "seconds": result.seconds, "out": out})
+    write_json(json_, {"rows": rows, "gain": result.gain, "ahead": result.ahead, "seconds": result.seconds, "out": out})
 
 
 @app.command()
@@ -176,6 +181,7 @@ def train(
     write_json(json_, {"model": directory, "last": last, "kept": kept and dataclasses.asdict(kept)})
 
 
+app.command()(demo)
 app.command()(rank)
 app.command()(rerank)
 app.command()(reproduce)

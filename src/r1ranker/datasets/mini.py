@@ -2,6 +2,7 @@
 
     splits = load(seed=0, limit=100)
     splits["test"][0].candidates        # 20 titles, 10 LLMs, or 5, 7 or 9 passages
+    examples()                          # a test problem of each scenario, at once
 
 The texts are short enough for a model of a million parameters, and the structure is that of real data:
 
@@ -20,7 +21,8 @@ from pathlib import Path
 from r1ranker.datasets import mini_passage, mini_recommendation, mini_routing
 from r1ranker.datasets.common import SPLIT_NAMES, limit_per_task
 from r1ranker.errors import DataError
-from r1ranker.problem import Splits
+from r1ranker.io.problems import read_jsonl
+from r1ranker.problem import Problem, Splits
 
 TASKS = (*mini_recommendation.TASKS, *mini_routing.TASKS, *mini_passage.TASKS)
 SIZES = {"train": 1200, "dev": 40, "test": 120}
@@ -33,6 +35,11 @@ def load(path: Path | None = None, *, seed: int = 0, limit: int | None = None) -
         raise DataError(f"source 'mini' is generated and reads no files; leave out the path {path}")
     splits = {split: [problem for part in _parts(seed, **SIZES) for problem in part[split]] for split in SPLIT_NAMES}
     return limit_per_task(splits, limit, seed)
+
+
+def examples() -> list[Problem]:
+    """A test problem of each scenario, kept in a file: nothing has to be generated first."""
+    return read_jsonl(Path(__file__).with_name("mini_examples.jsonl"))
 
 
 @lru_cache(maxsize=1)  # made whole for any limit, which takes seconds

@@ -160,6 +160,7 @@ def evaluate_systems(
     models: Collection[str] = (),
     runs: Mapping[str, list[Ranking]] | None = None,
     train: Sequence[Problem] = (),
+    notes: Sequence[str] = (),
     workers: int = 1,
 ) -> Evaluation:
     """Rank with every system and write results.json, results.csv, per_query.json, runs/ and report.html to `out`.
@@ -168,12 +169,13 @@ def evaluate_systems(
     `runs` holds those of run files, whose cost nobody knows. `train`: what specialists learn from; each has rows of the
     tasks that it serves and that have training problems. `baseline` names the system that all others are tested
     against. Tasks without a prior have no baseline of that name; where none has one, the next of `STANDING_IN` is
-    tested against. Raises DataError where no candidate is relevant, so that nothing could be measured.
+    tested against. `notes`: what else a reader has to know. Raises DataError where no candidate is relevant, so that
+    nothing could be measured.
     """
     check_systems(systems, [*(runs or ()), *(given or ())], baseline)
     check_names(problems)
     given, runs = dict(given or {}), dict(runs or {})
-    notes = [*_relevance(problems), *_matched(runs, problems)]
+    notes = [*notes, *_relevance(problems), *_matched(runs, problems)]
     wanted, by_prior, about_prior = _with_prior(systems, problems)
     asked, about_asked = _asked(wanted, problems, train)
     asked |= {"prior": by_prior}
