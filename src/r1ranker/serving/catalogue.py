@@ -134,6 +134,9 @@ class Catalogue:
         if not (query or read):
             return Drawn(None, warnings)
         barred = set(chain(*known, *(self._places(name) for name in exclude)))
+        if len(barred) == len(self.ids):
+            nothing = "every item of the catalogue is in the history, or excluded"
+            return Drawn(self._problem(query, read, ()), (*warnings, nothing))
         asked: list[tuple[str, str, Sequence[int], str]] = []
         if query:
             asked.append(("bm25", query, (), "query"))
@@ -149,8 +152,6 @@ class Catalogue:
         in_turn = (place for places in zip_longest(*orders) for place in places if place is not None)
         filled = dict.fromkeys(chain(in_turn, self._best(self.popularity, barred)))
         pool = list(islice(filled, self.settings.pool))
-        if not pool:
-            warnings = (*warnings, "every item of the catalogue is in the history, or excluded")
         return Drawn(self._problem(query, read, pool), warnings)
 
     def _places(self, name: str) -> Sequence[int]:
