@@ -34,7 +34,8 @@ BLOCK = re.compile(r"^```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.MULTILIN
 QUICKER = (
     (r"(?<![\w/.-])(?<!train )(?<!evaluate )smol(?![\w.])", "nano"),
     (r"token_budget=\d+", "token_budget=1500"),
-    (r"data\.0\.limit=\d+", "data.0.limit=2"),
+    (r"data\.0\.limit=\d+", "data.0.limit=1"),
+    (r"train mini", "train mini -s ppo.batch=4 -s ppo.minibatch=4 -s ppo.validate_problems=1"),
     (r"reproduce main", "reproduce main --scale small --limit 1"),
 )
 NETWORK = ("pip ", "r1ranker model get ")
