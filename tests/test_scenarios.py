@@ -76,7 +76,9 @@ def every_prompt(problem: Problem) -> Iterator[Prompt]:
 
 
 def digest(problem: Problem) -> str:
-    told = json.dumps([dataclasses.asdict(prompt) for prompt in every_prompt(problem)])
+    prompts = [dataclasses.asdict(prompt) for prompt in every_prompt(problem)]
+    assert not any(prompt.pop("owner") for prompt in prompts), "whose prompt it is: not part of what is read"
+    told = json.dumps(prompts)
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
