@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -18,28 +19,30 @@ from r1ranker.evaluation.steps import bars, steps_table
 from r1ranker.experiments import quickstart
 from r1ranker.experiments.quickstart import DESIGNS, QuickstartResult, quickstart_config, run_quickstart, tasks_ahead
 from r1ranker.io.config import RunConfig
-from r1ranker.problem import Answer, Problem, Ranking, Step
+from r1ranker.io.problems import write_jsonl
+from r1ranker.problem import Answer, Problem, Ranking, Splits, Step
 from r1ranker.prompts import Design
 from r1ranker.training.logs import read_log
 
 MakeProblem = Callable[..., Problem]
-FEW = {"data": [{"source": "mini", "limit": 1}]}
 
 
 def rendered(table: Table) -> str:
-    console = Console(width=200, record=True, quiet=True)
-    console.print(table)
-    return console.export_text()
+    Console(width=200, file=(text := StringIO())).print(table)
+    return text.getvalue()
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, QuickstartResult, list[str]]:
-    """A quickstart of two updates on a problem of each task: its folder, what came out, what it told meanwhile."""
-    out = tmp_path_factory.mktemp("quickstart") / "out"
+def finished(tmp_path_factory: pytest.TempPathFactory, mini_splits: Splits) -> tuple[Path, QuickstartResult, list[str]]:
+    """A quickstart of two updates on two problems of each task: its folder, what came out, what it told meanwhile."""
+    out, data = tmp_path_factory.mktemp("quickstart") / "out", tmp_path_factory.mktemp("data")
+    for split, problems in mini_splits.items():
+        write_jsonl(problems, data / f"{split}.jsonl")
     real, told = quickstart.quickstart_config, list[str]()
 
     def few(design: Design, out: Path, seed: int, tokens: int | None) -> RunConfig:
-        return RunConfig.model_validate(real(design, out, seed, tokens).model_dump(exclude_unset=True) | FEW)
+        of_files = {"data": [{"source": "jsonl", "path": data}]}
+        return RunConfig.model_validate(real(design, out, seed, tokens).model_dump(exclude_unset=True) | of_files)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quickstart, "quickstart_config", few)
@@ -77,7 +80,7 @@ def test_it_says_what_it_does_and_shows_results_before_training_ends(
 ) -> None:
     *_, told = finished
     assert "2,500 tokens each" in told[0] and "minutes on two idle cores" in told[0]
-    assert told[1].startswith("MRR of what needs no training, 9 test queries: random 0.")
+    assert told[1].startswith("MRR of what needs no training, 18 test queries: random 0.")
     assert "leaves, the worst first" in told[3]
     trained = next(i for i, text in enumerate(told) if text.startswith("Trained"))
     assert trained > 3
