@@ -20,6 +20,7 @@ WRITTEN = [page for page in PAGES if page.parent != DOCS / "results"]
 """By hand, or from short texts in the code."""
 WIDTH = 120
 LINK = re.compile(r"(?:\]\(|src=\")([^)\"\s]+)")
+LOADED = re.compile(r'<(?:script|img|iframe)[^>]*\ssrc="https?:|<link(?![^>]*canonical)[^>]*\shref="https?:')
 FENCED = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(rf"{FENCED.pattern}|`[^`\n]*`", FENCED.flags)
 
@@ -63,11 +64,15 @@ def test_the_reference_has_every_command_and_what_it_takes() -> None:
         assert text in commands_page()
 
 
-def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
-    for library in ("mkdocs", "material", "mkdocstrings"):
+def test_the_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    for library in ("latex2mathml", "mkdocs", "material", "mkdocstrings"):
         pytest.importorskip(library)
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     quiet = os.environ | {"NO_MKDOCS_2_WARNING": "1"}  # what mkdocs-material says of mkdocs' next version
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=quiet)
     assert built.returncode == 0 and "WARNING" not in built.stderr, built.stderr
-    assert (tmp_path / "site" / "guides" / "search" / "index.html").is_file()
+    pages = {str(path.relative_to(tmp_path / "site")): path.read_text() for path in tmp_path.rglob("*.html")}
+    assert "guides/search/index.html" in pages
+    assert not [name for name, page in pages.items() if LOADED.search(page)]
+    method = pages["algorithm/index.html"]
+    assert "<mfrac>" in method and "\\frac" not in method, "formulas that a browser shows without a script"
