@@ -140,7 +140,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with FaultServer(delay=600) as hangs, FaultServer(refuse=401, message="the secret of the endpoint") as refuses:
         settings = {
             "rankers": {
-                "nano": {"model": "nano"},
+                "nano": {"model": "nano", "design": "iranker"},
                 "direct": {"model": "nano", "design": "dranker"},
                 "best": {"model": "nano", "ask": "best"},
                 "slow": {"model": "m", "base_urls": [hangs.base_url], "concurrency": 1},

@@ -191,7 +191,8 @@ def evaluate(
     check_systems(named, runs or (), against)
     check_folder(folder, "out")
     if (folder / "report.html").exists() and not overwrite:
-        raise ConfigError(f"{folder} holds an evaluation; name another out, or give --overwrite (from Python overwrite=True) to replace it")
+        replace = "give --overwrite (in Python overwrite=True) to replace it"
+        raise ConfigError(f"{folder} holds an evaluation; name another out, or {replace}")
     with ExitStack() as stack:
         stack.enter_context(held(folder / "results.json"))
         ranked = {name: read_run(Path(path).expanduser()) for name, path in (runs or {}).items()}

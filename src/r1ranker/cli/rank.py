@@ -171,7 +171,7 @@ def rank_job(
         soft_wrap=True,
     )
     write_json(json_, {"spec": dataclasses.asdict(spec)} | dataclasses.asdict(result) | more)
-    warn_of_answers(spec.design, result.broken, usage.calls)
+    warn_of_answers(str(spec.design), result.broken, usage.calls)
     if usage.cut:
         fits = "the model's context" if spec.truncate == "context" else f"{spec.truncate} tokens"
         complain("note", f"texts were cut in {usage.cut} lists to fit {fits}")

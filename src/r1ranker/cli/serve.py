@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import logging
 import signal
+import threading
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from r1ranker.cli.common import errors
+from r1ranker.errors import ConfigError
 from r1ranker.io.extras import library
+
+if TYPE_CHECKING:
+    from r1ranker.serving.settings import ServeSettings
 
 
 def serve(
@@ -20,6 +25,11 @@ def serve(
         None
     ),
     port: Annotated[int | None, typer.Option(help="Port to listen on; default 8100.")] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Serve on a Ray cluster: the head's address, auto, or local for one that ends with this."),
+    ] = None,
+    replicas: Annotated[int, typer.Option(min=1, help="With --ray: servers that share the load.")] = 1,
     quiet: Annotated[bool, typer.Option("--quiet", help="No line in the log for each request.")] = False,
 ) -> None:
     """Serve rankers over HTTP, in the shapes of Cohere, Jina, vLLM, TEI and Voyage.
@@ -27,6 +37,8 @@ def serve(
     Example: `r1ranker serve --model smol`
 
     Several rankers, keys, limits: `r1ranker serve --config serve.yaml`
+
+    Several servers at one address: `r1ranker serve --model smol --ray local --replicas 2`
     """
     with errors():
         uvicorn = library("uvicorn", "serve")
@@ -41,9 +53,15 @@ def serve(
             spec.check()
         for upstream in settings.upstreams.values():
             upstream.check()
+        level = logging.WARNING if quiet else logging.INFO
+        if ray:
+            _on_ray(settings, ray, replicas, level)
+            return
+        if replicas > 1:
+            raise ConfigError("replicas are of Ray Serve: give --ray local too, or start as many servers yourself")
         # uvicorn finishes what runs, and then raises the signal again: told to stop, it has done as it was told.
         signal.signal(signal.SIGTERM, lambda *_: None)
-        log_to_stderr(logging.WARNING if quiet else logging.INFO)
+        log_to_stderr(level)
         uvicorn.run(
             create_app(settings),
             host=settings.host,
@@ -56,3 +74,15 @@ def serve(
             log_config=None,
             access_log=False,
         )
+
+
+def _on_ray(settings: ServeSettings, address: str, replicas: int, level: int) -> None:
+    """Until a signal says that it is enough."""
+    from r1ranker.serving.ray_serve import serving
+
+    enough = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: enough.set())
+    with serving(settings, address, replicas=replicas, level=level):
+        while not enough.wait(1.0):  # in turns, so that signals are seen
+            pass

@@ -186,7 +186,7 @@ def _rank_file(
         else:
             _begin(files, header)
         traced = files.trace is not None
-        done = ((i, _done(ranking, spec.design, traced)) for i, ranking in itertools.chain(first, finished))
+        done = ((i, _done(ranking, str(spec.design), traced)) for i, ranking in itertools.chain(first, finished))
         _write(files, tally, zip(places, _in_order(done), strict=True), advance)
     seconds = time.perf_counter() - began
     tokens = _tokens(tally.usage) - _tokens(before)

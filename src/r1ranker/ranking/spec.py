@@ -44,6 +44,7 @@ DESIGNS: tuple[Design, ...] = get_args(Design)
 class RankerSpec:
     """All that makes a ranker. Zero or None turns a setting off.
 
+    design: None is the cheap one: one list (DRanker), unless the model says how it was trained.
     model: hub name, directory or `nano`; with `base_urls` the name the endpoint knows it by.
     layout, readout, ask: see `IRanker`; None is what the model was trained in, else relist, judge and worst.
     top_k, drop, max_calls, max_tokens, max_seconds: see `IRanker`; the last three are its budget per query.
@@ -62,7 +63,7 @@ class RankerSpec:
     prices: YAML or JSON file of prices by model, for `cost`. cache: folder that keeps every reply.
     """
 
-    design: Design = "iranker"
+    design: Design | None = "iranker"
     model: str = "nano"
     think: bool = False
     layout: Layout | None = None
@@ -146,6 +147,9 @@ class RankerSpec:
 
     def around(self, backend: Backend | AsyncBackend) -> Ranker:
         """The ranker around a backend that exists."""
+        if self.design is None:
+            design: Design = "iranker" if getattr(backend, "trained_in", {}) else "dranker"
+            return dataclasses.replace(self, design=design).around(backend)
         self._check_together()
         ranker = self._fitted(self._direct(backend) if self.design == "dranker" else self._iterative(backend))
         if self.head:

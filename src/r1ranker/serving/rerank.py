@@ -21,7 +21,7 @@ from r1ranker.ranking.drive import RANKING
 from r1ranker.ranking.rankers import Ranker
 from r1ranker.serving.bodies import RerankBody, ScoreBody, VoyageBody, check, read, texts_of
 from r1ranker.serving.errors import HttpError, json_response
-from r1ranker.serving.service import Served, Service
+from r1ranker.serving.service import Served, Service, while_there
 
 router = APIRouter(tags=["rerank"])
 DECIMALS = 9
@@ -45,7 +45,7 @@ async def rerank(request: Request) -> Response:
     query = _checked(request, body, texts, "texts" if tei else "documents")
     problem = _problem(query, texts, body)
     wants_all = bool(body.explain)
-    served = await service.rank(
+    work = service.rank(
         problem,
         ranker=body.model,
         top_n=None if tei else body.top_n,
@@ -53,6 +53,7 @@ async def rerank(request: Request) -> Response:
         key=request.state.key,
         explain=wants_all,
     )
+    served = await while_there(request, work)
     tell(request, served, len(texts))
     if tei:
         return json_response([_tei_result(i, score, texts, body) for i, score in _places(served)])
@@ -88,7 +89,8 @@ async def voyage(request: Request) -> Response:
     texts = body.documents or []
     query = check(body.query, texts, service.settings.limits)
     problem = _problem(query, texts)
-    served = await service.rank(problem, ranker=body.model, top_n=body.top_k, key=request.state.key)
+    work = service.rank(problem, ranker=body.model, top_n=body.top_k, key=request.state.key)
+    served = await while_there(request, work)
     tell(request, served, len(texts))
     data = [
         {"index": i, "relevance_score": score} | ({"document": texts[i]} if body.return_documents else {})
@@ -115,12 +117,8 @@ async def score(request: Request) -> Response:
         of_query.setdefault(query, []).append(place)
     if len(of_query) > limits.queue:
         raise HttpError(413, f"queries: {len(of_query)} different ones; at most {limits.queue}", "queries", "too_large")
-    served = await asyncio.gather(
-        *(
-            service.rank(_problem(q, [pairs[i][1] for i in places]), ranker=body.model, key=request.state.key)
-            for q, places in of_query.items()
-        )
-    )
+    problems = [_problem(q, [pairs[i][1] for i in places]) for q, places in of_query.items()]
+    served = await while_there(request, _all_ranked(service, problems, body.model, request.state.key))
     scores = {
         places[i]: value for one, places in zip(served, of_query.values(), strict=True) for i, value in _places(one)
     }
@@ -135,6 +133,10 @@ async def score(request: Request) -> Response:
             "usage": usage_of([one.ranking.usage for one in served]),
         }
     )
+
+
+async def _all_ranked(service: Service, problems: Sequence[Problem], ranker: str | None, key: str) -> list[Served]:
+    return await asyncio.gather(*(service.rank(problem, ranker=ranker, key=key) for problem in problems))
 
 
 def _pairs(queries: Sequence[str], texts: Sequence[str]) -> list[tuple[str, str]]:

@@ -7,8 +7,12 @@ import dataclasses
 import logging
 import math
 import time
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
 
 from r1ranker.backends.base import PromptError
 from r1ranker.errors import ConfigError
@@ -23,6 +27,7 @@ from r1ranker.serving.settings import ServeSettings
 
 log = logging.getLogger(__name__)
 RETRY_SECONDS = "1"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +121,11 @@ class Service:
         except Closed as error:
             self.metrics.failure.labels(name, "stopping").inc()
             raise HttpError(503, str(error), code="stopping", headers={"Retry-After": RETRY_SECONDS}) from error
-        ranking = await asyncio.wrap_future(pending)
+        try:
+            ranking = await asyncio.wrap_future(pending)
+        except asyncio.CancelledError:  # whoever asked has gone; the query leaves the batch at its next step
+            self.metrics.failure.labels(name, "gone").inc()
+            raise
         seconds = time.monotonic() - began
         self.metrics.spent(name, ranking.usage)
         if ranking.error:
@@ -138,6 +147,24 @@ class Service:
         log.debug("because of", exc_info=cause)
         who = "the endpoint behind" if live.remote else "the model of"
         return HttpError(502 if live.remote else 500, f"{who} {name!r} could not answer", code="model_failed")
+
+
+async def while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What the work gives; it is cancelled when the client of a request whose body was read goes: ClientDisconnect."""
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def first(ranker: Ranker, top_n: int | None, n: int) -> Planner | None:

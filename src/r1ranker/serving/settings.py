@@ -23,6 +23,8 @@ from r1ranker.serving.catalogue import CatalogueSettings
 from r1ranker.serving.route_settings import RouteSettings, need
 
 SETTINGS_OF_RANKERS = [field.name for field in dataclasses.fields(RankerSpec)]
+WAYS = frozenset(("design", "think", "layout", "readout", "ask", "top_k", "drop", "head", "tournament", "max_calls"))
+"""Settings that say how to rank; without any of them it is done in the cheap way: see `RankerSpec.design`."""
 
 
 class Key(Strict):
@@ -72,7 +74,7 @@ class ServeSettings(RouteSettings):
     host: str = "127.0.0.1"
     port: int = Field(8100, ge=0, le=65535)
     default: str = ""
-    rankers: dict[str, RankerSpec] = Field(default_factory=lambda: {"nano": RankerSpec()}, min_length=1)
+    rankers: dict[str, RankerSpec] = Field(default_factory=lambda: {"nano": RankerSpec(design=None)}, min_length=1)
     keys: tuple[Key, ...] = ()
     limits: Limits = Limits()
     allowed_hosts: tuple[str, ...] = ()
@@ -87,7 +89,13 @@ class ServeSettings(RouteSettings):
                     near = difflib.get_close_matches(str(key), SETTINGS_OF_RANKERS, n=1)
                     hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(SETTINGS_OF_RANKERS)}"
                     raise ValueError(f"{name}: a ranker has no setting {key!r}; {hint}")
-        return rankers
+        if not isinstance(rankers, dict):
+            return rankers
+        cheap = {"design": None}
+        return {
+            name: cheap | settings if isinstance(settings, dict) and not WAYS & settings.keys() else settings
+            for name, settings in rankers.items()
+        }
 
     @model_validator(mode="after")
     def _is_sound(self) -> ServeSettings:
