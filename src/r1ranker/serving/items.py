@@ -17,7 +17,7 @@ from r1ranker.serving.bodies import RecommendBody, read
 from r1ranker.serving.catalogue import Catalogue
 from r1ranker.serving.errors import HttpError, json_response
 from r1ranker.serving.rerank import DECIMALS, explained, takes, tell, usage_of
-from r1ranker.serving.service import Served, Service
+from r1ranker.serving.service import Served, Service, while_there
 from r1ranker.serving.settings import Limits
 
 router = APIRouter(tags=["recommend"])
@@ -37,7 +37,7 @@ async def recommend(request: Request) -> Response:
     if problem is None:
         message = "history: none of it is in the catalogue; give a query, or other items"
         raise HttpError(400, message, "history", "unknown_items")
-    served = await service.rank(
+    work = service.rank(
         problem,
         ranker=body.model,
         top_n=body.top_n,
@@ -46,6 +46,7 @@ async def recommend(request: Request) -> Response:
         explain=bool(body.explain),
         reach=True,
     )
+    served = await while_there(request, work)
     tell(request, served, len(problem.candidates))
     answer = _answer(name, catalogue, problem, served, body.top_n)
     if warnings := (*drawn.warnings, *_unread(problem, served), *served.warnings):

@@ -76,7 +76,7 @@ def _application(ray: Any, serve: Any, settings: ServeSettings, replicas: int, l
         log_to_stderr(level)
         return create_app(settings)
 
-    @serve.deployment(  # type: ignore[untyped-decorator]
+    @serve.deployment(
         name=NAME,
         num_replicas=replicas,
         max_ongoing_requests=max(1, settings.limits.connections // replicas),
@@ -84,7 +84,7 @@ def _application(ray: Any, serve: Any, settings: ServeSettings, replicas: int, l
         health_check_period_s=HEALTH_SECONDS,
         graceful_shutdown_timeout_s=GRACE_SECONDS,
     )
-    @serve.ingress(app)  # type: ignore[untyped-decorator]
+    @serve.ingress(app)
     class Replica:
         """One server. A replica whose ranker no longer answers is replaced."""
 
@@ -95,7 +95,8 @@ def _application(ray: Any, serve: Any, settings: ServeSettings, replicas: int, l
             if not all(live.healthy for live in lives):
                 raise RuntimeError("a ranker does not answer")
 
-    return Replica.bind()
+    deployed: Any = Replica
+    return deployed.bind()
 
 
 def elsewhere(settings: ServeSettings) -> ServeSettings:
