@@ -13,11 +13,11 @@ from typing import Any
 
 import aiohttp
 import pytest
-from serving_server import free_port
 
 from r1ranker.errors import BackendError
 from r1ranker.serving import ray_serve
 from r1ranker.serving.settings import ServeSettings
+from serving_server import free_port
 
 CLIENTS, REQUESTS = 8, 160
 
