@@ -363,6 +363,20 @@ def test_an_endpoint_that_cannot_be_opened_is_not_started_over_and_over(make_pro
         assert endpoint.sessions < 4
 
 
+def test_a_query_whom_nobody_waits_for_leaves_the_batch_at_the_next_step(make_problem: MakeProblem) -> None:
+    backend = Gated()
+    with running(IRanker(backend)) as live:
+        backend.gate.clear()
+        gone = live.submit(make_problem(5, query="gone"))
+        assert backend.entered.wait(WAIT)
+        stays = live.submit(make_problem(5, query="stays"))
+        assert gone.cancel()
+        backend.gate.set()
+        results([stays])
+    assert [len(call) for call in backend.calls] == [1, 1, 1, 1, 1]
+    assert sum("gone" in call[0].text for call in backend.calls) == 1, "the step that was under way"
+
+
 def test_what_nobody_waits_for_is_not_asked(make_problem: MakeProblem) -> None:
     backend = Gated()
     with running(IRanker(backend), batch=1) as live:

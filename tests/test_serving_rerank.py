@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
+import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
 import pytest
 
+from r1ranker.backends.scripted import ScriptedBackend
+from r1ranker.ranking.rankers import DRanker, IRanker, Ranker
+from r1ranker.serving.settings import ServeSettings
 from serving_server import Server, malformed
 
 DOCUMENTS = ["a barn owl hunts at night", "tractors need oil", "owls eat mice", "the sea is salt", "a barn is a house"]
@@ -156,6 +162,40 @@ def test_what_is_late_is_ordered_by_what_is_known_and_says_so(served: Server) ->
     assert places(answer) == [0, 1, 2, 3, 4]
     assert "deadline" in answer["meta"]["warnings"][0]
     assert "warnings" not in rerank(served)["meta"]
+
+
+def test_a_query_whose_client_has_gone_is_dropped(served: Server) -> None:
+    def dropped() -> float:
+        found = re.search(r'te_request_failure_total{err="gone",model="slow"} (\S+)', served.get("/metrics")[2])
+        return float(found[1]) if found else 0.0
+
+    before, body = dropped(), json.dumps(ASKED | {"model": "slow", "deadline_s": 60}).encode()
+    head = f"POST /rerank HTTP/1.1\r\nHost: localhost\r\nX-Api-Key: key-a\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", served.port), timeout=60) as sock:
+        sock.sendall(head.encode() + body)
+        time.sleep(0.2)
+    until = time.monotonic() + 30
+    while dropped() == before:
+        assert time.monotonic() < until, "it is still waited for, though nobody does"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("trained_in", "given", "design"),
+    [
+        ({}, {}, DRanker),
+        ({"layout": "relist"}, {}, IRanker),
+        ({}, {"ask": "worst"}, IRanker),
+        ({}, {"design": "iranker"}, IRanker),
+    ],
+)
+def test_a_model_that_does_not_say_how_it_was_trained_makes_one_list(
+    trained_in: dict[str, str], given: dict[str, str], design: type[Ranker]
+) -> None:
+    backend = ScriptedBackend(weigh=lambda prompt, identifier: 1.0)
+    backend.trained_in = trained_in  # type: ignore[attr-defined]
+    spec = ServeSettings.model_validate({"rankers": {"a": {"model": "m", **given}}}).rankers["a"]
+    assert isinstance(spec.around(backend), design)
 
 
 def test_a_model_that_fails_is_an_error_and_never_the_order_given(served: Server) -> None:

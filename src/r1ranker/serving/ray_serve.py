@@ -41,10 +41,10 @@ def serving(settings: ServeSettings, address: str, *, replicas: int = 1, level: 
         _connect(ray, address, replicas)
     try:
         http = {"host": settings.host, "port": settings.port}
-        serve.start(http_options=http, logging_config={"log_level": "ERROR", "enable_access_log": False})
         try:
+            serve.start(http_options=http, logging_config={"log_level": "ERROR", "enable_access_log": False})
             serve.run(_application(ray, serve, elsewhere(settings), replicas, level), name=NAME)
-        except RuntimeError as error:
+        except (RuntimeError, ray.exceptions.RayError) as error:
             raise BackendError(f"the replicas did not start: {str(error).strip().splitlines()[-1]}") from error
         try:
             yield
@@ -59,6 +59,7 @@ def serving(settings: ServeSettings, address: str, *, replicas: int = 1, level: 
 
 def _connect(ray: Any, address: str, replicas: int) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster started here reports to nobody
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # its 5 s are too few for a busy machine
     # No dashboard: it runs what anyone sends it. A place for each replica, however few processors there are.
     here = {"include_dashboard": False, "num_cpus": max(replicas, os.cpu_count() or 1)} if address == "local" else {}
     try:
