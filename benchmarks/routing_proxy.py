@@ -218,7 +218,11 @@ def told(
     print(f"{questions} questions; the router's own time: median {statistics.median(spent):.0f} ms, p95 {p95:.0f} ms")
     if given.json:
         result = {"questions": questions, "model": given.model, "set": given.set, "router_ms": spent} | provenance()
-        points = {name: {router: one._asdict() for router, one in of.items()} for name, of in rows.items()}
+        points = [
+            {"objective": name, "router": router, **one._asdict()}
+            for name, of in rows.items()
+            for router, one in of.items()
+        ]
         write_whole(given.json, json.dumps(result | {"points": points}, indent=1) + "\n")
 
 
