@@ -8,14 +8,13 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, RenderableType
 from typer.testing import CliRunner
 
 from r1ranker.cli import app
 from r1ranker.datasets import mini
 from r1ranker.evaluation.results import Row
-from r1ranker.evaluation.steps import bars, steps_table
+from r1ranker.evaluation.steps import bars, steps_shown
 from r1ranker.experiments import quickstart
 from r1ranker.experiments.quickstart import DESIGNS, QuickstartResult, quickstart_config, run_quickstart, tasks_ahead
 from r1ranker.io.config import RunConfig
@@ -27,8 +26,8 @@ from r1ranker.training.logs import read_log
 MakeProblem = Callable[..., Problem]
 
 
-def rendered(table: Table) -> str:
-    Console(width=200, file=(text := StringIO())).print(table)
+def rendered(shown: RenderableType) -> str:
+    Console(width=200, file=(text := StringIO())).print(shown)
     return text.getvalue()
 
 
@@ -141,7 +140,7 @@ def test_steps_say_who_left_and_whether_as_the_worst_or_the_best(
         Step(left, Answer("valid", removed[1:]), removed[1:], probabilities={left[0]: 0.5, left[1]: 0.5}),
     )
     order = tuple(problem.candidate(k).docid for k in (3, 1, 2))
-    text = rendered(steps_table(problem, Ranking(problem.qid, order, (3.0, 2.0, 1.0), steps)))
+    text = rendered(steps_shown(problem, Ranking(problem.qid, order, (3.0, 2.0, 1.0), steps)))
     assert heading in text
     assert f"[{removed[0]}] {problem.candidate(removed[0]).text}" in text
     assert "order: [3] [1] [2]; the first relevant one at place 1" in text

@@ -19,7 +19,7 @@ def demo(
     Example: `r1ranker demo`
     """
     from r1ranker.datasets.mini import examples
-    from r1ranker.evaluation.steps import steps_table
+    from r1ranker.evaluation.steps import steps_shown
     from r1ranker.io.locks import check_outputs
     from r1ranker.ranking.spec import RankerSpec
 
@@ -32,6 +32,6 @@ def demo(
         )
         rankings = RankerSpec(model=model).build().rank_many(problems)
     for problem, ranking in zip(problems, rankings, strict=True):
-        console.print(steps_table(problem, ranking))
+        console.print(steps_shown(problem, ranking))
         console.print()
     write_json(json_, [dataclasses.asdict(ranking) for ranking in rankings])

@@ -1,6 +1,6 @@
 """A ranking step by step, for a terminal. In: a problem and its ranking. Out: what rich prints.
 
-    Console().print(steps_table(problem, ranking))
+    Console().print(steps_shown(problem, ranking))
 
 The page shows the same at more length (`report_traces`).
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -18,14 +19,13 @@ BARS = "▁▂▃▄▅▆▇█"
 GONE = "·"
 
 
-def steps_table(problem: Problem, ranking: Ranking) -> Table:
+def steps_shown(problem: Problem, ranking: Ranking) -> Group:
     """A line for each step: how many are left, a bar for each candidate by identifier, and who leaves.
 
     A bar is the probability of leaving, against the largest of its step; who has left is a dot. Below stands the
     order, best first. A direct ranking has one step in which nobody leaves.
     """
-    table = Table(title=Text(asked(problem)), caption=Text(_order(problem, ranking)), box=None, padding=(0, 2, 0, 0))
-    table.title_justify = table.caption_justify = "left"
+    table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("left", justify="right")
     table.add_column("bars", no_wrap=True)
     table.add_column(_heading(problem, ranking), no_wrap=True, overflow="ellipsis")
@@ -34,7 +34,7 @@ def steps_table(problem: Problem, ranking: Ranking) -> Table:
         who = ", ".join(shown(problem, k) for k in step.removed)
         known = f"{chance:.2f} " if step.probabilities and step.removed else ""
         table.add_row(str(len(step.pool)), bars(problem.identifiers, step), Text(known + who))
-    return table
+    return Group(Text(asked(problem), style="bold"), table, Text(_order(problem, ranking)))
 
 
 def asked(problem: Problem) -> str:

@@ -17,14 +17,14 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from statistics import fmean
 
-from rich.table import Table
+from rich.console import RenderableType
 
 from r1ranker.baselines.notes import load_splits
 from r1ranker.datasets.mini import examples
 from r1ranker.errors import ConfigError
 from r1ranker.evaluation.measures import evaluate
 from r1ranker.evaluation.results import AVERAGE, Comparison, Row, relative_gain
-from r1ranker.evaluation.steps import steps_table
+from r1ranker.evaluation.steps import steps_shown
 from r1ranker.evaluation.systems import evaluate_systems, model_system, rank_with
 from r1ranker.io.config import RunConfig, load_config
 from r1ranker.io.locks import check_folder, held
@@ -44,7 +44,7 @@ ABOUT_BASE = (
 TOKENS_PER_SECOND, BESIDE_TRAINING = 4500, 70
 """On two idle cores: of training, both designs side by side; seconds for all that is not training."""
 
-Tell = Callable[[str | Table], object]
+Tell = Callable[[RenderableType], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ def _train_and_rank(runs: Mapping[str, RunConfig], tell: Tell) -> tuple[list[Pro
         ranked = {system.name: pool.submit(rank_with, system, problems) for system in untrained}
         tell(_first_results(problems))
         tell(f"One elimination by {base.model} before RL; a bar is the probability of leaving:")
-        tell(steps_table(example, shown.result()[0]))
+        tell(steps_shown(example, shown.result()[0]))
         _finish(training, runs, tell)
         tell(f"Trained. Now they rank {len(problems)} test queries.")
         ranked |= {system.name: pool.submit(rank_with, system, problems) for system in trained}
