@@ -27,21 +27,10 @@ from r1ranker.problem import Problem
 
 MakeProblem = Callable[..., Problem]
 MINI = ["-s", "data.0.source=mini", "-s", "data.0.limit=1"]
-COMMANDS = [
-    "quickstart",
-    "demo",
-    "warmstart",
-    "train",
-    "rank",
-    "rerank",
-    "evaluate",
-    "compare",
-    "reproduce",
-    "push",
-    "view",
-]
-COMMANDS += ["config init", "config reference", "data list", "data validate", "data convert", "data stats", "serve"]
-UNTIL_STOPPED = {"serve"}
+COMMANDS = ["quickstart", "demo", "warmstart", "train", "rank", "rerank", "evaluate", "compare", "reproduce", "push"]
+COMMANDS += ["data list", "data validate", "data convert", "data stats", "config init", "config reference"]
+COMMANDS += ["serve", "route", "view", "mcp"]
+UNTIL_STOPPED = {"serve", "mcp"}
 """Commands without a result to write."""
 PPO = {"steps": 2, "batch": 6, "minibatch": 6, "validate_every": 1, "validate_problems": 1, "largest_pool": 4}
 

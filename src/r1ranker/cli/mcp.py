@@ -17,7 +17,7 @@ def mcp(
 ) -> None:
     """Give agents two tools over MCP: `rank` documents for a query, `route` a prompt to a language model.
 
-    Example, as an agent's configuration starts it: `r1ranker mcp --model smol`
+    Example: `r1ranker mcp --model smol`, as an agent starts it
 
     Over HTTP: `r1ranker mcp --model smol --http --port 8101`
     """

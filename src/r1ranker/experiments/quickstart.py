@@ -41,7 +41,10 @@ ABOUT_BASE = (
     "base-direct and base-iterative are the model before RL in its own best way of being asked, re-listed pools of "
     "which the worst is removed; RL is in blocks and selects the best"
 )
-TOKENS_PER_SECOND, BESIDE_TRAINING = 4500, 70
+OBJECTIVES: dict[Design, str] = {"iranker": "log", "dranker": "surrogate"}
+"""A step earns 1 or near 0, so it learns by the logarithm; what moves in a list changes its nDCG by little, and the
+surrogate brings such differences to one scale."""
+TOKENS_PER_SECOND, BESIDE_TRAINING = 3600, 70
 """On two idle cores: of training, both designs side by side; seconds for all that is not training."""
 
 Tell = Callable[[RenderableType], object]
@@ -158,7 +161,7 @@ def tasks_ahead(rows: Sequence[Row], system: str, others: Sequence[str] = ("rand
 
 def quickstart_config(design: Design, out: Path, seed: int, tokens: int | None) -> RunConfig:
     """The packaged run of one design."""
-    overrides = [f"design={design}", f"out={out / design}", f"seed={seed}"]
+    overrides = [f"design={design}", f"out={out / design}", f"seed={seed}", f"ppo.objective={OBJECTIVES[design]}"]
     if tokens is not None:
         overrides.append(f"ppo.token_budget={tokens}")
     return load_config(Path(str(files("r1ranker") / "configs" / "quickstart.yaml")), overrides)
