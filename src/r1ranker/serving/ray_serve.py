@@ -34,6 +34,7 @@ def serving(settings: ServeSettings, address: str, *, replicas: int = 1, level: 
     Raises BackendError where Ray Serve is not installed or the replicas do not start.
     """
     ray, serve = _libraries()
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # it tells of each step
     if address == "local" and settings.port == 0:
         raise ConfigError("port: 0 picks any free port, which Ray Serve does not do; name one")
     mine = not ray.is_initialized()
