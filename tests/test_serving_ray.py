@@ -8,10 +8,12 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import psutil
 import pytest
 
 from r1ranker.errors import BackendError
@@ -51,11 +53,13 @@ def url() -> Iterator[str]:
 
 
 def replicas() -> list[int]:
-    """Process ids of those that are alive."""
-    from ray.util.state import list_actors
-
-    alive = list_actors(filters=[("state", "=", "ALIVE")], detail=True)
-    return [actor.pid for actor in alive if "ServeReplica" in actor.class_name]
+    """Process ids of those that are alive and of the cluster that this process started."""
+    found = []
+    for one in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it has just ended
+            if "ServeReplica:r1ranker" in " ".join(one.cmdline()):
+                found.append(one.pid)
+    return found
 
 
 @pytest.mark.filterwarnings("default")  # Ray's own

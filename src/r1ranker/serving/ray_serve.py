@@ -34,6 +34,7 @@ def serving(settings: ServeSettings, address: str, *, replicas: int = 1, level: 
     Raises BackendError where Ray Serve is not installed or the replicas do not start.
     """
     ray, serve = _libraries()
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # it tells of each step
     if address == "local" and settings.port == 0:
         raise ConfigError("port: 0 picks any free port, which Ray Serve does not do; name one")
     mine = not ray.is_initialized()
@@ -77,7 +78,17 @@ def _application(ray: Any, serve: Any, settings: ServeSettings, replicas: int, l
         log_to_stderr(level)
         return create_app(settings)
 
-    @serve.deployment(
+    class Replica:
+        """One server. A replica whose ranker no longer answers is replaced."""
+
+        app: Any  # set by Ray Serve
+
+        async def check_health(self) -> None:
+            """See Ray Serve."""
+            if not all(live.healthy for live in self.app.state.service.rankers.values()):
+                raise RuntimeError("a ranker does not answer")
+
+    deployment = serve.deployment(
         name=NAME,
         num_replicas=replicas,
         max_ongoing_requests=max(1, settings.limits.connections // replicas),
@@ -85,19 +96,7 @@ def _application(ray: Any, serve: Any, settings: ServeSettings, replicas: int, l
         health_check_period_s=HEALTH_SECONDS,
         graceful_shutdown_timeout_s=GRACE_SECONDS,
     )
-    @serve.ingress(app)
-    class Replica:
-        """One server. A replica whose ranker no longer answers is replaced."""
-
-        async def check_health(self) -> None:
-            """See Ray Serve."""
-            service = getattr(getattr(self, "app", None), "state", None)
-            lives = service.service.rankers.values() if service else ()
-            if not all(live.healthy for live in lives):
-                raise RuntimeError("a ranker does not answer")
-
-    deployed: Any = Replica
-    return deployed.bind()
+    return deployment(serve.ingress(app)(Replica)).bind()
 
 
 def elsewhere(settings: ServeSettings) -> ServeSettings:
