@@ -3,7 +3,7 @@
     with serving(settings, "local", replicas=2): ...
 
 In: settings. Out: an address that answers as `r1ranker serve` does. Each replica holds the rankers of the settings. A
-replica that dies is replaced, and meanwhile the others answer; what it was answering ends in a 500, which clients try
+replica that dies is replaced, and meanwhile the others answer; what it was answering is lost, and clients try
 again. Replicas share what is on disk alone: `store`, which has to be on a file system that all of them see.
 """
 
