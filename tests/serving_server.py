@@ -80,8 +80,9 @@ class Server:
         return self.request("GET", path, **headers)
 
     def lines(self) -> list[dict[str, Any]]:
-        """Its log so far."""
-        return [json.loads(line) for line in self.log.read_text().splitlines()]
+        """Its log so far, but for a line that is being written."""
+        whole, _, _ = self.log.read_text().rpartition("\n")
+        return [json.loads(line) for line in whole.splitlines()]
 
     def stop(self, how: int = signal.SIGTERM) -> int:
         """Its exit code."""

@@ -258,7 +258,10 @@ def test_the_log_has_lines_of_json_with_request_ids_and_no_text(served: Server) 
         served.post("/rerank", {"query": SECRET, "documents": [SECRET] * 2, "model": "refused"})[1]["x-request-id"]
     )
     ids.append(served.post("/rerank", {"query": SECRET + "\ud83d", "documents": [SECRET]})[1]["x-request-id"])
-    lines = {line["request_id"]: line for line in served.lines() if "request_id" in line}
+    until = time.monotonic() + 20  # a line is written after its answer
+    lines: dict[str, Any] = {}
+    while not set(ids) <= set(lines) and time.monotonic() < until:
+        lines = {line["request_id"]: line for line in served.lines() if "request_id" in line}
     assert [lines[one]["status"] for one in ids] == [200, 422, 502, 400]
     assert (lines[ids[0]]["key"], lines[ids[0]]["model"], lines[ids[0]]["documents"]) == ("team-a", "nano", 2)
     log = served.log.read_text()
