@@ -141,7 +141,7 @@ def test_commands_that_need_a_run_ask_for_one(tmp_path: Path) -> None:
     for command in (["train"], ["warmstart"], ["evaluate"], ["data", "stats"], ["data", "convert", tmp_path / "x"]):
         asked = run(*command)
         assert asked.exit_code == 2
-        assert "which run?: give its YAML, or the name of one here: r1ranker config init" in asked.output
+        assert "error: which run? Give its YAML, or the name of one here: r1ranker config init" in asked.output
 
 
 def test_an_unknown_measure_and_an_unknown_device_list_those_there_are(
