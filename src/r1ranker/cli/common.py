@@ -130,8 +130,8 @@ def run_config(
     if config is None and not settings:
         complain(
             "error",
-            "which run? Give its YAML, or the name of one here: r1ranker config init lists them and writes one to begin "
-            "with; or set keys: -s data.0.source=mini",
+            "which run? Give its YAML, or the name of one here: r1ranker config init lists them and writes one to "
+            "begin with; or set keys: -s data.0.source=mini",
         )
         raise typer.Exit(2)
     loaded = load_config(config, settings or [], scenarios)
