@@ -22,7 +22,7 @@ from r1ranker.errors import ConfigError
 from r1ranker.io.progress import track
 from r1ranker.problem import Problem, Ranking
 from r1ranker.prompts import Layout, Prompt, Readout, Wanted
-from r1ranker.ranking import plans
+from r1ranker.ranking import fitting, plans
 from r1ranker.ranking.drive import Finished, drive
 from r1ranker.ranking.fusing import Fusion
 from r1ranker.ranking.fusing import check as check_fusion
@@ -233,10 +233,10 @@ class Fitted(_Composed):
             raise ConfigError(f"truncate must be at least 1 token, not {self.tokens}")
 
     def plan(self, problem: Problem) -> Plan:
-        """See `plans.fitted`."""
+        """See `fitting.fitted`."""
         most = self.tokens or self._room(len(problem.candidates))
         length = partial(length_of, self.backend)
-        return plans.fitted(problem, self.inner.plan, length, most) if most else self.inner.plan(problem)
+        return fitting.fitted(problem, self.inner.plan, length, most) if most else self.inner.plan(problem)
 
     def _room(self, candidates: int) -> int | None:
         context: int | None = getattr(self.backend, "context", None)

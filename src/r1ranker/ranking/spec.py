@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -253,14 +253,20 @@ def parse_spec(base: RankerSpec, pairs: Sequence[str]) -> RankerSpec:
     return changed(base, changes)
 
 
+def unknown_setting(names: Iterable[Any]) -> str:
+    """What to say of the first that is no setting of a ranker, with the nearest one; empty where all are."""
+    known = [field.name for field in dataclasses.fields(RankerSpec)]
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            return f"a ranker has no setting {name!r}; " + (f"did you mean {near[0]!r}?" if near else str(known))
+    return ""
+
+
 def changed(base: RankerSpec, changes: Mapping[str, Any]) -> RankerSpec:
     """`base` with settings by name, their types checked. Raises ConfigError with the nearest name."""
-    names = [field.name for field in dataclasses.fields(RankerSpec)]
-    if unknown := next((key for key in changes if key not in names), None):
-        near = difflib.get_close_matches(unknown, names, n=1)
-        raise ConfigError(
-            f"a ranker has no setting {unknown!r}; " + (f"did you mean {near[0]!r}?" if near else str(names))
-        )
+    if wrong := unknown_setting(changes):
+        raise ConfigError(wrong)
     try:
         return TypeAdapter(RankerSpec).validate_python(dataclasses.asdict(base) | dict(changes))
     except ValidationError as error:

@@ -17,8 +17,9 @@ from starlette.requests import ClientDisconnect, Request
 from r1ranker.backends.base import PromptError
 from r1ranker.errors import ConfigError
 from r1ranker.problem import Problem, Ranking
+from r1ranker.ranking.fitting import reached
 from r1ranker.ranking.live import Closed, Full, Live, Pending
-from r1ranker.ranking.plans import Budget, Planner, reached
+from r1ranker.ranking.plans import Budget, Planner
 from r1ranker.ranking.rankers import IRanker, Ranker, reads
 from r1ranker.ranking.scores import scores
 from r1ranker.serving.errors import HttpError

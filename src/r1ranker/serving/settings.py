@@ -8,8 +8,6 @@ In: the file, or a model's name. Out: `ServeSettings`. Unknown keys are refused 
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import ipaddress
 import re
 from pathlib import Path
@@ -18,11 +16,10 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from r1ranker.io.config import Strict, read_keys, valid_as
-from r1ranker.ranking.spec import RankerSpec
+from r1ranker.ranking.spec import RankerSpec, unknown_setting
 from r1ranker.serving.catalogue import CatalogueSettings
 from r1ranker.serving.route_settings import RouteSettings, need
 
-SETTINGS_OF_RANKERS = [field.name for field in dataclasses.fields(RankerSpec)]
 WAYS = frozenset(("design", "think", "layout", "readout", "ask", "top_k", "drop", "head", "tournament", "max_calls"))
 """Settings that say how to rank; without any of them it is done in the cheap way: see `RankerSpec.design`."""
 
@@ -84,11 +81,8 @@ class ServeSettings(RouteSettings):
     @classmethod
     def _settings_are_known(cls, rankers: Any) -> Any:
         for name, settings in rankers.items() if isinstance(rankers, dict) else ():
-            for key in settings if isinstance(settings, dict) else ():
-                if key not in SETTINGS_OF_RANKERS:
-                    near = difflib.get_close_matches(str(key), SETTINGS_OF_RANKERS, n=1)
-                    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(SETTINGS_OF_RANKERS)}"
-                    raise ValueError(f"{name}: a ranker has no setting {key!r}; {hint}")
+            if wrong := unknown_setting(settings if isinstance(settings, dict) else ()):
+                raise ValueError(f"{name}: {wrong}")
         if not isinstance(rankers, dict):
             return rankers
         cheap = {"design": None}
