@@ -17,7 +17,8 @@ from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.problem import Candidate, Problem
 from r1ranker.ranking.drive import drive
-from r1ranker.ranking.plans import Budget, reached
+from r1ranker.ranking.fitting import reached
+from r1ranker.ranking.plans import Budget
 from r1ranker.ranking.rankers import IRanker, reads
 from r1ranker.serving.catalogue import Catalogue, CatalogueSettings, read_catalogue, read_catalogues
 from r1ranker.serving.settings import load_settings
