@@ -56,8 +56,22 @@ def test_a_block_sees_the_head_and_itself_and_a_question_the_blocks_that_are_lef
     row = packed([Blocks((1, 2), ((3, 4), (5,)), (Question((6,), (1,)),)), Blocks((7,), ((8,),))])
     assert row.ids_L.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
     assert row.positions_L.tolist() == [0, 1, 2, 3, 2, 3, 0, 1]
-    seen = [[j for j, there in enumerate(line) if there] for line in row.seen_L_L.tolist()]
-    assert seen == [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 4], [0, 1, 4, 5], [6], [6, 7]]
+    seen = {
+        token: [*part.before, *part.own][: len(part.before) + i + 1]
+        for kind in row.kinds
+        for part in kind
+        for i, token in enumerate(part.own)
+    }
+    assert [seen[token] for token in range(8)] == [
+        [0],
+        [0, 1],
+        [0, 1, 2],
+        [0, 1, 2, 3],
+        [0, 1, 4],
+        [0, 1, 4, 5],
+        [6],
+        [6, 7],
+    ]
     assert row.ends_S.tolist() == [3, 4, 7, 5]  # blocks of all pools, then their questions
 
 

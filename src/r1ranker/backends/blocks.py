@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache
 
+from r1ranker.backends.attention import SPARSE, Part, Sight, sight, without_mask
 from r1ranker.backends.prefix import can_reuse
 from r1ranker.errors import BackendError
 
@@ -56,19 +56,24 @@ class Blocks:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Pools side by side in one sequence. ends_S: the last token of each of `blocks` and then of each of `questions`.
+    """Pools side by side in one sequence.
 
-    seen_L_L: whether a token (first index) sees another.
+    kinds: heads, blocks and questions. ends_S: the last token of each block and then of each question.
     """
 
     ids_L: Tensor
     positions_L: Tensor
-    seen_L_L: Tensor
+    kinds: tuple[list[Part], list[Part], list[Part]]
     ends_S: Tensor
 
 
-def check_maskable(network: Any, name: str) -> None:
-    """Refuse networks that cannot be told who sees whom: windows, recurrent states, positions that are not rotary."""
+def make_maskable(network: Any, name: str) -> None:
+    """Tell a network's attention who sees whom.
+
+    Raises BackendError for networks that cannot be told: windows, recurrent states, positions that are not rotary.
+    """
+    if network.config._attn_implementation == SPARSE:
+        return
     inner = network.config.get_text_config()
     rotary = getattr(inner, "rope_parameters", None) or getattr(inner, "rope_theta", None)
     if not (can_reuse(network) and rotary and network.config._attn_implementation in ("sdpa", "eager")):
@@ -76,58 +81,54 @@ def check_maskable(network: Any, name: str) -> None:
             f"layout blocks needs attention over everything with rotary positions and a mask of our own; {name} "
             f"({inner.model_type}, {network.config._attn_implementation}) has not: use layout relist"
         )
+    network.set_attn_implementation(SPARSE)
 
 
 def packed(pools: Sequence[Blocks]) -> Row:
     """One row of all pools, none of which sees another."""
-    segments: list[Ids] = []
-    starts: list[int] = []  # position of each segment's first token
-    sees: list[set[int]] = []  # segments that each segment sees, beside itself
-    block_ends: list[int] = []
-    question_ends: list[int] = []
+    ids: list[int] = []
+    positions: list[int] = []
+    heads: list[Part] = []
+    blocks: list[Part] = []
+    questions: list[Part] = []
+
+    def read(segment: Ids, position: int, before: Sequence[int]) -> Part:
+        part = Part(len(ids), len(ids) + len(segment), before)
+        ids.extend(segment)
+        positions.extend(range(position, position + len(segment)))
+        return part
+
     for pool in pools:
-        head, P = len(segments), len(pool.head)
-        first = head + 1
-        segments += [pool.head, *pool.blocks, *(question.ids for question in pool.questions)]
-        starts += [0, *(P for _ in pool.blocks)]
-        sees += [set(), *({head} for _ in pool.blocks)]
-        for question in pool.questions:
-            starts.append(P + max((len(pool.blocks[place]) for place in question.sees), default=0))
-            sees.append({head, *(first + place for place in question.sees)})
-        block_ends += range(first, first + len(pool.blocks))
-        question_ends += range(first + len(pool.blocks), len(segments))
-    lengths = torch.tensor([len(ids) for ids in segments])
-    segment_L = torch.repeat_interleave(torch.arange(len(segments)), lengths)
-    begin_S = torch.tensor([0, *accumulate(len(ids) for ids in segments)][:-1])
-    within_L = torch.arange(len(segment_L)) - begin_S[segment_L]
-    sees_S_S = torch.zeros((len(segments), len(segments)), dtype=torch.bool)
-    for segment, others in enumerate(sees):
-        sees_S_S[segment, list(others)] = True
-    same_L_L = segment_L[:, None] == segment_L[None]
-    seen_L_L = sees_S_S[segment_L][:, segment_L] | (same_L_L & (within_L[:, None] >= within_L[None]))
-    ends_S = (begin_S + lengths - 1)[torch.tensor([*block_ends, *question_ends], dtype=torch.long)]
-    ids_L = torch.tensor([token for ids in segments for token in ids])
-    return Row(ids_L, torch.tensor(starts)[segment_L] + within_L, seen_L_L, ends_S)
+        P, first = len(pool.head), len(blocks)
+        heads.append(read(pool.head, 0, ()))
+        blocks += [read(block, P, heads[-1].own) for block in pool.blocks]
+        questions += [read(question.ids, *_behind(question, heads[-1], blocks[first:])) for question in pool.questions]
+    ends_S = torch.tensor([part.end - 1 for part in (*blocks, *questions)])
+    return Row(torch.tensor(ids), torch.tensor(positions), (heads, blocks, questions), ends_S)
+
+
+def _behind(question: Question, head: Part, blocks: Sequence[Part]) -> tuple[int, list[int]]:
+    """(position of a question's first token, the tokens that it sees)."""
+    seen = [blocks[place] for place in question.sees]
+    position = len(head.own) + max((len(part.own) for part in seen), default=0)
+    return position, [*head.own, *(token for part in seen for token in part.own)]
 
 
 def ends(network: Any, row: Row) -> Tensor:
     """(S, H) last hidden states at the ends of the row's blocks and questions."""
+    out = _pass(network, row.ids_L, row.positions_L, sight(row.kinds), use_cache=False)
+    return torch.as_tensor(out.last_hidden_state[0, row.ends_S.to(network.device)])
+
+
+def _pass(network: Any, ids_L: Tensor, positions_L: Tensor, seen: Sight, **cache: Any) -> Any:
     device = network.device
-    out = network.base_model(
-        input_ids=row.ids_L[None].to(device),
-        attention_mask=_added(row.seen_L_L, network),
-        position_ids=row.positions_L[None].to(device),
-        use_cache=False,
+    return network.base_model(
+        input_ids=ids_L[None].to(device),
+        attention_mask=without_mask(device),
+        position_ids=positions_L[None].to(device),
+        r1ranker_sight=seen.to(device),
+        **cache,
     )
-    return torch.as_tensor(out.last_hidden_state[0, row.ends_S.to(device)])
-
-
-def _added(seen_L_L: Tensor, network: Any) -> Tensor:
-    """(1, 1, L, L) what is added to attention scores, in the dtype of the pass: nothing unseen is attended to."""
-    device = network.device
-    dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else network.dtype
-    added = torch.zeros(seen_L_L.shape, dtype=dtype).masked_fill(~seen_L_L, torch.finfo(dtype).min)
-    return added[None, None].to(device)
 
 
 def token_logits(network: Any, hidden_S_H: Tensor, tokens: Sequence[int]) -> Tensor:
@@ -180,17 +181,13 @@ class Known:
     def ask(self, left: Sequence[int]) -> tuple[Tensor, int]:
         """(logits of the labels of the blocks at these places, tokens read)."""
         pool = replace(self._pool, questions=(replace(self._pool.questions[0], sees=tuple(left)),))
-        row, device = packed([pool]), self._network.device
+        row = packed([pool])
         read = len(row.ids_L) - len(pool.questions[0].ids)
         begin = read if self._cache is not None else 0
+        seen = sight(row.kinds[2:], begin) if begin else sight(row.kinds)
         self._cache = self._cache or DynamicCache(config=self._network.config)
-        out = self._network.base_model(
-            input_ids=row.ids_L[None, begin:].to(device),
-            attention_mask=_added(row.seen_L_L[begin:], self._network),
-            position_ids=row.positions_L[None, begin:].to(device),
-            past_key_values=self._cache,
-            use_cache=True,
-        )
+        ids_L, positions_L = row.ids_L[begin:], row.positions_L[begin:]
+        out = _pass(self._network, ids_L, positions_L, seen, past_key_values=self._cache, use_cache=True)
         self._cache.crop(read - len(row.ids_L))
         logits = token_logits(self._network, out.last_hidden_state[0, -1:], [pool.labels[place] for place in left])
         return logits[0], len(row.ids_L) - begin

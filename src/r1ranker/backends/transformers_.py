@@ -59,7 +59,7 @@ class TransformersBackend:
         # Read in pieces that stay in the processor's cache; write side by side, as each token costs a pass of its own.
         self.max_columns = max_tokens or (32768 if on_cpu else 65536)
         # Blocks of several pools in one row: attention to what is masked costs too, and grows with the square.
-        self.max_row = 400 if on_cpu else 4096
+        self.max_row = 2048 if on_cpu else 4096
         self.trained_in: dict[str, str] = {}
         self._known: dict[Prompt, blocks.Known] = {}
         self._turn = threading.RLock()
@@ -141,7 +141,7 @@ class TransformersBackend:
 
     def block_ids(self, prompt: Prompt) -> Blocks:
         """A prompt in layout `blocks` as token ids. Raises BackendError where the network cannot be masked so."""
-        blocks.check_maskable(self.network, self.name)
+        blocks.make_maskable(self.network, self.name)
         head, parts, question = self.encoder.blocks(prompt)
         longest = len(head) + max(map(len, parts)) + len(question)
         self._check_lengths([[0] * longest], 0)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from r1ranker.backends.blocks import make_maskable
 from r1ranker.backends.loading import cast, load, pick_dtype
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.errors import BackendError
@@ -69,8 +70,8 @@ def new_learner(config: RunConfig) -> Learner:
     crew = join_crew()
     network, tokenizer = load(config.model, config.device, "float32", config.threads)
     dtype = pick_dtype(config.dtype, network.device, network)
-    if config.layout == "blocks" and network.device.type == "cpu":
-        network.set_attn_implementation("eager")  # torch's own on a CPU takes longer to go back, with a mask
+    if config.layout == "blocks":
+        make_maskable(network, config.model)
     backend = TransformersBackend(network, tokenizer, name=config.model)  # while the network is whole: it is tried
     if not backend.pads:
         raise BackendError(f"{config.model} says other things beside padding, so it cannot be trained in batches here")
