@@ -32,6 +32,25 @@ def add_lora(network: Any, rank: int) -> None:
     peft = library("peft", "lora")
     settings = peft.LoraConfig(r=rank, lora_alpha=ALPHA * rank, target_modules="all-linear", task_type="CAUSAL_LM")
     peft.inject_adapter_in_model(settings, network)
+    for layer in _adapted(network):
+        layer.forward = partial(_adapted_linear, layer)
+
+
+def _adapted_linear(layer: Any, x: Tensor) -> Tensor:
+    """W x + (alpha / r) B A x in the dtype of the pass: what peft's own layer says, in fewer and narrower steps.
+
+    That one takes the input to float32 and back, and scales and adds in passes of their own: a fifth of the time of
+    training on a CPU.
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    y = layer.base_layer(x)
+    if layer.disable_adapters:
+        return torch.as_tensor(y)
+    for name in layer.active_adapters:
+        low = layer.lora_A[name](x).flatten(0, -2)
+        y = torch.addmm(y.flatten(0, -2), low, layer.lora_B[name].weight.T, alpha=layer.scaling[name]).view_as(y)
+    return torch.as_tensor(y)
 
 
 @contextmanager
