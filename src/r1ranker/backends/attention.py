@@ -101,9 +101,10 @@ def attend(
     query (1, GH, L, D), key and value (1, H, L, D). Returns (1, L, GH, D).
     """
     if r1ranker_sight is None:
-        return sdpa_attention_forward(
+        out, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
+        return out, None
     q_L_GH_D, k_L_H_D, v_L_H_D = (each[0].transpose(0, 1) for each in (query, key, value))
     # Written out it is quicker to go back through on a CPU; torch's own kernel is quicker forward, and on a GPU.
     inner = _written_out if query.requires_grad and query.device.type == "cpu" else _fused
