@@ -419,6 +419,25 @@ def test_the_log_says_which_llm_answered_and_holds_no_text(proxy: Proxy, client:
     assert "owls" not in proxy.server.log.read_text().lower()
 
 
+def test_metrics_count_what_each_llm_answered_took_and_failed_at(proxy: Proxy, client: openai.OpenAI) -> None:
+    def counts() -> dict[str, float]:
+        _, _, text = proxy.server.get("/metrics", Authorization="Bearer key-all")
+        lines = (line.rsplit(" ", 1) for line in text.splitlines() if line[:1] != "#")
+        return {name: float(value) for name, value in lines if name.startswith("r1ranker_upstream")}
+
+    before = counts()
+    client.chat.completions.create(model="r-500", messages=ASK)
+    with pytest.raises(openai.APIError):
+        list(client.chat.completions.create(model="midway", messages=ASK, stream=True))
+    more = {name: value - before.get(name, 0.0) for name, value in counts().items() if "_bucket" not in name}
+    assert more['r1ranker_upstream_failure_total{err="500",model="m-500"}'] == 1
+    assert more['r1ranker_upstream_success_total{model="good"}'] == 1
+    assert more['r1ranker_upstream_first_byte_count{model="good"}'] == 1
+    assert more['r1ranker_upstream_tokens_total{kind="read",model="good"}'] > 0
+    assert more['r1ranker_upstream_cost_total{model="good"}'] > 0
+    assert more['r1ranker_upstream_failure_total{err="broken off",model="midway"}'] == 1
+
+
 def test_a_server_whose_upstream_lacks_its_key_does_not_start(proxy: Proxy) -> None:
     command = [sys.executable, "-m", "r1ranker", "serve", "--config", str(proxy.folder / "serve.yaml")]
     environment = {name: value for name, value in os.environ.items() if name != "TEST_UPSTREAM_KEY"}

@@ -58,7 +58,7 @@ class TransformersBackend:
         self.max_tokens = max_tokens or (2048 if on_cpu else 65536)
         # Read in pieces that stay in the processor's cache; write side by side, as each token costs a pass of its own.
         self.max_columns = max_tokens or (32768 if on_cpu else 65536)
-        # Blocks of several pools in one row: many rows of weights are read once for all, and what a pass keeps still fits.
+        # Blocks of several pools in one row: weights are read once for all, and what a pass keeps still fits.
         self.max_row = 2048 if on_cpu else 4096
         self.trained_in: dict[str, str] = {}
         self._known: dict[Prompt, blocks.Known] = {}

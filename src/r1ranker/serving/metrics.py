@@ -15,7 +15,7 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
 class Metrics:
-    """Counters of rankings, and what the rankers say of themselves when they are asked."""
+    """Counters of rankings and of LLMs' answers, and what the rankers say of themselves when they are asked."""
 
     def __init__(self, rankers: Mapping[str, Live]) -> None:
         self.registry = CollectorRegistry()
@@ -28,6 +28,21 @@ class Metrics:
         self.seconds = Histogram(
             "te_request_duration", "Seconds of a ranking", ("model",), buckets=SECONDS, registry=self.registry
         )
+        self.upstream_success = self._counter("r1ranker_upstream_success", "Answers of LLMs that began well")
+        self.upstream_failure = self._counter(
+            "r1ranker_upstream_failure",
+            "Calls of LLMs without an answer of use, by status; broken off is midway",
+            "err",
+        )
+        self.upstream_tokens = self._counter("r1ranker_upstream_tokens", "Tokens of LLMs, read and written", "kind")
+        self.upstream_cost = self._counter("r1ranker_upstream_cost", "Dollars that LLMs took")
+        self.upstream_seconds = Histogram(
+            "r1ranker_upstream_first_byte",
+            "Seconds until an LLM's answer began",
+            ("model",),
+            buckets=(*SECONDS, 30, 60),
+            registry=self.registry,
+        )
         self.registry.register(_OfRankers(rankers))
 
     def _counter(self, name: str, what: str, *labels: str) -> Counter:
@@ -38,6 +53,12 @@ class Metrics:
         self.tokens.labels(name, "read").inc(usage.prompt_tokens)
         self.tokens.labels(name, "written").inc(usage.generated_tokens)
         self.cost.labels(name).inc(usage.cost)
+
+    def upstream_spent(self, name: str, prompt_tokens: int, completion_tokens: int, cost: float) -> None:
+        """Count what an LLM's answer cost."""
+        self.upstream_tokens.labels(name, "read").inc(prompt_tokens)
+        self.upstream_tokens.labels(name, "written").inc(completion_tokens)
+        self.upstream_cost.labels(name).inc(cost)
 
     def text(self) -> bytes:
         """All of it, in Prometheus' text format."""

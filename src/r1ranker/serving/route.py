@@ -213,6 +213,7 @@ async def _answered(proxy: Proxy, request: Request, routed: Routed) -> Response:
     for name in routed.tried:
         model = proxy.settings.models[name]
         upstream = proxy.settings.upstreams[model.upstream]
+        metrics, began = proxy.service.metrics, time.perf_counter()
         try:
             answer = await ask(
                 proxy.session,
@@ -223,11 +224,14 @@ async def _answered(proxy: Proxy, request: Request, routed: Routed) -> Response:
             )
         except UpstreamError as error:
             log.warning("call %s: %s failed: %s", routed.id, name, error)
+            metrics.upstream_failure.labels(name, str(error.status)).inc()
             failed[name] = error
             continue
         except BaseException:
             await proxy.surely(_finish(proxy, routed, name, None))
             raise
+        metrics.upstream_success.labels(name).inc()
+        metrics.upstream_seconds.labels(name).observe(time.perf_counter() - began)
         return await _passed(proxy, request, routed, name, answer, failed)
     await proxy.surely(_finish(proxy, routed, routed.tried[0], None))
     return _failed(routed, failed)
@@ -250,6 +254,7 @@ async def _passed(
                 yield part
         except UpstreamError as error:
             log.warning("call %s: %s failed midway: %s", routed.id, name, error)
+            proxy.service.metrics.upstream_failure.labels(name, "broken off").inc()
             what = {"message": f"{name}: {error}", "type": "server_error", "param": None, "code": "upstream_failed"}
             yield b"\n\ndata: " + json.dumps({"error": what}).encode() + b"\n\n"
         finally:
@@ -312,6 +317,7 @@ def _whys(failed: Mapping[str, UpstreamError]) -> str:
 async def _finish(proxy: Proxy, routed: Routed, name: str, answer: Answer | None) -> None:
     """Write down what it cost."""
     cost, prompt, completion = _cost(proxy, routed, name, answer)
+    proxy.service.metrics.upstream_spent(name, prompt, completion, cost)
     await _kept(
         proxy.store.finish,
         routed.id,
