@@ -21,6 +21,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from typing import Any
 
@@ -65,14 +66,22 @@ def build(seed: int, sizes: Mapping[str, int]) -> Splits:
     return _with_prior(splits, seed)
 
 
-def facts() -> list[Fact]:
+@cache
+def facts() -> tuple[Fact, ...]:
     """Every pair of an entity and an attribute of its kind."""
-    return [
+    return tuple(
         Fact(kind, entity, attribute)
         for kind, source in words()["passage"]["kinds"].items()
         for entity in source["entities"]
         for attribute in source["attributes"]
-    ]
+    )
+
+
+@cache
+def _apart(fact: Fact) -> tuple[Fact, ...]:
+    """Facts on another entity and another attribute."""
+    same = (fact.kind, fact.attribute)
+    return tuple(f for f in facts() if f.entity != fact.entity and (f.kind, f.attribute) != same)
 
 
 def _split(every: Sequence[Fact], seed: int, sizes: Mapping[str, int]) -> dict[str, list[Fact]]:
@@ -84,7 +93,8 @@ def _split(every: Sequence[Fact], seed: int, sizes: Mapping[str, int]) -> dict[s
         if len(held) < sizes["dev"] + sizes["test"] and left[fact.entity] > KEPT:
             left[fact.entity] -= 1
             held.append(fact)
-    train = [fact for fact in shuffled if fact not in set(held)]
+    taken = set(held)
+    train = [fact for fact in shuffled if fact not in taken]
     return {"train": train, "dev": held[: sizes["dev"]], "test": held[sizes["dev"] :]}
 
 
@@ -116,11 +126,10 @@ def _others(fact: Fact, mix: tuple[int, int, int], rng: random.Random) -> list[t
     entities = [name for name in source["entities"] if name != fact.entity]
     same_entity = [Fact(fact.kind, fact.entity, name) for name in rng.sample(attributes, mix[0])]
     same_attribute = [Fact(fact.kind, name, fact.attribute) for name in rng.sample(entities, mix[1])]
-    apart = [f for f in facts() if f.entity != fact.entity and (f.kind, f.attribute) != (fact.kind, fact.attribute)]
     return [
         *((other, 1, "entity") for other in same_entity),
         *((other, 0, "attribute") for other in same_attribute),
-        *((other, 0, "neither") for other in rng.sample(apart, mix[2])),
+        *((other, 0, "neither") for other in rng.sample(_apart(fact), mix[2])),
     ]
 
 

@@ -106,16 +106,21 @@ def _text(title: str, domain: str, genre: str, source: Mapping[str, Any], rng: r
 
 def _users(domain: str, items: Sequence[Item], seed: int, sizes: Mapping[str, int]) -> dict[str, list[User]]:
     """Users by split. A user is the same whatever the sizes of the other splits."""
-    genres = list(dict.fromkeys(item.genre for item in items))
+    shelves: dict[str, list[Item]] = {}
+    for item in items:
+        shelves.setdefault(item.genre, []).append(item)
+    genres = list(shelves)
     rng_for(seed, "fashion", domain).shuffle(genres)
     users: dict[str, list[User]] = {}
     for split in SPLIT_NAMES:
         count = -(-sizes[split] // (WINDOWS if split == "train" else 1))
-        users[split] = [_user(f"{domain}-{split}-{n}", items, genres, seed) for n in range(count)]
+        users[split] = [_user(f"{domain}-{split}-{n}", items, shelves, genres, seed) for n in range(count)]
     return users
 
 
-def _user(name: str, items: Sequence[Item], genres: Sequence[str], seed: int) -> User:
+def _user(
+    name: str, items: Sequence[Item], shelves: Mapping[str, Sequence[Item]], genres: Sequence[str], seed: int
+) -> User:
     rng = rng_for(seed, "user", name)
     fashion = [(rank + 1) ** -FASHION for rank in range(len(genres))]
     tastes = rng.choices(genres, fashion)
@@ -126,14 +131,14 @@ def _user(name: str, items: Sequence[Item], genres: Sequence[str], seed: int) ->
     sessions: list[tuple[Item, ...]] = []
     for number in range(4):
         length = 3 if number == 0 else rng.randint(5, 6)
-        session = [_choose(tastes[number % 2], items, taken, rng) for _ in range(length)]
+        shelf = shelves[tastes[number % 2]]
+        session = [_choose(items if rng.random() < STRAY else shelf, taken, rng) for _ in range(length)]
         sessions.append(tuple(session))
     return User(name, tuple(sessions))
 
 
-def _choose(taste: str, items: Sequence[Item], taken: set[str], rng: random.Random) -> Item:
-    stray = rng.random() < STRAY
-    free = [item for item in items if item.docid not in taken and (stray or item.genre == taste)]
+def _choose(items: Sequence[Item], taken: set[str], rng: random.Random) -> Item:
+    free = [item for item in items if item.docid not in taken]
     (item,) = rng.choices(free, [item.popularity for item in free])
     taken.add(item.docid)
     return item
