@@ -22,6 +22,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from threaded_server import ThreadedServer
+
 KINDS = ("429", "500", "hang", "cut", "empty", "garbage", "none", "wrong_id", "drip")
 STOP = "</answer>"
 WRONG = 999
@@ -36,7 +38,7 @@ FIELDS = {
 
 
 @dataclass
-class FaultServer:
+class FaultServer(ThreadedServer):
     """A server in a thread of its own: `with FaultServer(rate=0.3) as server: server.base_url`.
 
     rate, kinds, seed: share of requests that fail and how. first: only these many first requests may fail.
@@ -69,34 +71,14 @@ class FaultServer:
     bodies: list[dict[str, Any]] = field(default_factory=list)
     keep_bodies: bool = True
 
-    def __enter__(self) -> FaultServer:
+    async def serve(self, ready: threading.Event, stop: asyncio.Event) -> None:
         self._random = random.Random(self.seed)
         self._seen = self._in_flight = 0
-        ready = threading.Event()
-
-        def run() -> None:
-            asyncio.run(self.serve(ready))
-
-        self._thread = threading.Thread(target=run, daemon=True)
-        self._thread.start()
-        assert ready.wait(10)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(10)
-
-    @property
-    def base_url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
-
-    async def serve(self, ready: threading.Event) -> None:
-        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         server = await asyncio.start_server(self._connection, "127.0.0.1", self.port, limit=1 << 20)
         self.port = server.sockets[0].getsockname()[1]
         ready.set()
-        await self._stop.wait()
+        await stop.wait()
         server.close()
         for task in self._tasks:
             task.cancel()

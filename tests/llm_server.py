@@ -19,6 +19,8 @@ from typing import Any
 
 from aiohttp import web
 
+from threaded_server import ThreadedServer
+
 FAILING = ("429", "500", "503", "cut", "timeout", "malformed", "error-first")
 ANSWER = "Owls live long é."
 
@@ -33,35 +35,15 @@ class Asked:
         return json.loads(self.body)  # type: ignore[no-any-return]
 
 
-class LLMServer:
-    """Runs in a thread of its own."""
+class LLMServer(ThreadedServer):
+    """The upstream: `with LLMServer() as server`."""
 
     def __init__(self) -> None:
         self.asked: list[Asked] = []
         self.closed = threading.Event()
         """Set when a client left in the middle of a slow stream."""
 
-    @property
-    def base_url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
-
-    def __enter__(self) -> LLMServer:
-        ready = threading.Event()
-
-        def run() -> None:
-            asyncio.run(self._serve(ready))
-
-        self._thread = threading.Thread(target=run, daemon=True)
-        self._thread.start()
-        assert ready.wait(10)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(10)
-
-    async def _serve(self, ready: threading.Event) -> None:
-        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+    async def serve(self, ready: threading.Event, stop: asyncio.Event) -> None:
         app = web.Application()
         app.router.add_post("/v1/chat/completions", self._answer)
         runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
@@ -70,7 +52,7 @@ class LLMServer:
         await site.start()
         self.port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
         ready.set()
-        await self._stop.wait()
+        await stop.wait()
         await runner.cleanup()
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:

@@ -295,8 +295,8 @@ def test_impossible_device_and_dtype_are_refused(tiny_dir: Path, option: dict[st
 
 
 def test_nano_names_a_directory_of_the_package() -> None:
-    assert Path(loading.resolve("nano")).parts[-2:] == ("r1ranker", "nano")
-    assert loading.resolve("org/model") == "org/model"
+    assert Path(models.resolve("nano")).parts[-2:] == ("r1ranker", "nano")
+    assert models.resolve("org/model") == "org/model"
 
 
 def test_threads_asked_for_win_over_one_thread_for_small_models(tiny_dir: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from r1ranker.backends.blocks import Blocks, Question, packed, read_all
-from r1ranker.backends.loading import resolve
+from r1ranker.backends.models import resolve
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.backends.weights import add_adapter
 from r1ranker.errors import BackendError, ConfigError

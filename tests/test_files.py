@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from r1ranker.io.files import recover, replacing, write_whole
 
@@ -67,15 +68,13 @@ def test_a_replacement_interrupted_anywhere_is_ended(there: dict[str, str], kept
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
 def test_weights_can_be_read_by_whom_the_umask_lets(umask: int, mode: int, tmp_path: Path) -> None:
-    code = (
-        "import os, sys, torch; from pathlib import Path; from safetensors.torch import save_file\n"
-        "from r1ranker.io.files import replacing\n"
-        f"os.umask({umask})\n"
-        "with replacing(Path(sys.argv[1])) as fresh:\n"
-        "    fresh.mkdir()\n"
-        "    save_file({'a': torch.zeros(2)}, fresh / 'model.safetensors')\n"
-    )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "model")], check=True)
+    before = os.umask(umask)
+    try:
+        with replacing(tmp_path / "model") as fresh:
+            fresh.mkdir()
+            save_file({"a": torch.zeros(2)}, fresh / "model.safetensors")
+    finally:
+        os.umask(before)
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["model.safetensors"]
     assert stat.S_IMODE((tmp_path / "model" / "model.safetensors").stat().st_mode) == mode
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from r1ranker.backends.loading import resolve
-from r1ranker.backends.models import NANO
+from r1ranker.backends.models import NANO, resolve
 from r1ranker.io.fingerprint import differing, fingerprint_model, fingerprint_problems
 from r1ranker.problem import Candidate, Problem
 

@@ -166,7 +166,7 @@ def test_a_killed_process_goes_on_to_the_same_bytes(tmp_path: Path, make_problem
     write_jsonl([make_problem(2 + i % 5, qid=f"q{i}") for i in range(80)], given)
     command = [sys.executable, "-m", "r1ranker", "rank", str(given), "--batch-size", "2", "--device", "cpu", "--out"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, str(whole)], check=True, capture_output=True, env=environment)
+    assert CliRunner().invoke(cli.app, [*command[3:], str(whole)]).exit_code == 0
     process = subprocess.Popen([*command, str(out)], stdout=subprocess.DEVNULL, env=environment)
     while not out.exists() or out.read_bytes().count(b"\n") < 20:
         assert process.poll() is None, "finished before it could be killed"
@@ -175,9 +175,10 @@ def test_a_killed_process_goes_on_to_the_same_bytes(tmp_path: Path, make_problem
     process.wait()
     assert whole.read_bytes().startswith(out.read_bytes())
     assert len(out.read_bytes()) < len(whole.read_bytes())
-    done = subprocess.run([*command, str(out), "--resume"], capture_output=True, text=True, check=True, env=environment)
+    done = CliRunner().invoke(cli.app, [*command[3:], str(out), "--resume"])
+    assert done.exit_code == 0, done.output
     assert out.read_bytes() == whole.read_bytes()
-    assert "kept 0" not in done.stdout
+    assert "kept 0" not in done.output
 
 
 class Choosy(ScriptedBackend):

@@ -23,8 +23,8 @@ from typer.testing import CliRunner
 from conftest import small_problem
 from hub_server import Hub, hub_server
 from r1ranker.backends import models
-from r1ranker.backends.loading import load, resolve, way_of
-from r1ranker.backends.models import Source
+from r1ranker.backends.loading import load, way_of
+from r1ranker.backends.models import Source, resolve
 from r1ranker.backends.weights import add_adapter, join_adapters
 from r1ranker.cli import app
 from r1ranker.errors import BackendError, ConfigError

@@ -62,7 +62,7 @@ from r1ranker.io.config import load_config
 from r1ranker.training.learner import new_learner
 from r1ranker.training.ppo import ppo_step
 
-config = load_config(Path(sys.argv[1]))
+config = load_config(Path(sys.argv[2]))
 problems = load_splits(config.data)["train"]
 say = sys.stdout.write  # whole lines at once, for both processes write to one pipe
 atexit.register(lambda: say(f"left {not distributed.is_initialized()}\\n"))
@@ -150,11 +150,22 @@ def test_two_processes_start_a_new_model_as_one_does(of_two: Path, tmp_path: Pat
     assert_alike(tmp_path / "of1", of_two / "warm")
 
 
+@pytest.fixture(scope="module")
+def gone_on(of_two: Path, tiny_dir: Path) -> str:
+    """What two new processes said: they went on with the runs that were stopped, then counted what each keeps."""
+    stopped = [of_two / f"{name}-stopped" for name in STOPPED]
+    assert [torch.load(checkpoints(out)[-1], weights_only=True)["step"] for out in stopped] == [1, 1]
+    commands = [["train", str(out.with_suffix(".yaml")), "--resume"] for out in stopped]
+    script, config = of_two / "kept.py", written(of_two / "kept", settings_of("all-credited", tiny_dir))
+    script.write_text(SEVERAL + KEPT)
+    return by_two(str(script), json.dumps(commands), str(config), models=len(commands))
+
+
 @pytest.mark.parametrize("name", STOPPED)
-def test_two_processes_that_were_stopped_go_on_and_end_where_they_would_have(name: str, of_two: Path) -> None:
+def test_two_processes_that_were_stopped_go_on_and_end_where_they_would_have(
+    name: str, of_two: Path, gone_on: str
+) -> None:
     stopped, whole = of_two / f"{name}-stopped", of_two / name
-    assert torch.load(checkpoints(stopped)[-1], weights_only=True)["step"] == 1
-    by_two("-m", "r1ranker", "train", str(stopped.with_suffix(".yaml")), "--resume", models=1)
     ends = [torch.load(checkpoints(out)[-1], weights_only=True)["policy"] for out in (whole, stopped)]
     for key, tensor in ends[0].items():
         torch.testing.assert_close(tensor, ends[1][key], atol=1e-6, rtol=0)
@@ -176,17 +187,11 @@ def test_the_shares_of_a_crew_are_the_whole() -> None:
     assert Crew(0, 12).lanes == 12
 
 
-def test_each_process_keeps_a_part_of_the_moments_and_where_sharded_of_the_weights(
-    tiny_dir: Path, tmp_path: Path
-) -> None:
-    script = tmp_path / "kept.py"
-    script.write_text(KEPT)
-    config = written(tmp_path / "kept", settings_of("all-credited", tiny_dir))
-    said = by_two(str(script), str(config))
-    copied, sharded = (json.loads(line) for line in said.splitlines() if line.startswith("["))
+def test_each_process_keeps_a_part_of_the_moments_and_where_sharded_of_the_weights(gone_on: str) -> None:
+    copied, sharded = (json.loads(line) for line in gone_on.splitlines() if line.startswith("["))
     for (moments, weights, whole), in_parts in [*((row, False) for row in copied), *((row, True) for row in sharded)]:
         assert 0.3 < moments / whole < 0.7
         assert 0.4 < weights / whole < 0.6 if in_parts else weights == whole
     assert sum(moments for moments, _, _ in copied) >= copied[0][2]  # the critic's too
     assert sum(weights for _, weights, _ in sharded) == sharded[0][2]
-    assert said.count("left True") == 2
+    assert gone_on.count("left True") == 2

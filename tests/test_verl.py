@@ -17,7 +17,7 @@ import torch
 from transformers import AutoTokenizer
 
 from r1ranker.backends.encoding import Encoder
-from r1ranker.backends.loading import resolve
+from r1ranker.backends.models import resolve
 from r1ranker.errors import BackendError, ConfigError
 from r1ranker.io.config import RunConfig
 from r1ranker.io.problems import write_jsonl

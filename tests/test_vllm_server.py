@@ -20,8 +20,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from r1ranker.backends.base import Ask, Choice, Completion
-from r1ranker.backends.loading import resolve
-from r1ranker.backends.models import NANO
+from r1ranker.backends.models import NANO, resolve
 from r1ranker.backends.openai_ import OpenAIBackend
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.problem import Problem, Splits

@@ -21,7 +21,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 from r1ranker.backends.base import Ask, AsyncBackend, Backend, Choice, Completion, Session
-from r1ranker.backends.loading import resolve
+from r1ranker.backends.models import resolve
 from r1ranker.errors import ConfigError
 from r1ranker.io.fingerprint import fingerprint_model
 from r1ranker.prompts import Prompt

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from r1ranker.backends import models
-from r1ranker.backends.models import HUB_SECONDS, MINILM, WAY
+from r1ranker.backends.models import HUB_SECONDS, WAY, resolve
 from r1ranker.errors import BackendError, NotFiniteError
 from r1ranker.io.documents import parse_json
 from r1ranker.io.text import read_text
@@ -31,13 +31,6 @@ PROBE_SECONDS = 0.15
 
 BESIDE = re.compile(r"(inv_freq|attn\.bias|masked_bias|position_ids)$|^v_head\.|^score\.")
 """Tensors that older releases and trainers save with a network and that no pass of it needs."""
-
-
-def resolve(model: str) -> str:
-    """What transformers loads: the directory of a model of ours (see `models`) or of a GGUF file, else the name."""
-    if model == MINILM:
-        raise BackendError(f"{MINILM} is an encoder and writes nothing; it ranks by itself: --baselines {MINILM}")
-    return str(models.directory(model) or model)
 
 
 def way_of(directory: str) -> dict[str, str]:

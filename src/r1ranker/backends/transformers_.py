@@ -18,7 +18,8 @@ from r1ranker.backends import blocks
 from r1ranker.backends.base import STOP, Choice, Completion, PromptError
 from r1ranker.backends.blocks import Blocks, Question
 from r1ranker.backends.encoding import Encoder, IdentifierTrie, Path, batches
-from r1ranker.backends.loading import end_ids, load, resolve, way_of
+from r1ranker.backends.loading import end_ids, load, way_of
+from r1ranker.backends.models import resolve
 from r1ranker.backends.padding import left_pad, positions
 from r1ranker.backends.prefix import PrefixCache, Row, read_rows
 from r1ranker.backends.probe import keeps_prefixes, takes_padding

@@ -18,7 +18,8 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from r1ranker.backends.base import STOP, Choice, Completion, PromptError
 from r1ranker.backends.encoding import Encoder, Path
-from r1ranker.backends.loading import end_ids, pick_device, pick_dtype, resolve
+from r1ranker.backends.loading import end_ids, pick_device, pick_dtype
+from r1ranker.backends.models import resolve
 from r1ranker.backends.transformers_ import identifier_probabilities
 from r1ranker.errors import BackendError
 from r1ranker.prompts import Prompt

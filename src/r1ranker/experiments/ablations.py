@@ -15,7 +15,7 @@ from statistics import fmean
 from transformers import AutoTokenizer
 
 from r1ranker.backends.encoding import Encoder
-from r1ranker.backends.loading import resolve
+from r1ranker.backends.models import resolve
 from r1ranker.evaluation.charts import number
 from r1ranker.evaluation.results import Row
 from r1ranker.evaluation.systems import model_system

@@ -20,8 +20,8 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from r1ranker.backends.loading import pick_device, resolve
-from r1ranker.backends.models import NANO
+from r1ranker.backends.loading import pick_device
+from r1ranker.backends.models import NANO, resolve
 from r1ranker.baselines.notes import load_splits
 from r1ranker.errors import ConfigError
 from r1ranker.evaluation.measures import MEASURES

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from r1ranker.backends.loading import resolve
+from r1ranker.backends.models import resolve
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.io.files import naming
 from r1ranker.io.fingerprint import differing, fingerprint_file, fingerprint_model

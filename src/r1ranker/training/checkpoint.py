@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig
 
-from r1ranker.backends.loading import check_finite, resolve
-from r1ranker.backends.models import WAY
+from r1ranker.backends.loading import check_finite
+from r1ranker.backends.models import WAY, resolve
 from r1ranker.errors import ConfigError
 from r1ranker.io.files import recover, remove, replacing
 from r1ranker.io.fingerprint import differing, fingerprint_model, fingerprint_problems

@@ -24,7 +24,7 @@ import yaml
 from transformers import AutoConfig, AutoTokenizer
 
 from r1ranker.backends.encoding import Encoder
-from r1ranker.backends.loading import resolve
+from r1ranker.backends.models import resolve
 from r1ranker.baselines.notes import load_splits
 from r1ranker.errors import BackendError, ConfigError, DataError
 from r1ranker.io.config import RunConfig

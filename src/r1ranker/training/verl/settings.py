@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from r1ranker.backends.loading import resolve
+from r1ranker.backends.models import resolve
 from r1ranker.errors import ConfigError
 from r1ranker.io.config import RunConfig
 from r1ranker.problem import Problem
