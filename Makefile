@@ -9,7 +9,7 @@ quickstart: $(INSTALLED)  ## train and compare everything on the embedded model 
 	$(BIN)/r1ranker quickstart $(ARGS)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-adapters: .venv-adapters/installed  ## adapters, and clients of `r1ranker serve`, with the real libraries
 	.venv-adapters/bin/python -m pytest -q -W default tests/adapters tests/clients

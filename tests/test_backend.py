@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from r1ranker.backends import loading
+from r1ranker.backends import loading, models
 from r1ranker.backends.base import STOP
 from r1ranker.backends.padding import left_pad, positions
 from r1ranker.backends.transformers_ import TransformersBackend
