@@ -15,7 +15,7 @@ from torch import Tensor
 from quick_runs import VARIANTS, assert_same
 from r1ranker.io.config import PPOConfig, RunConfig
 from r1ranker.problem import Problem
-from r1ranker.training.advantages import gae
+from r1ranker.training.algorithms.gae import gae
 from r1ranker.training.batch import pack
 from r1ranker.training.experience import Experience, with_advantages
 from r1ranker.training.learner import Learner, new_learner

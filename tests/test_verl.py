@@ -23,7 +23,7 @@ from r1ranker.io.config import RunConfig
 from r1ranker.io.problems import write_jsonl
 from r1ranker.problem import Problem
 from r1ranker.prompts import bare_past, build_prompt, past_entry
-from r1ranker.training.advantages import gae
+from r1ranker.training.algorithms.gae import gae
 from r1ranker.training.rollout import whole_episode
 from r1ranker.training.verl.data import DEV, TRAIN, problem_of, write_rows
 from r1ranker.training.verl.episode import Episode, Written, run_episode, training_state
