@@ -113,7 +113,7 @@ class Pool:
         """(groups, N): gradients of each group, per order in it. Groups are of one size."""
         found = [of_member for group in groups for of_member in advantages([self.parts(order) for order in group])]
         members = self._pushed([order for group in groups for order in group], found)
-        return members.unflatten(0, (len(groups), -1)).mean(1)
+        return members.view(len(groups), -1, len(self.scores)).mean(1)
 
     def mean(self, gradients_M_N: Tensor) -> Tensor:
         """(N,): over all orders, as likely as they are."""
@@ -121,8 +121,9 @@ class Pool:
 
     def mean_in_groups(self, advantages: Grouped, size: int) -> Tensor:
         """(N,): over all groups of this size, as likely as they are."""
-        chances = torch.tensor([math.prod(chances) for chances in product(self.chances.tolist(), repeat=size)])
-        return chances.double() @ self.in_groups(advantages, list(product(self.orders, repeat=size)))
+        of_each = [math.prod(chances) for chances in product(self.chances.tolist(), repeat=size)]
+        found = self.in_groups(advantages, list(product(self.orders, repeat=size)))
+        return torch.tensor(of_each, dtype=torch.float64) @ found
 
     def off(self, mean_N: Tensor) -> float:
         """How far a mean is from the truth, as a share of its length. At its best scale: a learning rate undoes one."""
