@@ -107,6 +107,7 @@ ALONE: dict[str, tuple[Callable[[Pool], Tensor], str]] = {
 GROUPED: dict[str, tuple[str, str]] = {
     "RLOO": ("rloo", "1"),
     "GRPO": ("grpo", "1"),
+    "Dr. GRPO": ("dr_grpo", "1"),
     "MaxRL": ("maxrl", "1"),
     "Rank-GRPO, own place": ("rank_grpo", "n"),
 }

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from r1ranker.io.config import PPOConfig
 from r1ranker.training import algorithms
 from r1ranker.training.algorithms import Grouped, in_group, is_whitened
+from r1ranker.training.algorithms.dr_grpo import dr_grpo
 from r1ranker.training.algorithms.gae import gae
 from r1ranker.training.algorithms.grpo import grpo
 from r1ranker.training.algorithms.rloo import rloo
@@ -112,6 +113,14 @@ def test_a_group_is_compared_step_by_step_with_hand_worked_numbers() -> None:
     deviation = (2 / 3) ** 0.5
     assert [first for first, _ in grpo(rewards)] == pytest.approx([1 / deviation, -1 / deviation, 0], abs=1e-5)
     assert [second for _, second in grpo(rewards)] == pytest.approx([0.5**0.5, 0.5**0.5, -(2**0.5)], abs=1e-5)
+
+
+def test_dr_grpo_differs_from_grpo_by_the_groups_deviation_alone() -> None:
+    rewards = [[2.0, 1.0], [0.0, 1.0], [2.0, 0.0]]
+    assert dr_grpo(rewards) == [pytest.approx([1.0, 1 / 3]), pytest.approx([-1.0, 1 / 3]), pytest.approx([0.0, -2 / 3])]
+    wider = [[10 * reward for reward in steps] for steps in rewards]
+    assert dr_grpo(wider) == [pytest.approx([10 * a for a in steps]) for steps in dr_grpo(rewards)]
+    assert grpo(wider) == [pytest.approx(steps, abs=1e-4) for steps in grpo(rewards)]
 
 
 @pytest.mark.parametrize("estimator", [in_group(name) for name in (*ESTIMATORS, "maxrl", "rank_grpo") if name != "gae"])

@@ -209,7 +209,15 @@ def test_credit_of_all_answers_is_their_reward_against_the_expected_one(
     assert squares / len(experience) == pytest.approx(1, abs=1e-4)
 
 
-@pytest.mark.parametrize("credit", [{"answer": "sampled"}, {"answer": "expected"}, {"estimator": "grpo", "group": 4}])
+@pytest.mark.parametrize(
+    "credit",
+    [
+        {"answer": "sampled"},
+        {"answer": "expected"},
+        {"estimator": "grpo", "group": 4},
+        {"estimator": "dr_grpo", "group": 4},
+    ],
+)
 def test_a_few_steps_teach_to_keep_the_good_candidate(
     credit: dict[str, Any], config: Callable[..., RunConfig], make_problem: MakeProblem
 ) -> None:

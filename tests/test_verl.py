@@ -170,7 +170,16 @@ def test_a_completion_is_scored_as_in_our_own_training(tmp_path: Path, make_prob
     assert nothing["score"] < -1
 
 
-@pytest.mark.parametrize("setting", [{"answer": "expected"}, {"critic": "head"}, {"token_budget": 9}, {"centre": True}])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"answer": "expected"},
+        {"critic": "head"},
+        {"token_budget": 9},
+        {"centre": True},
+        {"estimator": "dr_grpo", "group": 2},
+    ],
+)
 def test_what_verl_cannot_do_is_refused_by_name(setting: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"verl has no ppo.{next(iter(setting))}"):
         refuse(run_config(ppo=setting))
