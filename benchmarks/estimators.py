@@ -1,6 +1,6 @@
 """Every estimator of the policy gradient against the truth, which small pools know: all n! orders are enumerated.
 
-    python benchmarks/estimators.py --json estimators.json      # XX on a busy core
+    python benchmarks/estimators.py --json estimators.json      # a few minutes
 
 The policy is Plackett-Luce over scores, the best named first, as a judge in layout `blocks` gives it. The truth is the
 gradient, by the scores, of an expected reward: nDCG, reciprocal rank, or the sum of the steps' selection rewards. What
