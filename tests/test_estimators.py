@@ -13,8 +13,9 @@ from torch import Tensor
 from r1ranker.problem import Answer, Candidate, Problem
 from r1ranker.prompts import written_list
 from r1ranker.ranking.plans import chosen_step
-from r1ranker.rewards import moved_up, score_ranking, score_removal
-from r1ranker.training.losses import expected_policy_loss
+from r1ranker.rewards import score_ranking, score_removal
+from r1ranker.training.algorithms.expected import expected_advantages, expected_policy_loss
+from r1ranker.training.algorithms.moved_up import moved_up
 
 Order = tuple[int, ...]
 SCORES = torch.tensor([0.3, -1.1, 0.8, 0.1], dtype=torch.float64)
@@ -54,7 +55,7 @@ def credited(problem: Problem, order: Order, credits: Callable[[int, Order], Seq
     for i in range(len(order) - 1):
         logs = logprobs(scores, left := order[i:])
         rewards = torch.tensor(credits(i, left), dtype=torch.float64)
-        advantages = rewards - (logs.detach().exp() * rewards).sum()
+        advantages = expected_advantages(logs.detach(), rewards)
         loss, _ = expected_policy_loss(logs[None], logs.detach()[None], advantages[None], 0.2)
         (-loss).backward()
     assert scores.grad is not None

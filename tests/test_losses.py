@@ -14,15 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from r1ranker.backends.transformers_ import TransformersBackend
+from r1ranker.training.algorithms.expected import expected_policy_loss
+from r1ranker.training.algorithms.log_expected import log_expected_loss
 from r1ranker.training.batch import Sample, allowed_logprobs, pack, score, shared_batches, token_logprobs
-from r1ranker.training.losses import (
-    expected_policy_loss,
-    kl_k3,
-    log_expected_loss,
-    masked_sum,
-    policy_loss,
-    value_loss,
-)
+from r1ranker.training.losses import kl_k3, masked_sum, policy_loss, value_loss
 
 B, T = 3, 5
 LENGTHS = (5, 2, 4)

@@ -17,7 +17,8 @@ from r1ranker.errors import ConfigError, DataError
 from r1ranker.io.config import RunConfig
 from r1ranker.io.problems import write_jsonl
 from r1ranker.problem import Answer, Candidate, Problem, Splits
-from r1ranker.rewards import kind_of, moved_up, score_ranking, score_removal
+from r1ranker.rewards import kind_of, score_ranking, score_removal
+from r1ranker.training.algorithms.moved_up import moved_up
 from r1ranker.training.checkpoint import checkpoints
 from r1ranker.training.logs import read_log
 from r1ranker.training.ppo import train

@@ -15,7 +15,7 @@ from torch import Tensor
 from quick_runs import VARIANTS, assert_same
 from r1ranker.io.config import PPOConfig, RunConfig
 from r1ranker.problem import Problem
-from r1ranker.training.advantages import gae
+from r1ranker.training.algorithms.gae import gae
 from r1ranker.training.batch import pack
 from r1ranker.training.experience import Experience, with_advantages
 from r1ranker.training.learner import Learner, new_learner
@@ -209,7 +209,15 @@ def test_credit_of_all_answers_is_their_reward_against_the_expected_one(
     assert squares / len(experience) == pytest.approx(1, abs=1e-4)
 
 
-@pytest.mark.parametrize("credit", [{"answer": "sampled"}, {"answer": "expected"}, {"estimator": "grpo", "group": 4}])
+@pytest.mark.parametrize(
+    "credit",
+    [
+        {"answer": "sampled"},
+        {"answer": "expected"},
+        {"estimator": "grpo", "group": 4},
+        {"estimator": "dr_grpo", "group": 4},
+    ],
+)
 def test_a_few_steps_teach_to_keep_the_good_candidate(
     credit: dict[str, Any], config: Callable[..., RunConfig], make_problem: MakeProblem
 ) -> None:

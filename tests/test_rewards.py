@@ -21,13 +21,13 @@ from r1ranker.rewards import (
     format_reward,
     graded_exclusion_reward,
     graded_ranking_reward,
-    moved_up,
     ndcg,
     ranking_reward,
     score_ranking,
     score_removal,
     tag_reward,
 )
+from r1ranker.training.algorithms.moved_up import moved_up
 
 GOOD = "<think>x</think>\n<answer>[1]</answer>"
 NO_ANSWER_KINDS = ("missing", "truncated", "malformed")

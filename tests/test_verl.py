@@ -23,7 +23,7 @@ from r1ranker.io.config import RunConfig
 from r1ranker.io.problems import write_jsonl
 from r1ranker.problem import Problem
 from r1ranker.prompts import bare_past, build_prompt, past_entry
-from r1ranker.training.advantages import gae
+from r1ranker.training.algorithms.gae import gae
 from r1ranker.training.rollout import whole_episode
 from r1ranker.training.verl.data import DEV, TRAIN, problem_of, write_rows
 from r1ranker.training.verl.episode import Episode, Written, run_episode, training_state
@@ -170,7 +170,16 @@ def test_a_completion_is_scored_as_in_our_own_training(tmp_path: Path, make_prob
     assert nothing["score"] < -1
 
 
-@pytest.mark.parametrize("setting", [{"answer": "expected"}, {"critic": "head"}, {"token_budget": 9}, {"centre": True}])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"answer": "expected"},
+        {"critic": "head"},
+        {"token_budget": 9},
+        {"centre": True},
+        {"estimator": "dr_grpo", "group": 2},
+    ],
+)
 def test_what_verl_cannot_do_is_refused_by_name(setting: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"verl has no ppo.{next(iter(setting))}"):
         refuse(run_config(ppo=setting))

@@ -35,8 +35,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import accumulate
-from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +114,8 @@ def graded_ranking_reward(answer: Answer, problem: Problem, pool: Sequence[int])
 
 def ndcg(gains: Sequence[float], ideal: Sequence[float], cutoff: int = CUTOFF) -> float:
     """Linear-gain nDCG of `gains` in listed order against the best order of `ideal`; 1 when all are 0."""
-    best = _dcg(sorted(ideal, reverse=True)[:cutoff])
-    return _dcg(gains[:cutoff]) / best if best else 1.0
+    best = dcg(sorted(ideal, reverse=True)[:cutoff])
+    return dcg(gains[:cutoff]) / best if best else 1.0
 
 
 Own = Callable[..., Any]
@@ -167,27 +165,6 @@ def score_ranking(
 ) -> Reward:
     """The reward of a DRanker completion; `pool` is what it had to rank."""
     return _total(completion, {"ranking": kind_of(kind).ranking(answer, problem, pool)})
-
-
-def moved_up(order: Sequence[int], problem: Problem, kind: str = "paper") -> list[dict[int, float]]:
-    """The `ranking` part of a whole list where one candidate moves up: `[i][k]` is that of k, moved up to place i.
-
-    For the n - 1 places at which there is a choice, and each k that stands there or later. Sums of what stays where it
-    is and of what moves one place down make it n(n + 1) / 2 additions, where scoring each list takes n times as many.
-    Raises ConfigError for a reward that has no gains.
-    """
-    gains = gains_of(kind)(problem, order)
-    best = _dcg(sorted(gains.values(), reverse=True)[:CUTOFF])
-    listed = [gains[k] for k in order]
-    discounts = [1 / math.log2(place + 2) if place < CUTOFF else 0.0 for place in range(len(order))]
-    stays = [*accumulate(map(mul, listed, discounts), initial=0.0)]  # of all before a place
-    moves = [*accumulate(map(mul, listed, discounts[1:]), initial=0.0)]  # the same, one place further down
-
-    def reward(i: int, p: int) -> float:
-        total = stays[i] + listed[p] * discounts[i] + moves[p] - moves[i] + stays[-1] - stays[p + 1]
-        return total / best if best else 1.0
-
-    return [{order[p]: reward(i, p) for p in range(i, len(order))} for i in range(len(order) - 1)]
 
 
 def gains_of(kind: str) -> Gains:
@@ -349,5 +326,6 @@ def _coverage(answer: Answer, size: int) -> float:
     return len(answer.ids) / (size + (answer.kind == "duplicate")) - 1.0
 
 
-def _dcg(gains: Sequence[float]) -> float:
+def dcg(gains: Sequence[float]) -> float:
+    """Linear gains, each over log2 of its place + 1 (places from 1)."""
     return math.fsum(gain / math.log2(place + 2) for place, gain in enumerate(gains))

@@ -140,7 +140,7 @@ class PPOConfig(Strict):
         description="of answers credited whole (answer=expected): the clipped surrogate of their expected reward, or "
         "its logarithm, log sum_a pi(a) r(a)",
     )
-    estimator: Literal["gae", "grpo", "rloo"] = Field(
+    estimator: Literal["gae", "grpo", "dr_grpo", "rloo"] = Field(
         "gae", description="advantages by a critic, or against the `group` of trajectories that began alike"
     )
     group: int = Field(1, ge=1, description="trajectories from each start")

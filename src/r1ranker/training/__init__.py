@@ -1,1 +1,1 @@
-"""Training: supervised start, rollouts, advantages, losses, PPO; verl on Ray past one machine; publishing a model."""
+"""Training: supervised start, rollouts, algorithms, losses, PPO; verl on Ray past one machine; publishing a model."""

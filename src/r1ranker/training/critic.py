@@ -44,3 +44,9 @@ class Critic(nn.Module):
 
     def _values(self, hidden_B_T_H: Tensor) -> Tensor:
         return torch.as_tensor(self.head(hidden_B_T_H.float()).squeeze(-1))
+
+
+def explained_variance(values: Tensor, returns: Tensor) -> float:
+    """1 - Var(returns - values) / Var(returns): 1 is a perfect critic, 0 one that knows only the mean."""
+    spread = float(returns.var(unbiased=False))
+    return 1.0 - float((returns - values).var(unbiased=False)) / spread if spread > 1e-12 else 0.0

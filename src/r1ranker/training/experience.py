@@ -7,9 +7,8 @@ Next in the data flow: `ppo`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -17,7 +16,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from r1ranker.backends.encoding import batches
 from r1ranker.io.config import PPOConfig
-from r1ranker.training.advantages import gae, group_relative, whiten
+from r1ranker.training.algorithms import in_group, is_whitened
+from r1ranker.training.algorithms.expected import expected_advantages
+from r1ranker.training.algorithms.gae import gae
 from r1ranker.training.batch import (
     Batch,
     PoolBatch,
@@ -64,7 +65,7 @@ def with_advantages(learner: Learner, trajectories: Sequence[Trajectory], ppo: P
     else:
         for first in range(0, len(steps), ppo.group):
             _by_group(steps[first : first + ppo.group], ppo)
-    if ppo.estimator != "grpo":  # which has brought each group to one scale
+    if is_whitened(ppo.estimator):
         every = [e.advantages for e in experience]
         whitened = whiten(torch.cat([torch.empty(0), *every]), learner.crew.total)
         for e, a in zip(experience, whitened.split([len(a) for a in every]), strict=True):
@@ -83,11 +84,9 @@ def _by_critic(trajectory: Sequence[Experience], ppo: PPOConfig) -> None:
 
 
 def _by_group(group: Sequence[Sequence[Experience]], ppo: PPOConfig) -> None:
-    """What is still to come after each step, against the same step of the group's others; for all of its tokens."""
-    assert ppo.estimator != "gae"
+    """Each step against the same step of the group's others; for all of its tokens."""
     rewards = [[r for e in trajectory for r in _by_step(e.sample)] for trajectory in group]
-    to_go = [list(accumulate(reversed(steps)))[::-1] for steps in rewards]
-    for trajectory, advantages in zip(group, group_relative(to_go, ppo.estimator), strict=True):
+    for trajectory, advantages in zip(group, in_group(ppo.estimator)(rewards), strict=True):
         left = iter(advantages)
         for e in trajectory:
             ends = sorted(_rewards(e.sample))
@@ -96,14 +95,26 @@ def _by_group(group: Sequence[Sequence[Experience]], ppo: PPOConfig) -> None:
             e.returns = torch.zeros_like(e.advantages)
 
 
+def whiten(values: Tensor, total: Callable[..., list[float]] = lambda *numbers: list(numbers)) -> Tensor:
+    """Shift to mean 0 and scale to deviation 1; a constant becomes 0.
+
+    total: adds numbers up over all that `values` is a share of (several processes).
+    """
+    n, summed = total(float(values.numel()), float(values.double().sum()))
+    if n < 2:
+        return torch.zeros_like(values)
+    centred = values - summed / n
+    (squares,) = total(float((centred.double() ** 2).sum()))
+    return torch.as_tensor(centred / ((squares / n) ** 0.5 + 1e-8))
+
+
 def _credit_answers(learner: Learner, experience: Sequence[Experience]) -> None:
-    """Advantages of all allowed answers: reward minus its expectation, scaled to deviation 1 over the batch."""
+    """Advantages of all allowed answers (`algorithms.expected`), scaled to deviation 1 over the batch."""
     squares, count = 0.0, 0
     for e in experience:
         for t, values in e.sample.answer_rewards.items():
-            rewards, probabilities = torch.tensor(values), e.answer_logprobs[t].exp()
-            e.answer_advantages[t] = rewards - (probabilities * rewards).sum()
-            squares += float((probabilities * e.answer_advantages[t] ** 2).sum())
+            e.answer_advantages[t] = expected_advantages(e.answer_logprobs[t], torch.tensor(values))
+            squares += float((e.answer_logprobs[t].exp() * e.answer_advantages[t] ** 2).sum())
             count += 1
     squares, total = learner.crew.total(squares, count)
     for e in experience:

@@ -26,38 +26,6 @@ def policy_loss(
     return loss, masked_sum((clipped > free).float(), mask_B_T).detach()
 
 
-def expected_policy_loss(
-    logprobs_B_A: Tensor, old_logprobs_B_A: Tensor, advantages_B_A: Tensor, clip: float
-) -> tuple[Tensor, Tensor]:
-    """The clipped surrogate in expectation over all allowed answers instead of one sampled, summed over B.
-
-    Each answer counts with its old probability, so the gradient is that of `policy_loss` without the
-    noise of sampling. -inf marks answers that a row does not have. Also returns the clipped share, summed.
-    """
-    absent = old_logprobs_B_A == -torch.inf
-    weights_B_A = old_logprobs_B_A.exp()
-    ratio_B_A = torch.exp((logprobs_B_A - old_logprobs_B_A).masked_fill(absent, 0.0))
-    free = -advantages_B_A * ratio_B_A
-    clipped = -advantages_B_A * ratio_B_A.clamp(1 - clip, 1 + clip)
-    return (weights_B_A * torch.maximum(free, clipped)).sum(), (weights_B_A * (clipped > free)).sum().detach()
-
-
-def log_expected_loss(logprobs_B_A: Tensor, rewards_B_A: Tensor) -> Tensor:
-    """-log sum_a pi(a) r(a) of each row, summed: the limit of MaxRL (2602.02710) where all answers are known.
-
-    rewards_B_A: >= 0. A row in which all earn the same teaches nothing and counts 0. With one answer that earns
-    anything, it is the cross-entropy of that answer. -inf marks answers that a row does not have.
-    """
-    absent = logprobs_B_A == -torch.inf
-    most = rewards_B_A.masked_fill(absent, -torch.inf).amax(-1)
-    least = rewards_B_A.masked_fill(absent, torch.inf).amin(-1)
-    teaches = most > least
-    logs_B_A = torch.log(rewards_B_A.clamp(min=torch.finfo(rewards_B_A.dtype).tiny))
-    earning = (rewards_B_A > 0) & ~absent
-    summed_B = torch.logsumexp((logprobs_B_A + logs_B_A)[teaches].masked_fill(~earning[teaches], -torch.inf), -1)
-    return -summed_B.sum()
-
-
 def value_loss(
     values_B_T: Tensor, old_values_B_T: Tensor, returns_B_T: Tensor, mask_B_T: Tensor, clip: float
 ) -> Tensor:

@@ -19,7 +19,8 @@ from r1ranker.io.config import RunConfig
 from r1ranker.problem import Answer, Problem, Step, part_of
 from r1ranker.prompts import Prompt, Wanted, block_prompt, written_list
 from r1ranker.ranking.plans import chosen_step
-from r1ranker.rewards import moved_up, score_ranking, score_removal
+from r1ranker.rewards import score_ranking, score_removal
+from r1ranker.training.algorithms.moved_up import moved_up
 from r1ranker.training.batch import Sample
 
 

@@ -27,20 +27,15 @@ from r1ranker.io.progress import track
 from r1ranker.io.provenance import write_provenance
 from r1ranker.problem import Problem, Splits, first_by_task
 from r1ranker.prompts import build_prompt
-from r1ranker.training.advantages import explained_variance
+from r1ranker.training.algorithms.expected import expected_policy_loss
+from r1ranker.training.algorithms.log_expected import log_expected_loss
 from r1ranker.training.batch import Batch, PoolBatch, Sample, Scores, pack, score
 from r1ranker.training.checkpoint import begun, checkpoints, discard, origin_of, restore, save_checkpoint, save_model
+from r1ranker.training.critic import explained_variance
 from r1ranker.training.experience import Experience, micro_batches, with_advantages
 from r1ranker.training.learner import Learner, finished, new_learner, progress
 from r1ranker.training.logs import KEPT, RunLog
-from r1ranker.training.losses import (
-    expected_policy_loss,
-    kl_k3,
-    log_expected_loss,
-    masked_sum,
-    policy_loss,
-    value_loss,
-)
+from r1ranker.training.losses import kl_k3, masked_sum, policy_loss, value_loss
 from r1ranker.training.memory import recomputing, save_adapter
 from r1ranker.training.parallel import Crew, join_crew
 from r1ranker.training.rollout import State, Trajectory, check_prompts, collect, draw

@@ -40,8 +40,9 @@ from r1ranker.prompts import (
     written_list,
 )
 from r1ranker.ranking.plans import chosen_step
-from r1ranker.rewards import Reward, moved_up, score_ranking, score_removal
+from r1ranker.rewards import Reward, score_ranking, score_removal
 from r1ranker.training import pools
+from r1ranker.training.algorithms.moved_up import moved_up
 from r1ranker.training.batch import Sample, joined
 
 Trajectory = list[Sample]

@@ -31,13 +31,14 @@ BETWEEN = 8
 def refuse(config: RunConfig) -> None:
     """Raises ConfigError for what would mean something else in verl, or nothing."""
     ppo = config.ppo
+    known = ("gae", "grpo") if config.design == "iranker" else ("gae", "grpo", "rloo")
     cannot = {
         "ppo.answer=expected": ppo.answer == "expected",
         "ppo.critic=head": ppo.critic == "head" and ppo.estimator == "gae",
         "ppo.token_budget": ppo.token_budget is not None,
         "ppo.curriculum": ppo.curriculum > 0,
         "ppo.centre": ppo.centre,
-        "ppo.estimator=rloo for an iranker": ppo.estimator == "rloo" and config.design == "iranker",
+        f"ppo.estimator={ppo.estimator} for design={config.design}": ppo.estimator not in known,
     }
     if found := [name for name, there in cannot.items() if there]:
         raise ConfigError(

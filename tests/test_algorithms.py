@@ -1,13 +1,53 @@
-"""Advantage estimation against numbers worked by hand."""
+"""Each algorithm by its own example, which enumerates all orders, and against numbers worked by hand."""
 
 from __future__ import annotations
+
+import doctest
+import re
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import get_args
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1ranker.training.advantages import explained_variance, gae, group_relative, whiten
+from r1ranker.io.config import PPOConfig
+from r1ranker.training import algorithms
+from r1ranker.training.algorithms import Grouped, in_group, is_whitened
+from r1ranker.training.algorithms.dr_grpo import dr_grpo
+from r1ranker.training.algorithms.gae import gae
+from r1ranker.training.algorithms.grpo import grpo
+from r1ranker.training.algorithms.rloo import rloo
+from r1ranker.training.critic import explained_variance
+from r1ranker.training.experience import whiten
+
+SHARED = {"groups", "truth"}
+FILES = sorted(module.name for module in iter_modules(algorithms.__path__))
+ESTIMATORS = get_args(PPOConfig.model_fields["estimator"].annotation)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_example_of_a_file_holds(name: str) -> None:
+    found = doctest.testmod(import_module(f"{algorithms.__name__}.{name}"), optionflags=doctest.ELLIPSIS)
+    assert found.attempted > 1
+    assert not found.failed
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name not in SHARED])
+def test_a_file_names_its_paper_and_is_held_against_the_truth(name: str) -> None:
+    said = import_module(f"{algorithms.__name__}.{name}").__doc__ or ""
+    assert re.search(r"\(arXiv \d{4}\.\d{5}\)|\b(19|20)\d\d\b", said)
+    assert re.search(r"^ {4}\S.* = ", said, re.MULTILINE), "its equation"
+    assert "algorithms.truth import Pool" in said
+    assert f"| `{name}` |" in (algorithms.__doc__ or "")
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_each_estimator_of_a_run_is_a_file_of_its_name(name: str) -> None:
+    assert callable(in_group(name))
+    assert isinstance(is_whitened(name), bool)
 
 
 def test_gae_equals_hand_worked_numbers() -> None:
@@ -68,23 +108,29 @@ def test_explained_variance_is_one_for_a_perfect_critic_and_zero_for_the_mean() 
 
 
 def test_a_group_is_compared_step_by_step_with_hand_worked_numbers() -> None:
-    to_go = [[3.0, 1.0], [1.0, 1.0], [2.0, 0.0]]
-    rloo = group_relative(to_go, "rloo")
-    assert rloo == [pytest.approx([1.5, 0.5]), pytest.approx([-1.5, 0.5]), pytest.approx([0.0, -1.0])]
-    grpo = group_relative(to_go, "grpo")
+    rewards = [[2.0, 1.0], [0.0, 1.0], [2.0, 0.0]]  # to go: 3 and 1, 1 and 1, 2 and 0
+    assert rloo(rewards) == [pytest.approx([1.5, 0.5]), pytest.approx([-1.5, 0.5]), pytest.approx([0.0, -1.0])]
     deviation = (2 / 3) ** 0.5
-    assert [first for first, _ in grpo] == pytest.approx([1 / deviation, -1 / deviation, 0], abs=1e-5)
-    assert [second for _, second in grpo] == pytest.approx([0.5**0.5, 0.5**0.5, -(2**0.5)], abs=1e-5)
+    assert [first for first, _ in grpo(rewards)] == pytest.approx([1 / deviation, -1 / deviation, 0], abs=1e-5)
+    assert [second for _, second in grpo(rewards)] == pytest.approx([0.5**0.5, 0.5**0.5, -(2**0.5)], abs=1e-5)
 
 
-def test_a_group_that_agrees_teaches_nothing() -> None:
-    for estimator in ("grpo", "rloo"):
-        assert group_relative([[1.0, 0.5]] * 4, estimator) == [[0.0, 0.0]] * 4  # type: ignore[arg-type]
+def test_dr_grpo_differs_from_grpo_by_the_groups_deviation_alone() -> None:
+    rewards = [[2.0, 1.0], [0.0, 1.0], [2.0, 0.0]]
+    assert dr_grpo(rewards) == [pytest.approx([1.0, 1 / 3]), pytest.approx([-1.0, 1 / 3]), pytest.approx([0.0, -2 / 3])]
+    wider = [[10 * reward for reward in steps] for steps in rewards]
+    assert dr_grpo(wider) == [pytest.approx([10 * a for a in steps]) for steps in dr_grpo(rewards)]
+    assert grpo(wider) == [pytest.approx(steps, abs=1e-4) for steps in grpo(rewards)]
+
+
+@pytest.mark.parametrize("estimator", [in_group(name) for name in (*ESTIMATORS, "maxrl", "rank_grpo") if name != "gae"])
+def test_a_group_that_agrees_teaches_nothing(estimator: Grouped) -> None:
+    assert estimator([[1.0, 0.5]] * 4) == [[0.0, 0.0]] * 4
 
 
 def test_leave_one_out_is_each_against_the_mean_of_the_others() -> None:
     values = [0.3, 0.9, 0.1, 0.5]
-    for value, (advantage,) in zip(values, group_relative([[v] for v in values], "rloo"), strict=True):
+    for value, (advantage,) in zip(values, rloo([[v] for v in values]), strict=True):
         others = [v for v in values if v != value]
         assert advantage == pytest.approx(value - sum(others) / 3)
 
