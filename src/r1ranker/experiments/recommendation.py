@@ -1,0 +1,314 @@
+"""One set of recommenders under four judgements: a figure from sampled negatives is not one of the whole catalogue.
+
+In: a `Study` whose data have users' histories. Out: results by judgement, and tables that show the order of each.
+
+| judgement | what a system ranks |
+| --- | --- |
+| `uniform` | the next item among items drawn uniformly |
+| `popularity` | the next item among items drawn in proportion to popularity |
+| `whole-catalogue` | all items the user has not had; a place below `DEPTH` counts 0 |
+| `new-items` | the next item among items that nobody took yet, drawn uniformly |
+
+Recommenders learn from training users alone and read of a test user what a ranker reads, the history of the problem.
+Over the whole catalogue each of them retrieves its own best `DEPTH`. A model cannot read so many, so it ranks those
+of the first stage, the recommender that retrieves most of the dev users' targets; what that one misses counts 0, and
+`oracle` is the best order of this window. The embedded users are written as a source of their own (`write_shop`).
+Sampled measures change the order of systems (Krichene and Rendle, KDD 2020).
+"""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from r1ranker import datasets
+from r1ranker.baselines.common import rank_scored
+from r1ranker.baselines.notes import noted_by
+from r1ranker.baselines.recommenders import RECOMMENDERS, Log, Scores, in_pools, log_of
+from r1ranker.datasets import mini, mini_recommendation
+from r1ranker.datasets.interactions import interactions
+from r1ranker.errors import BackendError, ConfigError
+from r1ranker.evaluation.protocols import catalogue, new_items, window_of
+from r1ranker.evaluation.results import AVERAGE, Comparison, Row, TaskValues, comparison
+from r1ranker.evaluation.significance import holm
+from r1ranker.evaluation.systems import read_per_query
+from r1ranker.evaluation.table import CEILING, stars, systems_of
+from r1ranker.experiments.report import Table, by_system, save_tables, tests_by_system
+from r1ranker.experiments.study import Study
+from r1ranker.io.bm25 import query_of, scorer
+from r1ranker.io.config import DataConfig
+from r1ranker.problem import Problem, Ranking, Usage, first_by_task, rng_for
+
+JUDGEMENTS = ("uniform", "popularity", "whole-catalogue", "new-items")
+WHOLE = "whole-catalogue"
+BASES = ("random", "prior", "bm25", "oracle")
+DEPTH = 100
+"""Items that a system retrieves of the whole catalogue."""
+MEASURES = ("MRR", "nDCG@10", "hit@10")
+
+
+@dataclass
+class Judged:
+    """The test problems of a judgement, over all sources, and rankings that are made already, by system."""
+
+    problems: list[Problem] = field(default_factory=list)
+    given: dict[str, list[Ranking]] = field(default_factory=dict)
+
+    def add(self, problems: Sequence[Problem], given: Mapping[str, Sequence[Ranking]]) -> None:
+        """Those of one more source."""
+        self.problems += problems
+        for name, rankings in given.items():
+            self.given.setdefault(name, []).extend(rankings)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a source gives. learn: training users, whole. dev, test: uniform pools; popular: the same test users' others.
+
+    known: all problems, for their items. had: what each dev and test user had before the target, by group.
+    """
+
+    learn: list[Problem]
+    dev: list[Problem]
+    test: list[Problem]
+    popular: list[Problem]
+    known: list[Problem]
+    had: Mapping[str, Sequence[str]]
+
+
+def recommendation(study: Study) -> None:
+    """Fit every recommender once for each source, judge all systems four times, save the tables."""
+    judged = {name: Judged() for name in JUDGEMENTS}
+    told: list[str] = []
+    for data in sources(study):
+        told.append(judge(study, data, judged))
+    rows: dict[str, list[Row]] = {}
+    for name, of in judged.items():
+        bases = [base for base in BASES if base not in of.given]
+        title = f"Recommenders judged by {name} ({study.scale})"
+        rows[name] = study.evaluate([*bases, *study.systems], of.problems, name, given=of.given, title=title)
+    save_tables(study.out, tables(study.out, rows, told), study.settings)
+
+
+def sources(study: Study) -> list[DataConfig]:
+    """The study's sources with users' histories; the embedded users as such a source. ConfigError: there is none."""
+    found: list[DataConfig] = []
+    for data in study.config.data:
+        if "negatives" in datasets.SOURCES[data.source].options:
+            found.append(data)
+        elif data.source == "mini":
+            domains = mini_recommendation.DOMAINS
+            found += [write_shop(domain, data, study.out / f"embedded-{domain}") for domain in domains]
+    if not found:
+        raise ConfigError("data: no source holds users' histories, such as movielens, recbole or csv")
+    return found
+
+
+def write_shop(domain: str, data: DataConfig, folder: Path) -> DataConfig:
+    """The embedded users and titles of a domain as files of source `csv`."""
+    items, users = mini_recommendation.choices(domain, data.seed, mini.SIZES)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_csv(folder / "items.csv", ("item", "title"), ((item.docid, item.text) for item in items))
+    chosen = ((user.name, item.docid) for user in users for item in user.chosen)
+    _write_csv(folder / "interactions.csv", ("user", "item"), chosen)
+    return data.model_copy(update={"source": "csv", "path": folder, "options": {"task": f"rec-{domain}"}})
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterator[tuple[str, str]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+def read(study: Study, data: DataConfig) -> Source:
+    """A source's problems by both draws, for the same test users, and its interactions."""
+    limit = study.limit or data.limit
+    drawn = {
+        negatives: datasets.load(data.source, data.path, seed=data.seed, **(data.options | {"negatives": negatives}))
+        for negatives in ("uniform", "popularity")
+    }
+    whole = interactions(data.source, data.path, seed=data.seed, **data.options)
+    uniform = drawn["uniform"]
+    return Source(
+        learn=whole["train"],
+        dev=first_by_task(uniform["dev"], limit),
+        test=first_by_task(uniform["test"], limit),
+        popular=first_by_task(drawn["popularity"]["test"], limit),
+        known=[problem for problems in uniform.values() for problem in problems],
+        had={problem.group: problem.history for split in ("dev", "test") for problem in whole[split]},
+    )
+
+
+def judge(study: Study, data: DataConfig, judged: Mapping[str, Judged]) -> str:
+    """Add what a source gives to each judgement; returns what a reader has to know of it."""
+    source = read(study, data)
+    log, lacking = log_of(source.learn), []
+    fitted: dict[str, Scores] = {}
+    for name, fit in RECOMMENDERS.items():
+        try:
+            fitted[name] = fit(log)
+        except BackendError as error:
+            lacking.append(f" Left out: {name} ({error}).")
+    new, remaining = new_items(source.test, source.known, source.learn, data.seed)
+    # No model has anything on an item that it was fitted without: a log without the new ones is as good as a second fit.
+    few = log.only(log_of(remaining).numbers)
+    for name, problems, known, learn in (
+        ("uniform", source.test, log, source.learn),
+        ("popularity", source.popular, log, source.learn),
+        ("new-items", new, few, remaining),
+    ):
+        given = {system: rank_scored(in_pools(known, scores), problems, system) for system, scores in fitted.items()}
+        judged[name].add(noted_by(data.show, learn, problems), given)
+    shelf = Shelf.of(log, source)
+    ways = shelf.ways(fitted)
+    first, share = shelf.best(ways, source.dev)
+    given = {system: shelf.retrieve(system, way, source.test) for system, way in ways.items()}
+    retrieved = {ranking.qid: ranking.docids for ranking in given[first]}
+    window = window_of(source.test, retrieved, source.known)
+    judged[WHOLE].add(noted_by(data.show, source.learn, window), given)
+    return (
+        f"{source.test[0].task}: {len(log.sequences)} training users, {len(log.numbers)} items; {len(source.test)} test "
+        f"users, of whom {len(new)} took a new item; first stage {first}, which retrieves {share:.1%} of the dev "
+        f"targets.{''.join(lacking)}"
+    )
+
+
+Way = Callable[[Problem], Any]
+"""Scores of all items of a log for a problem, an array."""
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """The items that training users took, by the numbers of the log. docids: of each number, where one is known."""
+
+    log: Log
+    docids: Mapping[int, str]
+    texts: Sequence[str]
+    popularity: Any
+    had: Mapping[str, Sequence[str]]
+
+    @classmethod
+    def of(cls, log: Log, source: Source) -> Shelf:
+        """Of a source's items."""
+        candidates = catalogue(source.known).candidates
+        docids = {number: docid for docid, number in log.pool(candidates.values()).items()}
+        texts = [candidates[docids[n]].text if n in docids else title for title, n in log.numbers.items()]
+        popularity = np.zeros(len(texts))
+        for titles in log.sequences.values():
+            popularity[[log.numbers[title] for title in titles]] += 1
+        return cls(log, docids, texts, popularity, source.had)
+
+    def ways(self, fitted: Mapping[str, Scores]) -> dict[str, Way]:
+        """Systems that can score everything, by name."""
+        words = scorer(self.texts)
+        simple: dict[str, Way] = {
+            "random": lambda _: np.zeros(len(self.texts)),
+            "prior": lambda _: self.popularity,
+            "bm25": lambda problem: next(words([query_of(problem)])),
+        }
+        return simple | {name: self._way(scores) for name, scores in fitted.items()}
+
+    def _way(self, scores: Scores) -> Way:
+        return lambda problem: scores(self.log.history(problem))
+
+    def best(self, ways: Mapping[str, Way], dev: Sequence[Problem]) -> tuple[str, float]:
+        """The system that retrieves most targets, and the share of them."""
+        found = {
+            name: sum(bool(problem.gains.keys() & set(ranking.docids)) for problem, ranking in pairs) / len(dev)
+            for name, way in ways.items()
+            for pairs in [list(zip(dev, self.retrieve(name, way, dev), strict=True))]
+        }
+        return max(found.items(), key=lambda one: one[1])
+
+    def retrieve(self, system: str, way: Way, problems: Sequence[Problem]) -> list[Ranking]:
+        """The best `DEPTH` of all that each user has not had, ties by a coin."""
+        return [self._retrieve(system, way, problem) for problem in problems]
+
+    def _retrieve(self, system: str, way: Way, problem: Problem) -> Ranking:
+        began = time.perf_counter()
+        scores = np.array(way(problem), dtype=float)
+        # Two items of one title are one to a log: the target is the one that is meant.
+        relevant = [c for c in problem.candidates if problem.gains.get(c.docid)]
+        docids = {**self.docids, **{number: docid for docid, number in self.log.pool(relevant).items()}}
+        barred = [self.log.numbers[title] for title in self.had[problem.group] if title in self.log.numbers]
+        free = np.setdiff1d(np.fromiter(docids, dtype=int), barred)
+        coin = np.random.default_rng(rng_for(system, problem.task, problem.qid).getrandbits(64)).random(len(free))
+        best = free[np.lexsort((coin, -scores[free]))][:DEPTH]
+        seconds = time.perf_counter() - began
+        places = tuple(float(len(best) - place) for place in range(len(best)))
+        return Ranking(problem.qid, tuple(docids[n] for n in best.tolist()), places, usage=Usage(seconds=seconds))
+
+
+def tables(out: Path, rows: Mapping[str, Sequence[Row]], told: Sequence[str]) -> list[Table]:
+    """Places at a glance, all measures, and which differences hold."""
+    systems = systems_of([row for of_part in rows.values() for row in of_part])
+    return [_places(systems, rows, told), _all(out, systems, rows), _differences(out, systems, rows)]
+
+
+def _places(systems: Sequence[str], rows: Mapping[str, Sequence[Row]], told: Sequence[str]) -> Table:
+    found = {name: by_system(of_part, "MRR") for name, of_part in rows.items()}
+    lines = []
+    for system in systems:
+        cells = [f"{found[name][system].value:.3f}{_place(system, found[name])}" for name in found]
+        lines.append((system, *cells))
+    counts = ", ".join(f"{name} {next(iter(of.values())).n}" for name, of in found.items())
+    note = (
+        f"MRR and, in brackets, the place by it; users: {counts}. Over the whole catalogue a place below {DEPTH} counts "
+        f"0, oracle and models rank what the first stage retrieved, and all others retrieve by themselves. "
+        f"{' '.join(told)}"
+    )
+    return Table("The order of systems by judgement", ("system", *rows), lines, note)
+
+
+def _place(system: str, found: Mapping[str, Row]) -> str:
+    if system == CEILING:
+        return ""
+    better = sum(row.value > found[system].value for name, row in found.items() if name != CEILING)
+    return f" ({better + 1})"
+
+
+def _all(out: Path, systems: Sequence[str], rows: Mapping[str, Sequence[Row]]) -> Table:
+    lines = []
+    for name, of_part in rows.items():
+        tests = {measure: tests_by_system(out / name, measure) for measure in MEASURES}
+        found = {measure: by_system(of_part, measure) for measure in MEASURES}
+        for system in systems:
+            cells = [_cell(found[measure][system], tests[measure].get(system)) for measure in MEASURES]
+            lines.append((name, system, *cells))
+    note = (
+        "Mean over tasks ± half of the 95 % bootstrap interval. * p < 0.05, ** p < 0.01 against prior, which is "
+        "popularity (paired randomisation, Holm within a judgement and measure), ↓ worse; hit@10 is not tested."
+    )
+    return Table("All measures", ("judgement", "system", *MEASURES), lines, note)
+
+
+def _cell(row: Row, test: Comparison | None) -> str:
+    return f"{row.value:.3f} ±{(row.ci_high - row.ci_low) / 2:.3f} {stars(test)}".rstrip()
+
+
+def _differences(out: Path, systems: Sequence[str], rows: Mapping[str, Sequence[Row]]) -> Table:
+    """Every pair of systems that use what they know, by judgement."""
+    compared = [system for system in systems if system not in ("random", CEILING)]
+    pairs = list(combinations(compared, 2))
+    found = {name: _tested(pairs, read_per_query(out / name)) for name in rows}
+    lines = [
+        (f"{a} − {b}", *(f"{found[name][a, b].difference:+.3f} {stars(found[name][a, b])}".rstrip() for name in rows))
+        for a, b in pairs
+    ]
+    note = "Difference in MRR on the same users; * p < 0.05, ** p < 0.01 (paired randomisation, Holm within a column)."
+    return Table("Differences between systems", ("systems", *rows), lines, note)
+
+
+def _tested(pairs: Sequence[tuple[str, str]], values: Mapping[str, TaskValues]) -> dict[tuple[str, str], Comparison]:
+    tests = {}
+    for a, b in pairs:
+        of_tasks = {one.task: one for one in comparison(b, {a: values[a], b: values[b]}, measures=["MRR"])}
+        tests[a, b] = of_tasks.get(AVERAGE) or next(iter(of_tasks.values()))
+    adjusted = holm([test.p for test in tests.values()])
+    return {pair: replace(test, p_holm=p) for (pair, test), p in zip(tests.items(), adjusted, strict=True)}
