@@ -216,14 +216,6 @@ def sasrec_scores(log: Log, seed: int = 0, steps: int = 3000, epochs: int = 20) 
     return scores
 
 
-RECOMMENDERS: dict[str, Callable[[Log], Scores]] = {
-    "item-knn": item_knn_scores,
-    "bpr": bpr_scores,
-    "sasrec": sasrec_scores,
-}
-"""What fits each; one fit serves pools and whole catalogues."""
-
-
 def _next_item_network(items: int) -> Any:
     """SASRec's network: two causal blocks of one head over items and places; GPT-2's has GELU where it has ReLU."""
     from transformers import GPT2Config, GPT2Model
@@ -254,3 +246,11 @@ def _sampled_softmax(network: Any, read: Tensor, following: Tensor) -> Tensor:
     against = (state @ items[others].T).masked_fill(others == wanted[:, None], -torch.inf)
     logits = torch.cat([(state * items[wanted]).sum(-1, keepdim=True), against], dim=1)
     return functional.cross_entropy(logits, torch.zeros_like(wanted))
+
+
+RECOMMENDERS: dict[str, Callable[[Log], Scores]] = {
+    "item-knn": item_knn_scores,
+    "bpr": bpr_scores,
+    "sasrec": sasrec_scores,
+}
+"""What fits each; one fit serves pools and whole catalogues."""

@@ -24,9 +24,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from r1ranker import datasets
 from r1ranker.baselines.common import rank_scored
@@ -39,19 +41,23 @@ from r1ranker.evaluation.protocols import catalogue, new_items, window_of
 from r1ranker.evaluation.results import AVERAGE, Comparison, Row, TaskValues, comparison
 from r1ranker.evaluation.significance import holm
 from r1ranker.evaluation.systems import read_per_query
-from r1ranker.evaluation.table import CEILING, stars, systems_of
+from r1ranker.evaluation.table import CEILING, percent, stars, systems_of
 from r1ranker.experiments.report import Table, by_system, save_tables, tests_by_system
 from r1ranker.experiments.study import Study
 from r1ranker.io.bm25 import query_of, scorer
 from r1ranker.io.config import DataConfig
+from r1ranker.io.files import write_whole
 from r1ranker.problem import Problem, Ranking, Usage, first_by_task, rng_for
 
 JUDGEMENTS = ("uniform", "popularity", "whole-catalogue", "new-items")
 WHOLE = "whole-catalogue"
+DEV = "dev"
 BASES = ("random", "prior", "bm25", "oracle")
 DEPTH = 100
 """Items that a system retrieves of the whole catalogue."""
 MEASURES = ("MRR", "nDCG@10", "hit@10")
+RANKINGS = TypeAdapter(dict[str, list[Ranking]])
+"""Of one recommender, by judgement, and of dev users over the whole catalogue."""
 
 
 @dataclass
@@ -70,9 +76,10 @@ class Judged:
 
 @dataclass(frozen=True)
 class Source:
-    """What a source gives. learn: training users, whole. dev, test: uniform pools; popular: the same test users' others.
+    """What a source gives. learn: training users, whole histories. dev, test: problems with uniform negatives.
 
-    known: all problems, for their items. had: what each dev and test user had before the target, by group.
+    popular: the test problems with popular ones. known: all problems, for their items. had: titles that each dev and
+    test user had before the target, by group.
     """
 
     learn: list[Problem]
@@ -91,6 +98,8 @@ def recommendation(study: Study) -> None:
         told.append(judge(study, data, judged))
     rows: dict[str, list[Row]] = {}
     for name, of in judged.items():
+        if not of.problems:  # of a few test users none may have taken a new item
+            continue
         bases = [base for base in BASES if base not in of.given]
         title = f"Recommenders judged by {name} ({study.scale})"
         rows[name] = study.evaluate([*bases, *study.systems], of.problems, name, given=of.given, title=title)
@@ -126,9 +135,8 @@ def _write_csv(path: Path, header: Sequence[str], rows: Iterator[tuple[str, str]
         csv.writer(file).writerows([header, *rows])
 
 
-def read(study: Study, data: DataConfig) -> Source:
-    """A source's problems by both draws, for the same test users, and its interactions."""
-    limit = study.limit or data.limit
+def read(data: DataConfig) -> Source:
+    """A source's problems by both draws, for the same test users, and its interactions, all of them."""
     drawn = {
         negatives: datasets.load(data.source, data.path, seed=data.seed, **(data.options | {"negatives": negatives}))
         for negatives in ("uniform", "popularity")
@@ -137,46 +145,75 @@ def read(study: Study, data: DataConfig) -> Source:
     uniform = drawn["uniform"]
     return Source(
         learn=whole["train"],
-        dev=first_by_task(uniform["dev"], limit),
-        test=first_by_task(uniform["test"], limit),
-        popular=first_by_task(drawn["popularity"]["test"], limit),
+        dev=first_by_task(uniform["dev"], data.limit),
+        test=first_by_task(uniform["test"], data.limit),
+        popular=first_by_task(drawn["popularity"]["test"], data.limit),
         known=[problem for problems in uniform.values() for problem in problems],
         had={problem.group: problem.history for split in ("dev", "test") for problem in whole[split]},
     )
 
 
 def judge(study: Study, data: DataConfig, judged: Mapping[str, Judged]) -> str:
-    """Add what a source gives to each judgement; returns what a reader has to know of it."""
-    source = read(study, data)
-    log, lacking = log_of(source.learn), []
-    fitted: dict[str, Scores] = {}
-    for name, fit in RECOMMENDERS.items():
-        try:
-            fitted[name] = fit(log)
-        except BackendError as error:
-            lacking.append(f" Left out: {name} ({error}).")
+    """Add what a source gives to each judgement; returns what a reader has to know of it.
+
+    Recommenders rank all of its test users, whatever the study's limit, so that one fit serves every later run.
+    """
+    source = read(data)
     new, remaining = new_items(source.test, source.known, source.learn, data.seed)
-    # No model has anything on an item that it was fitted without: a log without the new ones is as good as a second fit.
-    few = log.only(log_of(remaining).numbers)
-    for name, problems, known, learn in (
-        ("uniform", source.test, log, source.learn),
-        ("popularity", source.popular, log, source.learn),
-        ("new-items", new, few, remaining),
-    ):
-        given = {system: rank_scored(in_pools(known, scores), problems, system) for system, scores in fitted.items()}
-        judged[name].add(noted_by(data.show, learn, problems), given)
-    shelf = Shelf.of(log, source)
-    ways = shelf.ways(fitted)
-    first, share = shelf.best(ways, source.dev)
-    given = {system: shelf.retrieve(system, way, source.test) for system, way in ways.items()}
-    retrieved = {ranking.qid: ranking.docids for ranking in given[first]}
-    window = window_of(source.test, retrieved, source.known)
-    judged[WHOLE].add(noted_by(data.show, source.learn, window), given)
+    sampled = {"uniform": source.test, "popularity": source.popular, "new-items": new}
+    shelf = Shelf.of(log_of(source.learn), source)
+    # No model says anything of an item that it was fitted without, so a log without the new ones does for a second fit.
+    few = shelf.log.only(log_of(remaining).numbers)
+
+    def rank(name: str) -> dict[str, list[Ranking]]:
+        scores = RECOMMENDERS[name](shelf.log)
+        logs = {part: few if part == "new-items" else shelf.log for part in sampled}
+        found = {part: rank_scored(in_pools(logs[part], scores), of_part, name) for part, of_part in sampled.items()}
+        whole = {DEV: source.dev, WHOLE: source.test}
+        return found | {part: shelf.retrieve(name, shelf.way(scores), of_part) for part, of_part in whole.items()}
+
+    made, lacking = _made(study, shelf.log, sampled | {DEV: source.dev}, rank)
+    for name, way in shelf.simple().items():
+        made[name] = {part: shelf.retrieve(name, way, of) for part, of in ((DEV, source.dev), (WHOLE, source.test))}
+    first, share = _first_stage(source.dev, {name: of[DEV] for name, of in made.items()})
+    sampled[WHOLE] = window_of(source.test, {r.qid: r.docids for r in made[first][WHOLE]}, source.known)
+    asked = {problem.qid for problem in first_by_task(source.test, study.limit)}
+    for part, problems in sampled.items():
+        given = {name: [r for r in of[part] if r.qid in asked] for name, of in made.items() if part in of}
+        learn = remaining if part == "new-items" else source.learn
+        judged[part].add(noted_by(data.show, learn, [p for p in problems if p.qid in asked]), given)
     return (
-        f"{source.test[0].task}: {len(log.sequences)} training users, {len(log.numbers)} items; {len(source.test)} test "
-        f"users, of whom {len(new)} took a new item; first stage {first}, which retrieves {share:.1%} of the dev "
-        f"targets.{''.join(lacking)}"
+        f"{source.test[0].task}: {len(shelf.log.sequences)} training users, {len(shelf.log.numbers)} items; first "
+        f"stage {first}, which retrieves {percent(share)} of the targets of {len(source.dev)} dev users.{lacking}"
     )
+
+
+def _made(
+    study: Study, log: Log, problems: Mapping[str, Sequence[Problem]], rank: Callable[[str], dict[str, list[Ranking]]]
+) -> tuple[dict[str, dict[str, list[Ranking]]], str]:
+    """Rankings of every recommender by name, made once and kept on disk; and what is to be said of those left out."""
+    pools = {part: [(p.qid, [c.docid for c in p.candidates]) for p in of_part] for part, of_part in problems.items()}
+    made, lacking = {}, ""
+    for name in RECOMMENDERS:
+        digest = study.digest({"recommender": name, "log": log.sequences, "pools": pools, "depth": DEPTH})
+        file = study.models.with_name("rankings") / f"{name}-{digest}.json"
+        try:
+            if not file.is_file():
+                write_whole(file, RANKINGS.dump_json(rank(name)).decode())
+        except BackendError as error:
+            lacking += f" Left out: {name} ({error})."
+            continue
+        made[name] = RANKINGS.validate_json(file.read_bytes())
+    return made, lacking
+
+
+def _first_stage(dev: Sequence[Problem], retrieved: Mapping[str, Sequence[Ranking]]) -> tuple[str, float]:
+    """The system that retrieves most targets of dev users, and the share of them."""
+    found = {
+        name: fmean(bool(p.gains.keys() & set(r.docids)) for p, r in zip(dev, rankings, strict=True))
+        for name, rankings in retrieved.items()
+    }
+    return max(found.items(), key=lambda one: one[1])
 
 
 Way = Callable[[Problem], Any]
@@ -204,27 +241,18 @@ class Shelf:
             popularity[[log.numbers[title] for title in titles]] += 1
         return cls(log, docids, texts, popularity, source.had)
 
-    def ways(self, fitted: Mapping[str, Scores]) -> dict[str, Way]:
-        """Systems that can score everything, by name."""
+    def simple(self) -> dict[str, Way]:
+        """Systems that need no fit, by name."""
         words = scorer(self.texts)
-        simple: dict[str, Way] = {
+        return {
             "random": lambda _: np.zeros(len(self.texts)),
             "prior": lambda _: self.popularity,
             "bm25": lambda problem: next(words([query_of(problem)])),
         }
-        return simple | {name: self._way(scores) for name, scores in fitted.items()}
 
-    def _way(self, scores: Scores) -> Way:
+    def way(self, scores: Scores) -> Way:
+        """That of a fitted recommender."""
         return lambda problem: scores(self.log.history(problem))
-
-    def best(self, ways: Mapping[str, Way], dev: Sequence[Problem]) -> tuple[str, float]:
-        """The system that retrieves most targets, and the share of them."""
-        found = {
-            name: sum(bool(problem.gains.keys() & set(ranking.docids)) for problem, ranking in pairs) / len(dev)
-            for name, way in ways.items()
-            for pairs in [list(zip(dev, self.retrieve(name, way, dev), strict=True))]
-        }
-        return max(found.items(), key=lambda one: one[1])
 
     def retrieve(self, system: str, way: Way, problems: Sequence[Problem]) -> list[Ranking]:
         """The best `DEPTH` of all that each user has not had, ties by a coin."""
@@ -259,9 +287,9 @@ def _places(systems: Sequence[str], rows: Mapping[str, Sequence[Row]], told: Seq
         lines.append((system, *cells))
     counts = ", ".join(f"{name} {next(iter(of.values())).n}" for name, of in found.items())
     note = (
-        f"MRR and, in brackets, the place by it; users: {counts}. Over the whole catalogue a place below {DEPTH} counts "
-        f"0, oracle and models rank what the first stage retrieved, and all others retrieve by themselves. "
-        f"{' '.join(told)}"
+        f"MRR and, in brackets, the place by it; users: {counts}. Over the whole catalogue a place below {DEPTH} "
+        "counts 0, oracle and models rank what the first stage retrieved, and all others retrieve by themselves. Of "
+        f"new items popularity and recommenders know nothing: a coin. {' '.join(told)}"
     )
     return Table("The order of systems by judgement", ("system", *rows), lines, note)
 
