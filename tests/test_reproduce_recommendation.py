@@ -139,7 +139,7 @@ def test_scores_of_all_items_are_those_of_each(name: str) -> None:
     for module in ("cornac", "sklearn"):
         pytest.importorskip(module)
     log = log_of(users(0, 60))
-    scores = recommendation.RECOMMENDERS[name](log) if name != "sasrec" else short_sasrec(log)
+    scores = RECOMMENDERS[name](log) if name != "sasrec" else short_sasrec(log)
     everything = scores([3, 1])
     assert len(everything) == len(log.numbers)
     assert list(scores([3, 1], [5, 0, 2])) == pytest.approx([everything[5], everything[0], everything[2]], rel=1e-4)
@@ -196,7 +196,7 @@ def test_data_without_histories_are_refused(tmp_path: Path) -> None:
 
 def test_recommendation_from_end_to_end(tmp_path: Path, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sklearn")
-    monkeypatch.setattr(recommendation, "RECOMMENDERS", {"item-knn": item_knn_scores})
+    monkeypatch.setattr(recommendation, "FITS", {"item-knn": item_knn_scores})
     monkeypatch.setattr(recommendation, "DEPTH", 6)
     model = ModelSystem("model", RankerSpec(design="iranker", model=str(tiny_dir), device="cpu"))
     whole = study(tmp_path, "data=[{source: mini, show: [prior]}]", limit=8, systems=(model,))
@@ -217,7 +217,7 @@ def test_recommendation_from_end_to_end(tmp_path: Path, tiny_dir: Path, monkeypa
         best = rows["oracle", "MRR"].value
         assert best >= rows["model", "MRR"].value
         assert (best == 1.0) == (judgement != "whole-catalogue")
-    monkeypatch.setattr(recommendation, "RECOMMENDERS", {"item-knn": None})
+    monkeypatch.setattr(recommendation, "FITS", {"item-knn": None})
     fewer = study(tmp_path, "data=[{source: mini, show: [prior]}]", limit=3)
     recommendation.recommendation(fewer)
     assert "uniform 3" in (whole.out / "tables.json").read_text(), "fitted before, for all test users"

@@ -22,6 +22,7 @@ import csv
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
@@ -33,7 +34,7 @@ from pydantic import TypeAdapter
 from r1ranker import datasets
 from r1ranker.baselines.common import rank_scored
 from r1ranker.baselines.notes import noted_by
-from r1ranker.baselines.recommenders import RECOMMENDERS, Log, Scores, in_pools, log_of
+from r1ranker.baselines.recommenders import RECOMMENDERS, Log, Scores, in_pools, log_of, sasrec_scores
 from r1ranker.datasets import mini, mini_recommendation
 from r1ranker.datasets.interactions import interactions
 from r1ranker.errors import BackendError, ConfigError
@@ -49,13 +50,16 @@ from r1ranker.io.config import DataConfig
 from r1ranker.io.files import write_whole
 from r1ranker.problem import Problem, Ranking, Usage, first_by_task, rng_for
 
-JUDGEMENTS = ("uniform", "popularity", "whole-catalogue", "new-items")
-WHOLE = "whole-catalogue"
+WHOLE, NEW = "whole-catalogue", "new-items"
+JUDGEMENTS = ("uniform", "popularity", WHOLE, NEW)
 DEV = "dev"
 BASES = ("random", "prior", "bm25", "oracle")
 DEPTH = 100
 """Items that a system retrieves of the whole catalogue."""
 MEASURES = ("MRR", "nDCG@10", "hit@10")
+STEPS = 1000
+"""Least steps of SASRec, which has 20 epochs here; three times as many are for the few problems of a ranker."""
+FITS: dict[str, Callable[[Log], Scores]] = {**RECOMMENDERS, "sasrec": partial(sasrec_scores, steps=STEPS)}
 RANKINGS = TypeAdapter(dict[str, list[Ranking]])
 """Of one recommender, by judgement, and of dev users over the whole catalogue."""
 
@@ -160,14 +164,14 @@ def judge(study: Study, data: DataConfig, judged: Mapping[str, Judged]) -> str:
     """
     source = read(data)
     new, remaining = new_items(source.test, source.known, source.learn, data.seed)
-    sampled = {"uniform": source.test, "popularity": source.popular, "new-items": new}
+    sampled = {"uniform": source.test, "popularity": source.popular, NEW: new}
     shelf = Shelf.of(log_of(source.learn), source)
     # No model says anything of an item that it was fitted without, so a log without the new ones does for a second fit.
     few = shelf.log.only(log_of(remaining).numbers)
 
     def rank(name: str) -> dict[str, list[Ranking]]:
-        scores = RECOMMENDERS[name](shelf.log)
-        logs = {part: few if part == "new-items" else shelf.log for part in sampled}
+        scores = FITS[name](shelf.log)
+        logs = {part: few if part == NEW else shelf.log for part in sampled}
         found = {part: rank_scored(in_pools(logs[part], scores), of_part, name) for part, of_part in sampled.items()}
         whole = {DEV: source.dev, WHOLE: source.test}
         return found | {part: shelf.retrieve(name, shelf.way(scores), of_part) for part, of_part in whole.items()}
@@ -180,7 +184,7 @@ def judge(study: Study, data: DataConfig, judged: Mapping[str, Judged]) -> str:
     asked = {problem.qid for problem in first_by_task(source.test, study.limit)}
     for part, problems in sampled.items():
         given = {name: [r for r in of[part] if r.qid in asked] for name, of in made.items() if part in of}
-        learn = remaining if part == "new-items" else source.learn
+        learn = remaining if part == NEW else source.learn
         judged[part].add(noted_by(data.show, learn, [p for p in problems if p.qid in asked]), given)
     return (
         f"{source.test[0].task}: {len(shelf.log.sequences)} training users, {len(shelf.log.numbers)} items; first "
@@ -194,8 +198,10 @@ def _made(
     """Rankings of every recommender by name, made once and kept on disk; and what is to be said of those left out."""
     pools = {part: [(p.qid, [c.docid for c in p.candidates]) for p in of_part] for part, of_part in problems.items()}
     made, lacking = {}, ""
-    for name in RECOMMENDERS:
-        digest = study.digest({"recommender": name, "log": log.sequences, "pools": pools, "depth": DEPTH})
+    for name in FITS:
+        digest = study.digest(
+            {"recommender": name, "log": log.sequences, "pools": pools, "depth": DEPTH, "steps": STEPS}
+        )
         file = study.models.with_name("rankings") / f"{name}-{digest}.json"
         try:
             if not file.is_file():
@@ -222,10 +228,10 @@ Way = Callable[[Problem], Any]
 
 @dataclass(frozen=True)
 class Shelf:
-    """The items that training users took, by the numbers of the log. docids: of each number, where one is known."""
+    """The items that training users took, by the numbers of the log. docids: "" for one that stands in no pool."""
 
     log: Log
-    docids: Mapping[int, str]
+    docids: Sequence[str]
     texts: Sequence[str]
     popularity: Any
     had: Mapping[str, Sequence[str]]
@@ -234,8 +240,10 @@ class Shelf:
     def of(cls, log: Log, source: Source) -> Shelf:
         """Of a source's items."""
         candidates = catalogue(source.known).candidates
-        docids = {number: docid for docid, number in log.pool(candidates.values()).items()}
-        texts = [candidates[docids[n]].text if n in docids else title for title, n in log.numbers.items()]
+        docids = [""] * len(log.numbers)
+        for docid, number in log.pool(candidates.values()).items():
+            docids[number] = docid
+        texts = [candidates[docid].text if docid else title for title, docid in zip(log.numbers, docids, strict=True)]
         popularity = np.zeros(len(texts))
         for titles in log.sequences.values():
             popularity[[log.numbers[title] for title in titles]] += 1
@@ -260,17 +268,20 @@ class Shelf:
 
     def _retrieve(self, system: str, way: Way, problem: Problem) -> Ranking:
         began = time.perf_counter()
-        scores = np.array(way(problem), dtype=float)
         # Two items of one title are one to a log: the target is the one that is meant.
         relevant = [c for c in problem.candidates if problem.gains.get(c.docid)]
-        docids = {**self.docids, **{number: docid for docid, number in self.log.pool(relevant).items()}}
+        meant = {number: docid for docid, number in self.log.pool(relevant).items()}
         barred = [self.log.numbers[title] for title in self.had[problem.group] if title in self.log.numbers]
-        free = np.setdiff1d(np.fromiter(docids, dtype=int), barred)
-        coin = np.random.default_rng(rng_for(system, problem.task, problem.qid).getrandbits(64)).random(len(free))
-        best = free[np.lexsort((coin, -scores[free]))][:DEPTH]
-        seconds = time.perf_counter() - began
+        scores = np.array(way(problem), dtype=float)
+        scores[[*barred, *(number for number, docid in enumerate(self.docids) if not docid)]] = -np.inf
+        most = min(DEPTH, len(scores))  # only those that may be among them are sorted
+        found = np.flatnonzero((scores >= np.partition(scores, -most)[-most]) & (scores > -np.inf))
+        coin = np.random.default_rng(rng_for(system, problem.task, problem.qid).getrandbits(64)).random(len(found))
+        best = found[np.lexsort((coin, -scores[found]))][:DEPTH]
+        usage = Usage(seconds=time.perf_counter() - began)
         places = tuple(float(len(best) - place) for place in range(len(best)))
-        return Ranking(problem.qid, tuple(docids[n] for n in best.tolist()), places, usage=Usage(seconds=seconds))
+        docids = tuple(meant.get(number, self.docids[number]) for number in best.tolist())
+        return Ranking(problem.qid, docids, places, usage=usage)
 
 
 def tables(out: Path, rows: Mapping[str, Sequence[Row]], told: Sequence[str]) -> list[Table]:
@@ -321,16 +332,17 @@ def _cell(row: Row, test: Comparison | None) -> str:
 
 
 def _differences(out: Path, systems: Sequence[str], rows: Mapping[str, Sequence[Row]]) -> Table:
-    """Every pair of systems that use what they know, by judgement."""
+    """Pairs of systems that do not stand in the same order in every judgement of known items."""
+    known = [by_system(of_part, "MRR") for name, of_part in rows.items() if name != NEW]
     compared = [system for system in systems if system not in ("random", CEILING)]
-    pairs = list(combinations(compared, 2))
+    pairs = [(a, b) for a, b in combinations(compared, 2) if len({of[a].value > of[b].value for of in known}) > 1]
     found = {name: _tested(pairs, read_per_query(out / name)) for name in rows}
     lines = [
         (f"{a} − {b}", *(f"{found[name][a, b].difference:+.3f} {stars(found[name][a, b])}".rstrip() for name in rows))
         for a, b in pairs
     ]
     note = "Difference in MRR on the same users; * p < 0.05, ** p < 0.01 (paired randomisation, Holm within a column)."
-    return Table("Differences between systems", ("systems", *rows), lines, note)
+    return Table("Systems whose order changes", ("systems", *rows), lines, note)
 
 
 def _tested(pairs: Sequence[tuple[str, str]], values: Mapping[str, TaskValues]) -> dict[tuple[str, str], Comparison]:
