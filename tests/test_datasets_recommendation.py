@@ -153,6 +153,16 @@ def test_popularity_draws_follow_the_weights_and_skip_unseen_items() -> None:
     assert sorted(sampler.draw(rng_for(0), {"A"}, 2)) == ["b", "c"]
 
 
+def test_popularity_draws_are_in_proportion_without_replacement() -> None:
+    sampler = NegativeSampler({"a": "A", "b": "B", "c": "C"}, {"a": 5, "b": 3, "c": 2})
+    draws = [tuple(sampler.draw(rng_for("law", n), set(), 2)) for n in range(4000)]
+    assert draws == [tuple(sampler.draw(rng_for("law", n), set(), 2)) for n in range(4000)]
+    shares = {pair: count / len(draws) for pair, count in Counter(draws).items()}
+    # First by weight, then by weight among the two left: 0.5 * 3/5, 0.5 * 2/5, 0.3 * 5/7, 0.3 * 2/7, and so on.
+    expected = {"ab": 0.3, "ac": 0.2, "ba": 3 / 14, "bc": 3 / 35, "ca": 0.125, "cb": 0.075}
+    assert {"".join(pair): share for pair, share in shares.items()} == pytest.approx(expected, abs=0.025)
+
+
 def movielens_csv(path: Path) -> None:
     movies = [f"{i},{name},{genres}\r\n" for i, name, genres in MOVIES]
     (path / "movies.csv").write_text("movieId,title,genres\r\n" + "".join(movies), encoding="utf-8", newline="")

@@ -12,7 +12,7 @@ history and nothing else of the user. A candidate that no training user chose co
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -26,7 +26,7 @@ from torch.nn.utils.rnn import pad_sequence
 from r1ranker.backends.loading import pick_device
 from r1ranker.baselines.common import Scorer, fit_and_rank
 from r1ranker.io.extras import library
-from r1ranker.problem import Problem, Ranking
+from r1ranker.problem import Candidate, Problem, Ranking
 
 _YEAR = re.compile(r" \(\d{4}\)$")
 CONTEXT = 20
@@ -87,10 +87,14 @@ class Log:
         """Numbers of the history's known titles, oldest first."""
         return [self.numbers[title] for title in problem.history if title in self.numbers]
 
-    def pool(self, problem: Problem) -> dict[str, int]:
+    def pool(self, candidates: Iterable[Candidate]) -> dict[str, int]:
         """Number of each known candidate, by docid."""
-        titles = {c.docid: _title(c.text, self.numbers) for c in problem.candidates}
+        titles = {c.docid: title_of(c.text, self.numbers) for c in candidates}
         return {docid: self.numbers[title] for docid, title in titles.items() if title in self.numbers}
+
+    def only(self, known: Container[str]) -> Log:
+        """The same numbers for fewer items: a model fitted to the whole knows nothing of the others by this log."""
+        return Log(self.sequences, {item: number for item, number in self.numbers.items() if item in known})
 
 
 class Scores(Protocol):
@@ -100,17 +104,18 @@ class Scores(Protocol):
         """An array (items,), higher is better."""
 
 
-def _log_of(train: Sequence[Problem]) -> Log:
+def log_of(train: Sequence[Problem]) -> Log:
+    """What the users of training problems chose, by title; problems of one user are joined."""
     named = {title for problem in train for title in problem.history}
     chosen: dict[str, dict[str, None]] = {}
     for problem in train:
         positives = [problem.candidate(k).text for k in problem.identifiers if problem.is_relevant(k)]
-        titles = [*problem.history, *(_title(text, named) for text in positives)]
+        titles = [*problem.history, *(title_of(text, named) for text in positives)]
         chosen.setdefault(problem.group, {}).update(dict.fromkeys(titles))
     return Log.of(chosen)
 
 
-def _title(text: str, known: Container[str]) -> str:
+def title_of(text: str, known: Container[str]) -> str:
     """The title that a candidate shows: histories hold "Heat", candidates "Heat | Action" or "Heat (1995)"."""
     bare, beginning = text.partition(" | ")[0], text
     while beginning not in known and " | " in beginning:
@@ -119,17 +124,21 @@ def _title(text: str, known: Container[str]) -> str:
     return next((title for title in (beginning, dated) if title in known), bare)
 
 
-def _in_pools(log: Log, scores: Scores) -> Scorer:
+def in_pools(log: Log, scores: Scores) -> Scorer:
+    """Scores of the candidates that the log knows, from a model that was fitted to it."""
+
     def score(problem: Problem) -> dict[str, float]:
-        pool = log.pool(problem)
+        pool = log.pool(problem.candidates)
+        if not pool:
+            return {}
         return dict(zip(pool, scores(log.history(problem), list(pool.values())).tolist(), strict=True))
 
     return lambda problems: [score(problem) for problem in problems]
 
 
 def _fit_item_knn(train: Sequence[Problem]) -> Scorer:
-    log = _log_of(train)
-    return _in_pools(log, item_knn_scores(log))
+    log = log_of(train)
+    return in_pools(log, item_knn_scores(log))
 
 
 def item_knn_scores(log: Log) -> Scores:
@@ -147,8 +156,8 @@ def item_knn_scores(log: Log) -> Scores:
 
 
 def _fit_bpr(train: Sequence[Problem], seed: int) -> Scorer:
-    log = _log_of(train)
-    return _in_pools(log, bpr_scores(log, seed))
+    log = log_of(train)
+    return in_pools(log, bpr_scores(log, seed))
 
 
 def bpr_scores(log: Log, seed: int = 0) -> Scores:
@@ -172,7 +181,13 @@ def bpr_scores(log: Log, seed: int = 0) -> Scores:
 
 
 def _fit_sasrec(train: Sequence[Problem], seed: int, steps: int, epochs: int) -> Scorer:
-    log, device = _log_of(train), pick_device()
+    log = log_of(train)
+    return in_pools(log, sasrec_scores(log, seed, steps, epochs))
+
+
+def sasrec_scores(log: Log, seed: int = 0, steps: int = 3000, epochs: int = 20) -> Scores:
+    """SASRec as in `sasrec`."""
+    device = pick_device()
     rows = [[log.numbers[title] for title in titles] for titles in log.sequences.values() if len(titles) > 1]
     rng = np.random.default_rng(seed)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -191,14 +206,14 @@ def _fit_sasrec(train: Sequence[Problem], seed: int, steps: int, epochs: int) ->
     network.eval()
 
     @torch.inference_mode()
-    def score(problem: Problem) -> dict[str, float]:
-        pool, history = log.pool(problem), log.history(problem)[-CONTEXT:]
+    def scores(history: Sequence[int], items: Sequence[int] | None = None) -> Any:
+        asked = network.wte.weight if items is None else network.wte.weight[list(items)]
         if not history:
-            return dict.fromkeys(pool, 0.0)
-        state = network(torch.tensor([history], device=device)).last_hidden_state[0, -1]
-        return dict(zip(pool, (network.wte.weight[list(pool.values())] @ state).tolist(), strict=True))
+            return np.zeros(len(asked))
+        state = network(torch.tensor([history[-CONTEXT:]], device=device)).last_hidden_state[0, -1]
+        return (asked @ state).cpu().numpy()
 
-    return lambda problems: [score(problem) for problem in problems]
+    return scores
 
 
 def _next_item_network(items: int) -> Any:
@@ -231,3 +246,11 @@ def _sampled_softmax(network: Any, read: Tensor, following: Tensor) -> Tensor:
     against = (state @ items[others].T).masked_fill(others == wanted[:, None], -torch.inf)
     logits = torch.cat([(state * items[wanted]).sum(-1, keepdim=True), against], dim=1)
     return functional.cross_entropy(logits, torch.zeros_like(wanted))
+
+
+RECOMMENDERS: dict[str, Callable[[Log], Scores]] = {
+    "item-knn": item_knn_scores,
+    "bpr": bpr_scores,
+    "sasrec": sasrec_scores,
+}
+"""What fits each; one fit serves pools and whole catalogues."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from r1ranker.io.config import RunConfig
 
 SCALES = ("mini", "small", "paper")
+TAKES_SYSTEMS = "recommendation"
 LIMITS = {("mini", "ablations"): 40, ("mini", "thoughts"): 40, ("mini", "zero-shot"): 60}
 """Test problems per task where all would take too long, by scale and experiment."""
 
@@ -46,6 +47,10 @@ def reproduce(
         int | None,
         typer.Option(min=1, help="Test problems per task, at most; some experiments have their own."),
     ] = None,
+    system: Annotated[
+        list[str] | None,
+        typer.Option(help="With recommendation: another ranker, NAME=DESIGN:MODEL as in `evaluate`; repeatable."),
+    ] = None,
     pages: Annotated[
         Path | None,
         typer.Option(help="With report, of a folder of several runs: where their pages go; default --out itself."),
@@ -61,6 +66,8 @@ def reproduce(
     A page for each of several runs: `r1ranker reproduce report --out results --pages docs/results`
 
     Public data: `r1ranker reproduce main --scale paper -s data.0.path=data/ml-1m`
+
+    Four judgements: `r1ranker reproduce recommendation --config recommendation.yaml --system smol=iranker:smol`
     """
     from r1ranker.experiments.published import write_pages
     from r1ranker.experiments.report import parts_of, write_results
@@ -71,12 +78,14 @@ def reproduce(
         names = _names(experiment)
         if names and pages:
             raise ConfigError("--pages is where `reproduce report` writes the pages of several runs")
+        if system and names != [TAKES_SYSTEMS]:
+            raise ConfigError(f"--system is for `reproduce {TAKES_SYSTEMS}`; other experiments train their own")
         base = _config(scale, config, [*(settings or []), *([] if seed is None else [f"seed={seed}"])])
         folder = out or Path("runs/reproduce") / f"{name}-seed{base.seed}"
         check_outputs({"--json": json_}, {"--config": config})
         check_folder(folder, "--out")
         with held(folder / "config.yaml") if names else nullcontext():
-            failed = run(names, name, base, folder, limit) if names else {}
+            failed = run(names, name, base, folder, limit, system or ()) if names else {}
             several = not names and not parts_of(folder)
             page = write_pages(folder, pages or folder) if several else folder / "results.md"
             if not several:
@@ -89,9 +98,19 @@ def reproduce(
         raise typer.Exit(1)
 
 
-def run(names: Sequence[str], scale: str, config: RunConfig, out: Path, limit: int | None = None) -> dict[str, str]:
+def run(
+    names: Sequence[str],
+    scale: str,
+    config: RunConfig,
+    out: Path,
+    limit: int | None = None,
+    systems: Sequence[str] = (),
+) -> dict[str, str]:
     """Run experiments; of several, one that cannot run does not stop the others. Returns what failed and why."""
+    from r1ranker.evaluation.systems import parse_system
     from r1ranker.experiments.study import Study
+
+    given = tuple(parse_system(text, config) for text in systems)
 
     models = out / "models"
     base = Study("base", scale, config, out / "base", models, None)
@@ -102,7 +121,8 @@ def run(names: Sequence[str], scale: str, config: RunConfig, out: Path, limit: i
     for name in names:
         console.print(f"{name} ({scale})")
         try:
-            EXPERIMENTS[name](Study(name, scale, config, out / name, models, limit or LIMITS.get((scale, name))))
+            most = limit or LIMITS.get((scale, name))
+            EXPERIMENTS[name](Study(name, scale, config, out / name, models, most, given))
         except R1RankerError as error:
             if len(names) == 1:
                 raise

@@ -73,6 +73,12 @@ def build(seed: int, sizes: Mapping[str, int]) -> Splits:
     return splits
 
 
+def choices(domain: str, seed: int, sizes: Mapping[str, int]) -> tuple[list[Item], list[User]]:
+    """The catalogue of a domain and all its users, for who makes other problems of them."""
+    items = catalogue(domain, seed)
+    return items, [user for users in _users(domain, items, seed, sizes).values() for user in users]
+
+
 def catalogue(domain: str, seed: int) -> list[Item]:
     """All items of a domain, each with a title of its own."""
     rng = rng_for(seed, "catalogue", domain)

@@ -20,7 +20,7 @@ from ir_measures import RR, Qrel, ScoredDoc, Success, nDCG
 from r1ranker.errors import DataError
 from r1ranker.problem import Problem, Ranking, by_task
 
-MEASURES = ("MRR", "nDCG@5", "nDCG@10", "hit@1", "hit@3", "hit@5")
+MEASURES = ("MRR", "nDCG@5", "nDCG@10", "hit@1", "hit@3", "hit@5", "hit@10")
 QueryValues = dict[str, dict[str, float]]
 """Values by measure name, then by qid."""
 
@@ -49,7 +49,7 @@ def evaluate_by_task(rankings: Sequence[Ranking], problems: Sequence[Problem]) -
 
 
 def _measures(relevant_at: int) -> dict[str, Any]:
-    hits = {f"hit@{k}": Success(rel=relevant_at) @ k for k in (1, 3, 5)}
+    hits = {f"hit@{k}": Success(rel=relevant_at) @ k for k in (1, 3, 5, 10)}
     return {"MRR": RR(rel=relevant_at), "nDCG@5": nDCG @ 5, "nDCG@10": nDCG @ 10, **hits}
 
 

@@ -11,6 +11,8 @@ The sources split by user or by query, and draw negatives uniformly or in propor
 | `matched_negatives` | negatives as popular as the positive |
 | `hard_negatives` | negatives that BM25 takes for the best answers |
 | `full_catalogue` | everything the user has not had, most popular first: rank it in windows (`rankers.Windows`) |
+| `window_of` | what a first stage retrieved of everything, best first; what it did not retrieve cannot be found |
+| `new_items` | items that nobody took yet: half of the catalogue, taken away from all that is learnt from |
 | `leave_last_out` | each user's last item is test, the one before dev, earlier ones train |
 | `time_split` | before a moment is train, after another is test, for all users alike |
 
@@ -26,11 +28,12 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import TypedDict, Unpack
 
+from r1ranker.baselines.recommenders import title_of
 from r1ranker.datasets.common import SPLIT_NAMES
 from r1ranker.datasets.recommendation import NegativeSampler
 from r1ranker.datasets.trec import bm25
 from r1ranker.errors import DataError
-from r1ranker.problem import Candidate, Problem, Splits, by_task, rng_for
+from r1ranker.problem import Candidate, Problem, Splits, by_task, part_of, rng_for
 from r1ranker.scenarios import SCENARIOS
 
 Events = Mapping[str, Sequence[tuple[str, float]]]
@@ -39,6 +42,8 @@ MIN_ITEMS = 6
 """Users with fewer items are left out, as by default in the sources."""
 MORE = (" | ", " (")
 """What follows a title in the text of a candidate, before genres or a year."""
+NEW = 0.5
+"""Share of the items of a task that `new_items` takes for new."""
 SHARES = (0.8, 0.9)
 """Shares of all events before which `time_split` divides train from dev, and dev from test."""
 
@@ -126,6 +131,60 @@ def full_catalogue(problems: Sequence[Problem], known: Sequence[Problem] = (), s
         rng_for(seed, "catalogue", problem.qid).shuffle(docids)
         whole.append(_with_pool(problem, sorted(docids, key=lambda d: -_log(of_task, d)), of_task))
     return whole
+
+
+def window_of(
+    problems: Sequence[Problem], retrieved: Mapping[str, Sequence[str]], known: Sequence[Problem] = ()
+) -> list[Problem]:
+    """The same recommendations among what a first stage retrieved of the whole catalogue: docids by qid, best first.
+
+    A positive that was not retrieved stays judged, so that its problem counts 0 whatever the order.
+    """
+    catalogues = _catalogues([*problems, *known])
+    windows = []
+    for problem in problems:
+        of_task = catalogues[problem.task]
+        pool = tuple(of_task.candidates[docid] for docid in retrieved[problem.qid])
+        windows.append(_with_prior(replace(problem, candidates=pool), {**of_task.prior, **problem.prior}))
+    return windows
+
+
+def new_items(
+    problems: Sequence[Problem], known: Sequence[Problem], learn: Sequence[Problem], seed: int = 0
+) -> tuple[list[Problem], list[Problem]]:
+    """Recommendations among items that nobody took yet, and what may then be learnt: `learn` without these items.
+
+    Half of the items of each task, drawn by the seed, are new. Kept are the problems whose positive is one of them;
+    their negatives are drawn uniformly from the others, and all have popularity 0. Histories of `problems` stay whole.
+    """
+    of_tasks = _catalogues([*problems, *known])
+    new = {
+        task: {docid for docid in of_task.candidates if rng_for(seed, "new", task, docid).random() < NEW}
+        for task, of_task in of_tasks.items()
+    }
+
+    def drawn(problem: Problem, of_task: Catalogue, rng: Random) -> list[str]:
+        free = [docid for docid in of_task.free(problem) if docid in new[problem.task]]
+        return rng.sample(free, len(free))
+
+    asked = [problem for problem in problems if new[problem.task].issuperset(_relevant(problem))]
+    found = _replaced(asked, known, drawn, "new", seed)
+    untaken = [replace(p, prior=dict.fromkeys((c.docid for c in p.candidates), 0.0)) for p in found]
+    return untaken, _without(learn, new, of_tasks)
+
+
+def _without(learn: Sequence[Problem], new: Mapping[str, set[str]], of_tasks: Mapping[str, Catalogue]) -> list[Problem]:
+    """Training problems without some items, in histories as in pools; those of which nothing is left are dropped."""
+    kept = []
+    for task, of_task in by_task(learn).items():
+        named = {title for problem in of_task for title in problem.history}
+        titles = {title_of(of_tasks[task].candidates[docid].text, named) for docid in new[task]}
+        for problem in of_task:
+            history = tuple(title for title in problem.history if title not in titles)
+            pool = [k for k in problem.identifiers if problem.candidate(k).docid not in new[task]]
+            if history and pool:
+                kept.append(replace(part_of(problem, pool), history=history))
+    return kept
 
 
 def _catalogues(problems: Sequence[Problem]) -> dict[str, Catalogue]:

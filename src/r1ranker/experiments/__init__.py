@@ -42,4 +42,5 @@ EXPERIMENTS: dict[str, Experiment] = {
     "thoughts": _named("thoughts", "thoughts"),
     "general": _named("general", "general"),
     "ir": _named("ir", "ir"),
+    "recommendation": _named("recommendation", "recommendation"),
 }

@@ -56,7 +56,7 @@ class Study:
     name: of the experiment. scale: mini, small or paper (the packaged YAML), or the stem of a user's YAML.
     config: the base run: data, model, PPO settings, seed. limit: test problems per task (None: all).
     out: folder of this experiment. models: shared by all experiments, so a model is trained once; rankings lie
-        beside it.
+        beside it. systems: more rankers to judge, in an experiment that takes some.
     """
 
     name: str
@@ -65,6 +65,7 @@ class Study:
     out: Path
     models: Path
     limit: int | None
+    systems: tuple[ModelSystem, ...] = ()
 
     @property
     def workers(self) -> int:
