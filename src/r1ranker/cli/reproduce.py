@@ -46,6 +46,10 @@ def reproduce(
         int | None,
         typer.Option(min=1, help="Test problems per task, at most; some experiments have their own."),
     ] = None,
+    system: Annotated[
+        list[str] | None,
+        typer.Option(help="With routing: a ranker to compare, NAME=DESIGN:MODEL as in `evaluate`; repeatable."),
+    ] = None,
     pages: Annotated[
         Path | None,
         typer.Option(help="With report, of a folder of several runs: where their pages go; default --out itself."),
@@ -60,6 +64,8 @@ def reproduce(
 
     A page for each of several runs: `r1ranker reproduce report --out results --pages docs/results`
 
+    Routers on your outcomes: `r1ranker reproduce routing --config routing.yaml --system smol=iranker:smol`
+
     Public data: `r1ranker reproduce main --scale paper -s data.0.path=data/ml-1m`
     """
     from r1ranker.experiments.published import write_pages
@@ -71,12 +77,14 @@ def reproduce(
         names = _names(experiment)
         if names and pages:
             raise ConfigError("--pages is where `reproduce report` writes the pages of several runs")
+        if system and names != ["routing"]:
+            raise ConfigError("--system is for `reproduce routing`; the other experiments have their own systems")
         base = _config(scale, config, [*(settings or []), *([] if seed is None else [f"seed={seed}"])])
         folder = out or Path("runs/reproduce") / f"{name}-seed{base.seed}"
         check_outputs({"--json": json_}, {"--config": config})
         check_folder(folder, "--out")
         with held(folder / "config.yaml") if names else nullcontext():
-            failed = run(names, name, base, folder, limit) if names else {}
+            failed = run(names, name, base, folder, limit, system or ()) if names else {}
             several = not names and not parts_of(folder)
             page = write_pages(folder, pages or folder) if several else folder / "results.md"
             if not several:
@@ -89,8 +97,16 @@ def reproduce(
         raise typer.Exit(1)
 
 
-def run(names: Sequence[str], scale: str, config: RunConfig, out: Path, limit: int | None = None) -> dict[str, str]:
+def run(
+    names: Sequence[str],
+    scale: str,
+    config: RunConfig,
+    out: Path,
+    limit: int | None = None,
+    systems: Sequence[str] = (),
+) -> dict[str, str]:
     """Run experiments; of several, one that cannot run does not stop the others. Returns what failed and why."""
+    from r1ranker.evaluation.systems import parse_system
     from r1ranker.experiments.study import Study
 
     models = out / "models"
@@ -98,11 +114,13 @@ def run(names: Sequence[str], scale: str, config: RunConfig, out: Path, limit: i
     if config.warmstart.scratch:
         config = config.model_copy(update={"model": str(base.warmstarted())})
     write_whole(out / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    compared = [parse_system(text, config) for text in systems]
     failed: dict[str, str] = {}
     for name in names:
         console.print(f"{name} ({scale})")
         try:
-            EXPERIMENTS[name](Study(name, scale, config, out / name, models, limit or LIMITS.get((scale, name))))
+            most = limit or LIMITS.get((scale, name))
+            EXPERIMENTS[name](Study(name, scale, config, out / name, models, most, compared))
         except R1RankerError as error:
             if len(names) == 1:
                 raise

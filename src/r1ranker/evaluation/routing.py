@@ -55,6 +55,11 @@ Choices = Mapping[str, str]
 """The LLM that each query is sent to; empty where none is."""
 NOTHING = Outcome(0.0, 0.0)
 QUALITY_ALONE = Weights()
+SOLVED = 0.5
+"""Score from which on a query counts as solved."""
+FEW = 3
+"""LLMs that solve a query, up to which few do."""
+TIE = 1e-9
 
 
 def first_choices(rankings: Iterable[Ranking]) -> dict[str, str]:
@@ -100,6 +105,61 @@ def llm_points(outcomes: Outcomes) -> dict[str, Point]:
     """Each LLM as a router that sends it everything. Only LLMs that answered every query have a place here."""
     everywhere = set.intersection(*(set(of_query) for of_query in outcomes.values()))
     return {llm: point(dict.fromkeys(outcomes, llm), outcomes) for llm in sorted(everywhere)}
+
+
+def expected_by_kind(known: Outcomes, kinds: Mapping[str, str], asked: Iterable[str]) -> dict[str, dict[str, Outcome]]:
+    """What each LLM is expected to do on each query asked: its means over the known queries of the same kind.
+
+    kinds: of the queries, known and asked; where none is said or none is known, the means are over all. Without kinds
+    `oracle_choices` of it are the best single LLM, with data sets as kinds the best LLM of each (the dataset oracle).
+    """
+    members: dict[str, list[str]] = {"": list(known)}
+    for qid in known:
+        if kinds.get(qid):
+            members.setdefault(kinds[qid], []).append(qid)
+    means = {
+        kind: {
+            llm: Outcome(fmean(known[qid][llm].score for qid in qids), fmean(known[qid][llm].cost for qid in qids))
+            for llm in known[qids[0]]
+        }
+        for kind, qids in members.items()
+    }
+    return {qid: means[kind if (kind := kinds.get(qid, "")) in means else ""] for qid in asked}
+
+
+def choices_by_price(expected: Outcomes, prices: Iterable[float]) -> list[dict[str, str]]:
+    """Where a router sends each query that looks for the best score less price * cost it expects, for each price.
+
+    Price 0 asks for quality alone. Expected ties go to the LLM that is expected to cost less.
+    """
+    return [oracle_choices(expected, Weights(1.0, price)) for price in prices]
+
+
+def gap_parts(single: Choices, level: Choices, known: Outcomes) -> dict[str, dict[str, float]]:
+    """The quality that the oracle has above `single`, query by query, in parts that add up to it.
+
+    level: what `level` (the dataset oracle) has above `single`, which may be below 0. few: what the oracle has above
+    `level` on queries that one to `FEW` LLMs solve. rest: the same on all others.
+    """
+    parts: dict[str, dict[str, float]] = {"level": {}, "few": {}, "rest": {}}
+    for qid, of_query in known.items():
+        reached = of_query[level[qid]].score
+        above = max(outcome.score for outcome in of_query.values()) - reached
+        few = 1 <= solvers(of_query) <= FEW
+        parts["level"][qid] = reached - of_query[single[qid]].score
+        parts["few"][qid], parts["rest"][qid] = (above, 0.0) if few else (0.0, above)
+    return parts
+
+
+def solvers(of_query: Mapping[str, Outcome]) -> int:
+    """Number of LLMs that score at least `SOLVED`."""
+    return sum(outcome.score >= SOLVED for outcome in of_query.values())
+
+
+def tied(of_query: Mapping[str, Outcome]) -> int:
+    """Number of LLMs that score what the best one does."""
+    best = max(outcome.score for outcome in of_query.values())
+    return sum(best - outcome.score <= TIE for outcome in of_query.values())
 
 
 def oracle_choices(outcomes: Outcomes, weights: Weights = QUALITY_ALONE) -> dict[str, str]:

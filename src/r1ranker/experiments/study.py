@@ -55,6 +55,7 @@ class Study:
 
     name: of the experiment. scale: mini, small or paper (the packaged YAML), or the stem of a user's YAML.
     config: the base run: data, model, PPO settings, seed. limit: test problems per task (None: all).
+    systems: rankers of the user's, for experiments that compare such.
     out: folder of this experiment. models: shared by all experiments, so a model is trained once; rankings lie
         beside it.
     """
@@ -65,6 +66,7 @@ class Study:
     out: Path
     models: Path
     limit: int | None
+    systems: Sequence[ModelSystem] = ()
 
     @property
     def workers(self) -> int:
