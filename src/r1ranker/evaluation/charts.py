@@ -118,9 +118,9 @@ def curve_chart(lines: Mapping[str, Points], dots: Sequence[Dot], x_label: str, 
         for name, points in shown.items()
     ]
     marks += [
-        Markup(
-            '<g class="{}"><circle class="dot" cx="{}" cy="{}" r="2.2"><title>{}, {}: {}</title></circle></g>'
-        ).format(dot.kind, x(dot.x), y(dot.y), dot.name, number(dot.x), number(dot.y))
+        Markup('<circle class="dot" cx="{}" cy="{}" r="2.2"><title>{}, {}: {}</title></circle>').format(
+            x(dot.x), y(dot.y), dot.name, number(dot.x), number(dot.y)
+        )
         for dot in dots
         if dot.x
     ]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from statistics import fmean
 from typing import Any
@@ -28,11 +28,21 @@ from r1ranker.baselines.routers import clustered, nearest
 from r1ranker.errors import BackendError
 from r1ranker.evaluation import routing
 from r1ranker.evaluation.results import AVERAGE, Comparison, Row, comparison, rows_of, write_results
-from r1ranker.evaluation.routing import Choices, Outcome, Outcomes, Point
+from r1ranker.evaluation.routing import Outcome, Outcomes, Point
 from r1ranker.evaluation.significance import bootstrap_means, percentile_interval
 from r1ranker.experiments.report import Table, save_tables
 from r1ranker.experiments.routing_bench import OBJECTIVES, Bench, benches
-from r1ranker.experiments.routing_tables import LEVEL, SINGLE, Curve, curve_picture, means, tables_of
+from r1ranker.experiments.routing_tables import (
+    LEVEL,
+    SINGLE,
+    Curve,
+    cost_table,
+    curve_picture,
+    gap_table,
+    luck_table,
+    means,
+    routers_table,
+)
 from r1ranker.experiments.study import Study
 from r1ranker.io.files import replacing, write_whole
 from r1ranker.io.progress import track
@@ -64,8 +74,12 @@ def compare_routers(study: Study) -> None:
         found = [row for name, value in of_bench.items() for row in rows_of(name, "test", value)]
         found = [row for row in found if row.task != AVERAGE] + aiq_rows(bench, curves)
         compared = _tests(of_bench, level)
-        parts = routing.gap_parts(choices[SINGLE][0], choices[level][0], known)
-        tables += tables_of(bench, curves, found, compared, parts, level, lacking)
+        tables += [
+            routers_table(bench, curves, found, compared, level, lacking),
+            cost_table(bench, curves),
+            gap_table(bench, routing.gap_parts(choices[SINGLE][0], choices[level][0], known), level),
+            luck_table(bench, curves, level),
+        ]
         write_whole(study.out / f"curve-{bench.name}.svg", curve_picture(bench, curves))
         points += _points(bench, curves)
         for name, value in of_bench.items():
@@ -81,7 +95,7 @@ def routers(study: Study, bench: Bench) -> tuple[dict[str, list[dict[str, str]]]
     """Choices on test questions at each price by every router that learns; and what was left out, and why."""
     train, known = bench.known["train"], bench.known["test"]
     prices = _prices(train)
-    expected = {SINGLE: routing.expected_by_kind(train, {}, known)}
+    expected: dict[str, Outcomes] = {SINGLE: routing.expected_by_kind(train, {}, known)}
     if bench.datasets:
         expected[LEVEL] = routing.expected_by_kind(train, bench.datasets, known)
     lacking = ""
@@ -89,7 +103,7 @@ def routers(study: Study, bench: Bench) -> tuple[dict[str, list[dict[str, str]]]
         expected |= _by_embeddings(study, bench)
     except BackendError as error:
         lacking = f"kNN and k-means are left out: {error}"
-    expected["oracle"] = {qid: dict(of_query) for qid, of_query in known.items()}
+    expected["oracle"] = known
     with track(len(expected) * len(prices), f"{bench.name}, curves") as advance:
         choices: dict[str, list[dict[str, str]]] = {}
         for name, of_router in expected.items():

@@ -29,23 +29,6 @@ Curve = Sequence[Mapping[str, Outcome]]
 """What became of each question at each price of cost, quality alone first."""
 
 
-def tables_of(
-    bench: Bench,
-    curves: Mapping[str, Curve],
-    rows: Sequence[Row],
-    tests: Sequence[Comparison],
-    parts: Mapping[str, Mapping[str, float]],
-    level: str,
-    lacking: str,
-) -> list[Table]:
-    """Routers with intervals and tests; quality within a cost; the gap to the oracle in its parts."""
-    return [
-        _routers(bench, curves, rows, tests, level, lacking),
-        _within(bench, curves),
-        _gap(bench, parts, level),
-    ]
-
-
 def curve_picture(bench: Bench, curves: Mapping[str, Curve]) -> str:
     """SVG text: each router's curve, and a dot for each LLM; costs in decades."""
     alone = routing.llm_points(bench.known["test"])
