@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
-from r1ranker.evaluation import routing
+import numpy as np
+
+from r1ranker.evaluation import routing, routing_kinds
 from r1ranker.evaluation.charts import Dot, curve_chart
 from r1ranker.evaluation.results import Comparison, Row
-from r1ranker.evaluation.routing import FEW, Outcome, Point
+from r1ranker.evaluation.routing import FEW, Outcome, Outcomes, Point
 from r1ranker.evaluation.significance import confidence_interval
 from r1ranker.evaluation.table import stars
 from r1ranker.experiments.report import Table
@@ -51,7 +54,7 @@ def means(curve: Curve) -> list[Point]:
     ]
 
 
-def _routers(
+def routers_table(
     bench: Bench,
     curves: Mapping[str, Curve],
     rows: Sequence[Row],
@@ -59,6 +62,7 @@ def _routers(
     level: str,
     lacking: str,
 ) -> Table:
+    """Quality, cost and area of each router, with intervals and tests."""
     known = bench.known["test"]
     few = [qid for qid, of_query in known.items() if 1 <= routing.solvers(of_query) <= FEW]
     found = {(row.system, row.measure): row for row in rows}
@@ -92,7 +96,8 @@ def _routers(
     return Table(f"Routers: {bench.name}", columns, lines, note.strip())
 
 
-def _within(bench: Bench, curves: Mapping[str, Curve]) -> Table:
+def cost_table(bench: Bench, curves: Mapping[str, Curve]) -> Table:
+    """Quality that can be had within a mean cost."""
     dearest = max(point.cost for point in routing.llm_points(bench.known["test"]).values())
     lines = [
         (name, *(f"{routing.quality_within(means(curve), share * dearest):.3f}" for share in BUDGETS))
@@ -103,7 +108,8 @@ def _within(bench: Bench, curves: Mapping[str, Curve]) -> Table:
     return Table(f"Quality against cost: {bench.name}", columns, lines, note)
 
 
-def _gap(bench: Bench, parts: Mapping[str, Mapping[str, float]], level: str) -> Table:
+def gap_table(bench: Bench, parts: Mapping[str, Mapping[str, float]], level: str) -> Table:
+    """What the oracle has above the best single LLM, in its parts (`routing.gap_parts`)."""
     known = bench.known["test"]
     solved = [routing.solvers(of_query) for of_query in known.values()]
     llms = len(next(iter(known.values())))
@@ -126,10 +132,44 @@ def _gap(bench: Bench, parts: Mapping[str, Mapping[str, float]], level: str) -> 
     note = (
         f"Quality, its 95 % interval by question. A question is solved from a score of {routing.SOLVED} on. Ties: "
         f"{fmean(best):.1f} of {llms} LLMs share the best score on average, all of them on "
-        f"{fmean(n == llms for n in best):.1%} of the questions; {fmean(n == 0 for n in solved):.1%} are solved by none."
-        f"{standing_in}"
+        f"{fmean(n == llms for n in best):.1%} of the questions; {fmean(n == 0 for n in solved):.1%} are solved by "
+        f"none.{standing_in}"
     )
     return Table(f"The gap to the oracle: {bench.name}", ("part", "quality", "share", "questions"), lines, note)
+
+
+def luck_table(bench: Bench, curves: Mapping[str, Curve], level: str) -> Table:
+    """What one would reach that knew the kind of each question, and what the oracle would have by luck."""
+    solved = {split: _solved(of_split) for split, of_split in bench.known.items()}
+    kinds = routing_kinds.best_kinds(solved["train"], solved["dev"])
+    found = {
+        name: [float(one.score >= routing.SOLVED) for one in curves[name][0].values()]
+        for name in dict.fromkeys((SINGLE, level, "oracle"))
+    }
+    by_kind = routing_kinds.reached_by_kind(kinds, solved["test"]).tolist()
+    lines = [
+        *((name, _mean(values)) for name, values in found.items() if name != "oracle"),
+        ("the best LLM of each hidden kind", _mean(by_kind)),
+        ("oracle", _mean(found["oracle"])),
+        ("oracle, were all but the kinds coins", f"{routing_kinds.lucky_oracle(kinds):.3f}"),
+    ]
+    note = (
+        f"Share of questions solved. Hidden kinds: {len(kinds.shares)}, fitted to who solved which training question, "
+        "as many as make dev likeliest; within a kind each LLM solves a question by a coin of its own. The third line "
+        "is what one would reach that knew each question's kind, whatever its words say; what the oracle has above it "
+        "is luck, or what one LLM knows and no other. The last line says whether coins alone would make such an oracle."
+    )
+    return Table(f"What no router can know: {bench.name}", ("", "solved"), lines, note)
+
+
+def _solved(known: Outcomes) -> Any:
+    """1 where an LLM solved a question, else 0; LLMs by name, shape (questions, LLMs)."""
+    return np.array([[float(q[llm].score >= routing.SOLVED) for llm in sorted(q)] for q in known.values()])
+
+
+def _mean(values: Sequence[float]) -> str:
+    low, high = confidence_interval(values)
+    return f"{fmean(values):.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _ends(part: Mapping[str, float]) -> str:
