@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from r1ranker.backends.encoders import DENSE, load
+from r1ranker.backends.loading import pick_dtype
 from r1ranker.baselines.notes import noted_by
 from r1ranker.baselines.routers import clustered, nearest
 from r1ranker.errors import BackendError
@@ -136,10 +137,11 @@ def _by_embeddings(study: Study, bench: Bench) -> dict[str, Outcomes]:
 def embedded(study: Study, bench: Bench, split: str) -> Any:
     """Unit vectors of a split's questions by MiniLM, kept on disk; shape (questions, dimensions)."""
     texts = [problem.query for problem in bench.problems[split][OBJECTIVES[0]]]
-    digest = hashlib.sha256("\0".join([DENSE, *texts]).encode()).hexdigest()[:12]
+    digest = hashlib.sha256("\0".join([DENSE, study.config.dtype, *texts]).encode()).hexdigest()[:12]
     file = study.models.with_name("embeddings") / f"{digest}.npy"
     if not file.is_file():
         encoder = load("SentenceTransformer", DENSE)
+        encoder.to(pick_dtype(study.config.dtype, encoder.device, encoder))
         parts = []
         with track(len(texts), f"{bench.name}, {split}: embedding") as advance:
             for start in range(0, len(texts), ENCODED_AT_ONCE):
