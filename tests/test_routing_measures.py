@@ -109,6 +109,11 @@ def test_a_higher_price_of_cost_sends_more_queries_to_the_cheaper_llm() -> None:
     by_price = choices_by_price(SUBJECTS, [0.0, 1.0, 1.5, 3.0])
     dear = [{query for query, llm in chosen.items() if llm == "large"} for chosen in by_price]
     assert dear == [{"poem", "novel", "essay"}, {"poem", "novel"}, {"poem"}, set()]
+    assert by_price == [oracle_choices(SUBJECTS, Weights(1.0, price)) for price in (0.0, 1.0, 1.5, 3.0)]
+    (cheap,) = choices_by_price(
+        {"q": {"dear": Outcome(1.0, 2.0), "cheap": Outcome(1.0, 1.0)}, "r": KNOWN["hard"]}, [0.0]
+    )
+    assert cheap == {"q": "cheap", "r": "large"}, "ties go to the cheaper one; pools may differ"
     points = [point(chosen, SUBJECTS) for chosen in by_price]
     assert points[0] == pytest.approx((2.6 / 5, 1.0)) and points[-1] == pytest.approx((0.8 / 5, 0.5))
     # A straight line from 0.16 to 0.26 (quality 0.5 to 0.7), to 0.4 (0.9), to 0.52 (1.0), by the trapezium rule.

@@ -130,9 +130,20 @@ def expected_by_kind(known: Outcomes, kinds: Mapping[str, str], asked: Iterable[
 def choices_by_price(expected: Outcomes, prices: Iterable[float]) -> list[dict[str, str]]:
     """Where a router sends each query that looks for the best score less price * cost it expects, for each price.
 
-    Price 0 asks for quality alone. Expected ties go to the LLM that is expected to cost less.
+    Price 0 asks for quality alone. Expected ties go to the LLM that is expected to cost less. The same as
+    `oracle_choices` at each price, for all queries at once.
     """
-    return [oracle_choices(expected, Weights(1.0, price)) for price in prices]
+    llms = sorted({llm for of_query in expected.values() for llm in of_query})
+    absent = Outcome(-np.inf, np.inf)
+    known_Q_L_2 = np.array([[of_query.get(llm, absent) for llm in llms] for of_query in expected.values()])
+    scores_Q_L, costs_Q_L = known_Q_L_2[..., 0], known_Q_L_2[..., 1]
+    chosen: list[dict[str, str]] = []
+    for price in prices:
+        worth_Q_L = scores_Q_L - (price * costs_Q_L if price else 0.0)
+        tied_Q_L = worth_Q_L >= worth_Q_L.max(axis=1, keepdims=True) - TIE
+        best_Q = np.where(tied_Q_L, costs_Q_L, np.inf).argmin(axis=1)
+        chosen.append(dict(zip(expected, (llms[k] for k in best_Q), strict=True)))
+    return chosen
 
 
 def gap_parts(single: Choices, level: Choices, known: Outcomes) -> dict[str, dict[str, float]]:

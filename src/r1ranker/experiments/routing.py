@@ -30,7 +30,7 @@ from r1ranker.errors import BackendError
 from r1ranker.evaluation import routing
 from r1ranker.evaluation.results import AVERAGE, Comparison, Row, comparison, rows_of, write_results
 from r1ranker.evaluation.routing import Outcome, Outcomes, Point
-from r1ranker.evaluation.significance import bootstrap_means, percentile_interval
+from r1ranker.evaluation.significance import BOOTSTRAP_SAMPLES, percentile_interval
 from r1ranker.experiments.report import Table, save_tables
 from r1ranker.experiments.routing_bench import OBJECTIVES, Bench, benches
 from r1ranker.experiments.routing_tables import (
@@ -180,8 +180,9 @@ def aiq_rows(bench: Bench, curves: Mapping[str, Curve]) -> list[Row]:
     """
     low, high = bounds(bench.known["test"])
     whole = {name: routing.aiq(means(curve), low, high) for name, curve in curves.items()}
-    drawn = {name: _aiq_samples(curve, low, high) for name, curve in curves.items()}
     n = len(bench.known["test"])
+    shares_B_Q = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=BOOTSTRAP_SAMPLES) / n
+    drawn = {name: _aiq_samples(curve, shares_B_Q, low, high) for name, curve in curves.items()}
     rows = []
     for name in curves:
         difference = percentile_interval(drawn[name] - drawn[SINGLE])
@@ -196,11 +197,11 @@ def bounds(known: Outcomes) -> tuple[float, float]:
     return min(costs), max(costs)
 
 
-def _aiq_samples(curve: Curve, low: float, high: float) -> Any:
-    """One AIQ for each bootstrap sample of the questions; the draws depend on their number alone."""
-    costs = [bootstrap_means([one.cost for one in at_price.values()]) for at_price in curve]
-    scores = [bootstrap_means([one.score for one in at_price.values()]) for at_price in curve]
-    pairs = zip(np.transpose(costs).tolist(), np.transpose(scores).tolist(), strict=True)
+def _aiq_samples(curve: Curve, shares_B_Q: Any, low: float, high: float) -> Any:
+    """One AIQ for each bootstrap sample of the questions, of which `shares_B_Q` are the parts they have in it."""
+    costs_P_Q = np.array([[one.cost for one in at_price.values()] for at_price in curve])
+    scores_P_Q = np.array([[one.score for one in at_price.values()] for at_price in curve])
+    pairs = zip((shares_B_Q @ costs_P_Q.T).tolist(), (shares_B_Q @ scores_P_Q.T).tolist(), strict=True)
     return np.array([routing.aiq([*map(Point, *pair)], low, high) for pair in pairs])
 
 
