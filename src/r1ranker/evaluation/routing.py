@@ -14,7 +14,6 @@ Pure functions; next in the data flow are tables.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
 from statistics import fmean
 from typing import NamedTuple
 
@@ -225,11 +224,11 @@ def aiq(points: Sequence[Point], low: float, high: float) -> float:
     """
     if not 0 <= low < high:
         raise DataError(f"AIQ needs bounds with 0 <= low < high, not {low} and {high}")
-    inner = [corner.cost for corner in hull(points) if low < corner.cost < high]
-    costs = [low, *inner, high]
-    values = [quality_within(points, cost) for cost in costs]
-    area = sum((b - a) * (x + y) / 2 for (a, b), (x, y) in zip(pairwise(costs), pairwise(values), strict=True))
-    return area / (high - low)
+    corners = hull(points)
+    costs = [low, *(corner.cost for corner in corners if low < corner.cost < high), high]
+    values = np.interp(costs, [corner.cost for corner in corners], [corner.quality for corner in corners])
+    area = np.diff(costs) @ (values[:-1] + values[1:]) / 2
+    return float(area) / (high - low)
 
 
 def _rise(a: Point, b: Point) -> float:
