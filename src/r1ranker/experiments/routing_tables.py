@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -42,7 +43,8 @@ def curve_picture(bench: Bench, curves: Mapping[str, Curve]) -> str:
         if len(curve) > 1:
             corners = routing.hull(means(curve))
             lines[name] = [*corners, Point(max(most, corners[-1].cost), corners[-1].quality)]
-    svg = str(curve_chart(lines, dots, f"cost ({bench.unit})", "quality"))
+    unit = re.split("[,:]", bench.unit)[0]
+    svg = str(curve_chart(lines, dots, f"cost ({unit})", "quality"))
     return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f">{STYLE}", 1) + "\n"
 
 
