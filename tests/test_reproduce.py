@@ -215,7 +215,7 @@ def test_the_seed_is_the_configs_unless_another_is_given(
     monkeypatch.chdir(tmp_path)
     Path("mine.yaml").write_text("seed: 3\ndata: [{source: mini}]\n")
     seen: list[tuple[int, str]] = []
-    monkeypatch.setattr(command, "run", lambda names, scale, config, out, _: seen.append((config.seed, out.name)))
+    monkeypatch.setattr(command, "run", lambda names, scale, config, out, *_: seen.append((config.seed, out.name)))
     call("main", "--config", "mine.yaml", *given)
     assert seen == [(seed, f"mine-seed{seed}")]
 

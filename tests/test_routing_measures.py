@@ -15,8 +15,11 @@ from r1ranker.evaluation.routing import (
     Weights,
     affordable_choices,
     aiq,
+    choices_by_price,
     chosen_outcomes,
+    expected_by_kind,
     first_choices,
+    gap_parts,
     hull,
     llm_points,
     oracle_choices,
@@ -25,6 +28,8 @@ from r1ranker.evaluation.routing import (
     point,
     quality_within,
     regret,
+    solvers,
+    tied,
 )
 from r1ranker.problem import Ranking, Usage
 
@@ -75,6 +80,64 @@ def test_the_oracle_takes_the_cheapest_of_the_best_and_nobody_loses_less() -> No
     assert regret({"hard": "middle"}, KNOWN, thrifty) == pytest.approx({"hard": -0.08 + 0.14})
     assert regret(oracle_choices(KNOWN, thrifty), KNOWN, thrifty) == {"easy": 0.0, "hard": 0.0}
     assert regret({"easy": "small"}, KNOWN, Weights(1, 1), own={"easy": 0.25}) == pytest.approx({"easy": 0.25})
+
+
+SUBJECTS = {
+    "sum": {"small": Outcome(1.0, 0.1), "large": Outcome(0.0, 0.9)},
+    "root": {"small": Outcome(1.0, 0.1), "large": Outcome(1.0, 0.9)},
+    "poem": {"small": Outcome(0.0, 0.2), "large": Outcome(1.0, 0.7)},
+    "novel": {"small": Outcome(0.0, 0.2), "large": Outcome(1.0, 0.9)},
+    "essay": {"small": Outcome(0.5, 0.2), "large": Outcome(1.0, 0.8)},
+}
+KINDS = {"sum": "maths", "root": "maths", "poem": "letters", "novel": "letters", "essay": "letters"}
+
+
+def test_the_best_llm_of_each_data_set_is_that_of_the_queries_that_are_known() -> None:
+    # maths: small 1 and large 0.5; letters: small 1 / 6 and large 1; over all: small 0.5, large 0.8.
+    asked = {"product": "maths", "ballad": "letters", "dance": "sport", "nameless": ""}
+    expected = expected_by_kind(SUBJECTS, KINDS | asked, asked)
+    assert expected["product"]["large"] == pytest.approx(Outcome(0.5, 0.9))
+    assert expected["ballad"]["small"] == pytest.approx(Outcome(1 / 6, 0.2))
+    assert expected["dance"] == expected["nameless"] and expected["dance"]["small"] == pytest.approx((0.5, 0.16))
+    best = {"product": "small", "ballad": "large", "dance": "large", "nameless": "large"}
+    assert oracle_choices(expected) == best
+    assert set(oracle_choices(expected_by_kind(SUBJECTS, {}, asked)).values()) == {"large"}
+
+
+def test_a_higher_price_of_cost_sends_more_queries_to_the_cheaper_llm() -> None:
+    # sum and root tie or are worse with large; the others gain 1, 1 and 0.5 for 0.5, 0.7 and 0.6 more.
+    by_price = choices_by_price(SUBJECTS, [0.0, 1.0, 1.5, 3.0])
+    dear = [{query for query, llm in chosen.items() if llm == "large"} for chosen in by_price]
+    assert dear == [{"poem", "novel", "essay"}, {"poem", "novel"}, {"poem"}, set()]
+    assert by_price == [oracle_choices(SUBJECTS, Weights(1.0, price)) for price in (0.0, 1.0, 1.5, 3.0)]
+    (cheap,) = choices_by_price(
+        {"q": {"dear": Outcome(1.0, 2.0), "cheap": Outcome(1.0, 1.0)}, "r": KNOWN["hard"]}, [0.0]
+    )
+    assert cheap == {"q": "cheap", "r": "large"}, "ties go to the cheaper one; pools may differ"
+    points = [point(chosen, SUBJECTS) for chosen in by_price]
+    assert points[0] == pytest.approx((2.6 / 5, 1.0)) and points[-1] == pytest.approx((0.8 / 5, 0.5))
+    # A straight line from 0.16 to 0.26 (quality 0.5 to 0.7), to 0.4 (0.9), to 0.52 (1.0), by the trapezium rule.
+    area = 0.1 * 0.6 + 0.14 * 0.8 + 0.12 * 0.95
+    assert aiq(points, 0.16, 0.52) == pytest.approx(area / 0.36)
+
+
+def test_the_gap_to_the_oracle_is_split_by_level_and_by_how_many_solve() -> None:
+    four = {llm: Outcome(1.0, 0.1) for llm in ("a", "b", "c", "d")}
+    known = {
+        "many": four | {"e": Outcome(0.0, 0.1)},  # four solve it
+        "three": four | {"d": Outcome(0.4, 0.1), "e": Outcome(0.0, 0.1)},  # three: 0.4 is not solved
+        "none": {llm: Outcome(0.4 if llm == "a" else 0.1, 0.1) for llm in "abcde"},
+        "all": four | {"e": Outcome(1.0, 0.1)},
+    }
+    assert [solvers(of_query) for of_query in known.values()] == [4, 3, 0, 5]
+    assert [tied(of_query) for of_query in known.values()] == [4, 3, 1, 5]
+    single = dict.fromkeys(known, "e")
+    level = dict.fromkeys(known, "e") | {"three": "d"}
+    assert gap_parts(single, level, known) == {
+        "level": {"many": 0.0, "three": 0.4, "none": 0.0, "all": 0.0},
+        "few": {"many": 0.0, "three": 0.6, "none": 0.0, "all": 0.0},
+        "rest": {"many": 1.0, "three": 0.0, "none": pytest.approx(0.3), "all": 0.0},
+    }
 
 
 def test_dominated_points_are_not_on_the_pareto_curve() -> None:

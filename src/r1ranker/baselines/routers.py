@@ -36,7 +36,7 @@ RANK = 32
 
 def knn_router(train: Sequence[Problem], test: Sequence[Problem], *, neighbours: int = NEIGHBOURS) -> list[Ranking]:
     """Mean gain of each LLM on the most similar training queries (cosine of TF-IDF)."""
-    fit = partial(_fit_router, features=_tfidf, learn=partial(_knn, neighbours=neighbours))
+    fit = partial(_fit_router, features=_tfidf, learn=partial(nearest, neighbours=neighbours))
     return fit_and_rank(fit, train, test, "router-knn", "routing")
 
 
@@ -113,12 +113,21 @@ def _embeddings(queries: Sequence[str], model: str) -> Featurise:
     return lambda texts: scaler.transform(featurise(texts))
 
 
-def _knn(queries: Any, gains_Q_L: Array, neighbours: int) -> Callable[[Any], Array]:
-    nearest = library("sklearn.neighbors").KNeighborsRegressor(
-        min(neighbours, len(gains_Q_L)), metric="cosine", algorithm="brute"
+def nearest(queries: Any, values_Q_V: Array, neighbours: int) -> Callable[[Any], Array]:
+    """Of queries asked (vectors), the mean values of the known ones that are nearest by cosine."""
+    regressor = library("sklearn.neighbors").KNeighborsRegressor(
+        min(neighbours, len(values_Q_V)), metric="cosine", algorithm="brute"
     )
-    predict: Callable[[Any], Array] = nearest.fit(queries, gains_Q_L).predict
+    predict: Callable[[Any], Array] = regressor.fit(queries, values_Q_V).predict
     return predict
+
+
+def clustered(queries: Any, values_Q_V: Array, clusters: int, *, seed: int = 0) -> Callable[[Any], Array]:
+    """Of queries asked (vectors), the mean values of the known ones in the nearest of so many k-means clusters."""
+    most = min(clusters, len(np.unique(queries, axis=0)))
+    found = library("sklearn.cluster").KMeans(most, n_init=4, random_state=seed).fit(queries)
+    means_C_V = np.stack([values_Q_V[found.labels_ == cluster].mean(axis=0) for cluster in range(found.n_clusters)])
+    return lambda asked: means_C_V[found.predict(asked)]
 
 
 def _mlp(queries: Any, gains_Q_L: Array, seed: int) -> Callable[[Any], Array]:

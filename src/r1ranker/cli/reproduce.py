@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from r1ranker.io.config import RunConfig
 
 SCALES = ("mini", "small", "paper")
-TAKES_SYSTEMS = "recommendation"
+TAKE_SYSTEMS = ("recommendation", "routing")
 LIMITS = {("mini", "ablations"): 40, ("mini", "thoughts"): 40, ("mini", "zero-shot"): 60}
 """Test problems per task where all would take too long, by scale and experiment."""
 
@@ -49,7 +49,9 @@ def reproduce(
     ] = None,
     system: Annotated[
         list[str] | None,
-        typer.Option(help="With recommendation: another ranker, NAME=DESIGN:MODEL as in `evaluate`; repeatable."),
+        typer.Option(
+            help="With recommendation or routing: another ranker, NAME=DESIGN:MODEL as in `evaluate`; repeatable."
+        ),
     ] = None,
     pages: Annotated[
         Path | None,
@@ -65,6 +67,8 @@ def reproduce(
 
     A page for each of several runs: `r1ranker reproduce report --out results --pages docs/results`
 
+    Routers on your outcomes: `r1ranker reproduce routing --config routing.yaml --system smol=iranker:smol`
+
     Public data: `r1ranker reproduce main --scale paper -s data.0.path=data/ml-1m`
 
     Four judgements: `r1ranker reproduce recommendation --config recommendation.yaml --system smol=iranker:smol`
@@ -78,8 +82,8 @@ def reproduce(
         names = _names(experiment)
         if names and pages:
             raise ConfigError("--pages is where `reproduce report` writes the pages of several runs")
-        if system and names != [TAKES_SYSTEMS]:
-            raise ConfigError(f"--system is for `reproduce {TAKES_SYSTEMS}`; other experiments train their own")
+        if system and (len(names) != 1 or names[0] not in TAKE_SYSTEMS):
+            raise ConfigError(f"--system is for {' and '.join(TAKE_SYSTEMS)}; other experiments train their own")
         base = _config(scale, config, [*(settings or []), *([] if seed is None else [f"seed={seed}"])])
         folder = out or Path("runs/reproduce") / f"{name}-seed{base.seed}"
         check_outputs({"--json": json_}, {"--config": config})

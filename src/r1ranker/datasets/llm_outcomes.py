@@ -41,12 +41,17 @@ class LLM:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A distinct question: its row in the file, and the score and the cost in [0, 1] of each LLM on it."""
+    """A distinct question: its row in the file, and the score and the cost in [0, 1] of each LLM on it.
+
+    paid: what each call cost, in money, where that is known. dataset: the set it is of, where the file says so.
+    """
 
     row: int
     question: str
     scores: Numbers
     costs: Numbers
+    paid: Numbers | None = None
+    dataset: str = ""
 
 
 class _Outcome(NamedTuple):
@@ -54,6 +59,7 @@ class _Outcome(NamedTuple):
     row: int
     scores: Numbers
     costs: Numbers | None
+    dataset: str
 
 
 def read_outcomes(folder: Path) -> tuple[dict[str, LLM], list[Asked]]:
@@ -65,7 +71,14 @@ def read_outcomes(folder: Path) -> tuple[dict[str, LLM], list[Asked]]:
     llms = {name: _llm(f"{candidates}: {name!r}", entries[name]) for name in scored}
     prices = shares({name: llm.input_price + llm.output_price for name, llm in llms.items()})
     return llms, [
-        Asked(of_one.row, question, of_one.scores, prices if of_one.costs is None else shares(of_one.costs))
+        Asked(
+            row=of_one.row,
+            question=question,
+            scores=of_one.scores,
+            costs=prices if of_one.costs is None else shares(of_one.costs),
+            paid=of_one.costs,
+            dataset=of_one.dataset,
+        )
         for question, of_one in asked.items()
     ]
 
@@ -150,7 +163,9 @@ def _outcome(where: str, number: int, row: Any, llms: Set[str]) -> tuple[str, _O
         if not isinstance(costs, dict) or costs.keys() != scores.keys():
             raise DataError(f"{where}: cost_usd must hold a number for each LLM that has a score, and for no other")
         costs = {name: at_least_0(cost, f"{where}: cost_usd of {name}") for name, cost in costs.items()}
-    return question.strip(), _Outcome(where, number, numbers, costs)
+    dataset = row.get("dataset", row.get("source"))
+    named = dataset.strip() if isinstance(dataset, str) else ""
+    return question.strip(), _Outcome(where, number, numbers, costs, named)
 
 
 def at_least_0(value: object, where: str) -> float:
@@ -170,7 +185,10 @@ def _joined(asked: Mapping[str, _Outcome], outcomes: Mapping[str, _Outcome], log
             raise DataError(f"{outcomes[question].where}: the scores are not those of {of_one.where}")
     if len(outcomes) > len(asked):
         log.warning("%d questions of %s are not in train.json and are left out", len(outcomes) - len(asked), logged)
-    return {question: of_one._replace(costs=outcomes[question].costs) for question, of_one in asked.items()}
+    return {
+        question: of_one._replace(costs=outcomes[question].costs, dataset=of_one.dataset or outcomes[question].dataset)
+        for question, of_one in asked.items()
+    }
 
 
 def shares(costs: Numbers) -> dict[str, float]:

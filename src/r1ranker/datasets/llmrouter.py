@@ -81,9 +81,14 @@ def load(
     task: the first word of the tasks' names, so that two folders can stand in one run.
     """
     check_options(objectives, max_query_chars)
-    llms, asked = read_outcomes(path)
-    shown = {name: describe(name, llm) for name, llm in llms.items()}
+    shown, asked = read(path)
     return routing_problems(shown, asked, seed, limit, objectives, max_query_chars, task)
+
+
+def read(path: Path) -> tuple[dict[str, str], list[Asked]]:
+    """What the model reads of each LLM, by name, and the distinct questions."""
+    llms, asked = read_outcomes(path)
+    return {name: describe(name, llm) for name, llm in llms.items()}, asked
 
 
 def check_options(objectives: Sequence[str], max_query_chars: int) -> None:
@@ -103,10 +108,13 @@ def routing_problems(
     objectives: Sequence[str],
     max_query_chars: int,
     task: str,
+    *,
+    ties: bool = False,
 ) -> Splits:
     """Problems of the chosen `objectives` from what each LLM scored and cost; a pool is the LLMs that were asked.
 
-    shown: what the model reads of each LLM, by name.
+    shown: what the model reads of each LLM, by name. ties: keep the questions on which all LLMs tie, so that each
+    objective has the same ones in the same order.
     """
     questions = _questions(asked, max_query_chars)
     candidates = {name: Candidate(name, text) for name, text in shown.items()}
@@ -117,10 +125,10 @@ def routing_problems(
         prior = _average_utility(sides["train"], OBJECTIVES[name])
         for split, members in sides.items():
             built = [_problem(question, name, candidates, prior, seed, task) for question in members]
-            splits[split] += [problem for problem in built if problem is not None]
-            ties = built.count(None)
-            if ties:
-                log.info("%s-%s, %s: %d questions where all LLMs tie are dropped", task, name, split, ties)
+            kept = built if ties else [problem for problem in built if set(problem.gains.values()) != {BEST_GAIN}]
+            splits[split] += kept
+            if dropped := len(built) - len(kept):
+                log.info("%s-%s, %s: %d questions where all LLMs tie are dropped", task, name, split, dropped)
     return limit_per_task(splits, limit, seed)
 
 
@@ -134,14 +142,18 @@ def outcomes(path: Path, qids: Iterable[str], task: str = TASK) -> dict[str, dic
 
 def outcomes_of(known: Iterable[Asked], qids: Iterable[str], task: str) -> dict[str, dict[str, tuple[float, float]]]:
     """`outcomes` of what is known of each question."""
+    return {
+        qid: {name: (score, one.costs[name]) for name, score in one.scores.items()}
+        for qid, one in asked_of(known, qids, task).items()
+    }
+
+
+def asked_of(known: Iterable[Asked], qids: Iterable[str], task: str) -> dict[str, Asked]:
+    """The question of each qid that is of this source."""
     asked = {question.row: question for question in known}
     form = re.compile(rf"{re.escape(_owner(task))}q(\d+):\w+")
     rows = {qid: int(match[1]) for qid in qids if (match := form.fullmatch(qid))}
-    return {
-        qid: {name: (score, asked[row].costs[name]) for name, score in asked[row].scores.items()}
-        for qid, row in rows.items()
-        if row in asked
-    }
+    return {qid: asked[row] for qid, row in rows.items() if row in asked}
 
 
 def _owner(task: str) -> str:
@@ -201,11 +213,8 @@ def _problem(
     prior: Numbers,
     seed: int,
     task: str,
-) -> Problem | None:
-    """The problem, or None where all LLMs tie: there is nothing to rank."""
+) -> Problem:
     gains = _gains(_utilities(question, OBJECTIVES[objective]))
-    if set(gains.values()) == {BEST_GAIN}:
-        return None
     qid = f"q{question.row}:{objective}"
     pool = sorted(gains)
     rng_for(seed, qid).shuffle(pool)

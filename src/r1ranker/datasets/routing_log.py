@@ -64,10 +64,15 @@ def load(
     llms: a file of what candidates show beside their names, and of prices. task: the first word of the tasks' names.
     """
     check_options(objectives, max_query_chars)
-    known, asked = _read(path, llms, need_costs=any(OBJECTIVES[name].cost for name in objectives))
-    names = sorted({name for one in asked for name in one.scores})
-    shown = {name: describe(name, known[name]) if name in known else name for name in names}
+    shown, asked = read(path, llms, need_costs=any(OBJECTIVES[name].cost for name in objectives))
     return routing_problems(shown, asked, seed, limit, objectives, max_query_chars, task)
+
+
+def read(path: Path, llms: str | None = None, *, need_costs: bool = True) -> tuple[dict[str, str], list[Asked]]:
+    """What the model reads of each LLM, by name, and the prompts that two or more of them answered."""
+    known, asked = _read(path, llms, need_costs=need_costs)
+    names = sorted({name for one in asked for name in one.scores})
+    return {name: describe(name, known[name]) if name in known else name for name in names}, asked
 
 
 def outcomes(
@@ -118,8 +123,10 @@ def _read(path: Path, llms: str | None, *, need_costs: bool) -> tuple[dict[str, 
         calls[call.model].append(call)
     several = {prompt: found for prompt, found in prompts.items() if len(found[1]) > 1}
     _tell(path, unsaid, [calls for _, calls in prompts.values()], len(prompts) - len(several))
+    paid = {prompt: _costs(calls, need_costs) for prompt, (_, calls) in several.items()}
     return known, [
-        Asked(row, prompt, _means(calls), shares(_costs(calls, need_costs))) for prompt, (row, calls) in several.items()
+        Asked(row, prompt, _means(calls), shares(paid[prompt]), paid[prompt])
+        for prompt, (row, calls) in several.items()
     ]
 
 

@@ -103,6 +103,31 @@ def line_chart(series: Mapping[str, Points], kinds: Mapping[str, str], x_label: 
     return _svg([*_frame(x, y, x_label, shares=shares), *marks], HEIGHT, f"{x_label}: {', '.join(known)}")
 
 
+def curve_chart(lines: Mapping[str, Points], dots: Sequence[Dot], x_label: str, y_label: str) -> Markup:
+    """Lines with their names at their ends and small dots without, over a logarithmic x axis; the class of a line is
+    its name. Points at x 0 have no place on it and are left out."""
+    shown = {name: [p for p in points if p[0] > 0] for name, points in lines.items()}
+    everything = [*(p for points in shown.values() for p in points), *((dot.x, dot.y) for dot in dots if dot.x)]
+    right = WIDTH - max(RIGHT, *(_width(name) + 14 for name in shown))
+    x = Scale(min(p[0] for p in everything), max(p[0] for p in everything), LEFT, right, log=True)
+    y = Scale(*_span([p[1] for p in everything], pad=0.06), HEIGHT - BOTTOM, TOP)
+    marks = [
+        Markup('<g class="{}"><polyline points="{}"><title>{}</title></polyline></g>').format(
+            name, " ".join(f"{x(a)},{y(b)}" for a, b in points), name
+        )
+        for name, points in shown.items()
+    ]
+    marks += [
+        Markup('<circle class="dot" cx="{}" cy="{}" r="2.2"><title>{}, {}: {}</title></circle>').format(
+            x(dot.x), y(dot.y), dot.name, number(dot.x), number(dot.y)
+        )
+        for dot in dots
+        if dot.x
+    ]
+    marks += _names([(name, right - 5, y(points[-1][1])) for name, points in shown.items()], right, WIDTH)
+    return _svg([*_frame(x, y, x_label), *marks], HEIGHT, f"{y_label} against {x_label}")
+
+
 def scatter_chart(dots: Sequence[Dot], x_label: str, y_label: str) -> Markup:
     """Dots over a logarithmic x axis. What has no place on it is a line across: dashed what is free, dotted and
     with a question mark what nobody knows."""

@@ -14,7 +14,6 @@ Pure functions; next in the data flow are tables.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
 from statistics import fmean
 from typing import NamedTuple
 
@@ -55,6 +54,11 @@ Choices = Mapping[str, str]
 """The LLM that each query is sent to; empty where none is."""
 NOTHING = Outcome(0.0, 0.0)
 QUALITY_ALONE = Weights()
+SOLVED = 0.5
+"""Score from which on a query counts as solved."""
+FEW = 3
+"""LLMs that solve a query, up to which few do."""
+TIE = 1e-9
 
 
 def first_choices(rankings: Iterable[Ranking]) -> dict[str, str]:
@@ -100,6 +104,72 @@ def llm_points(outcomes: Outcomes) -> dict[str, Point]:
     """Each LLM as a router that sends it everything. Only LLMs that answered every query have a place here."""
     everywhere = set.intersection(*(set(of_query) for of_query in outcomes.values()))
     return {llm: point(dict.fromkeys(outcomes, llm), outcomes) for llm in sorted(everywhere)}
+
+
+def expected_by_kind(known: Outcomes, kinds: Mapping[str, str], asked: Iterable[str]) -> dict[str, dict[str, Outcome]]:
+    """What each LLM is expected to do on each query asked: its means over the known queries of the same kind.
+
+    kinds: of the queries, known and asked; where none is said or none is known, the means are over all. Without kinds
+    `oracle_choices` of it are the best single LLM, with data sets as kinds the best LLM of each (the dataset oracle).
+    """
+    members: dict[str, list[str]] = {"": list(known)}
+    for qid in known:
+        if kinds.get(qid):
+            members.setdefault(kinds[qid], []).append(qid)
+    means = {
+        kind: {
+            llm: Outcome(fmean(known[qid][llm].score for qid in qids), fmean(known[qid][llm].cost for qid in qids))
+            for llm in known[qids[0]]
+        }
+        for kind, qids in members.items()
+    }
+    return {qid: means[kind if (kind := kinds.get(qid, "")) in means else ""] for qid in asked}
+
+
+def choices_by_price(expected: Outcomes, prices: Iterable[float]) -> list[dict[str, str]]:
+    """Where a router sends each query that looks for the best score less price * cost it expects, for each price.
+
+    Price 0 asks for quality alone. Expected ties go to the LLM that is expected to cost less. The same as
+    `oracle_choices` at each price, for all queries at once.
+    """
+    llms = sorted({llm for of_query in expected.values() for llm in of_query})
+    absent = Outcome(-np.inf, np.inf)
+    known_Q_L_2 = np.array([[of_query.get(llm, absent) for llm in llms] for of_query in expected.values()])
+    scores_Q_L, costs_Q_L = known_Q_L_2[..., 0], known_Q_L_2[..., 1]
+    chosen: list[dict[str, str]] = []
+    for price in prices:
+        worth_Q_L = scores_Q_L - (price * costs_Q_L if price else 0.0)
+        tied_Q_L = worth_Q_L >= worth_Q_L.max(axis=1, keepdims=True) - TIE
+        best_Q = np.where(tied_Q_L, costs_Q_L, np.inf).argmin(axis=1)
+        chosen.append(dict(zip(expected, (llms[k] for k in best_Q), strict=True)))
+    return chosen
+
+
+def gap_parts(single: Choices, level: Choices, known: Outcomes) -> dict[str, dict[str, float]]:
+    """The quality that the oracle has above `single`, query by query, in parts that add up to it.
+
+    level: what `level` (the dataset oracle) has above `single`, which may be below 0. few: what the oracle has above
+    `level` on queries that one to `FEW` LLMs solve. rest: the same on all others.
+    """
+    parts: dict[str, dict[str, float]] = {"level": {}, "few": {}, "rest": {}}
+    for qid, of_query in known.items():
+        reached = of_query[level[qid]].score
+        above = max(outcome.score for outcome in of_query.values()) - reached
+        few = 1 <= solvers(of_query) <= FEW
+        parts["level"][qid] = reached - of_query[single[qid]].score
+        parts["few"][qid], parts["rest"][qid] = (above, 0.0) if few else (0.0, above)
+    return parts
+
+
+def solvers(of_query: Mapping[str, Outcome]) -> int:
+    """Number of LLMs that score at least `SOLVED`."""
+    return sum(outcome.score >= SOLVED for outcome in of_query.values())
+
+
+def tied(of_query: Mapping[str, Outcome]) -> int:
+    """Number of LLMs that score what the best one does."""
+    best = max(outcome.score for outcome in of_query.values())
+    return sum(best - outcome.score <= TIE for outcome in of_query.values())
 
 
 def oracle_choices(outcomes: Outcomes, weights: Weights = QUALITY_ALONE) -> dict[str, str]:
@@ -154,11 +224,11 @@ def aiq(points: Sequence[Point], low: float, high: float) -> float:
     """
     if not 0 <= low < high:
         raise DataError(f"AIQ needs bounds with 0 <= low < high, not {low} and {high}")
-    inner = [corner.cost for corner in hull(points) if low < corner.cost < high]
-    costs = [low, *inner, high]
-    values = [quality_within(points, cost) for cost in costs]
-    area = sum((b - a) * (x + y) / 2 for (a, b), (x, y) in zip(pairwise(costs), pairwise(values), strict=True))
-    return area / (high - low)
+    corners = hull(points)
+    costs = [low, *(corner.cost for corner in corners if low < corner.cost < high), high]
+    values = np.interp(costs, [corner.cost for corner in corners], [corner.quality for corner in corners])
+    area = np.diff(costs) @ (values[:-1] + values[1:]) / 2
+    return float(area) / (high - low)
 
 
 def _rise(a: Point, b: Point) -> float:

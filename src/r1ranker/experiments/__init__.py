@@ -40,6 +40,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "ablations": _named("ablations", "ablations"),
     "specialists": _named("specialists", "specialists"),
     "thoughts": _named("thoughts", "thoughts"),
+    "routing": _named("routing", "compare_routers"),
     "general": _named("general", "general"),
     "ir": _named("ir", "ir"),
     "recommendation": _named("recommendation", "recommendation"),

@@ -38,9 +38,11 @@ EXPECTED = "expected.yaml"
 PLAIN = ("config.yaml", "provenance.json", "run.json")
 """Small files that are kept as they are; all others are packed."""
 COMPARISONS = "comparisons.json"
+CURVES = "curves.json"
+"""Points of routers; the pages have their tables."""
 NOT_RESULTS = ("models", "base", "data", "runs")
 """Folders of a run that are not published."""
-SCORES = ("MRR", "nDCG@10")
+SCORES = ("MRR", "nDCG@10", "quality", "AIQ")
 LONG = 20
 """Records of a benchmark above which a summary has their means instead of each."""
 
@@ -191,7 +193,7 @@ def _published(source: Path) -> Iterator[tuple[Path, Path]]:
     if source.is_file():
         yield source, Path(source.name)
         return
-    names = (*PLAIN, ROWS, TABLES, COMPARISONS)
+    names = (*PLAIN, ROWS, TABLES, COMPARISONS, CURVES)
     files = [file for file in sorted(source.rglob("*.*")) if file.name in names or file.name.endswith("log.jsonl")]
     files = [file for file in files if file.relative_to(source).parts[0] not in NOT_RESULTS]
     if not any(file.name not in PLAIN for file in files):
@@ -201,7 +203,7 @@ def _published(source: Path) -> Iterator[tuple[Path, Path]]:
 
 def _others(experiment: Path) -> list[Path]:
     """Packed rows that no evaluation wrote: of benchmarks and of training."""
-    known = [f"{name}{PACKED}" for name in (ROWS, TABLES, COMPARISONS)]
+    known = [f"{name}{PACKED}" for name in (ROWS, TABLES, COMPARISONS, CURVES)]
     return sorted(path for path in experiment.rglob(f"*.json*{PACKED}") if path.name not in known)
 
 

@@ -1,0 +1,172 @@
+"""`reproduce routing`: every question counts and is paid for, nothing is fitted to test questions, all is written."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from conftest import save_bert
+from r1ranker.baselines.notes import load_splits
+from r1ranker.cli.reproduce import reproduce
+from r1ranker.datasets.common import split_groups
+from r1ranker.errors import ConfigError, DataError
+from r1ranker.evaluation.results import read_results
+from r1ranker.experiments.routing_bench import BY_CALL, BY_PRICE, benches
+from r1ranker.io.config import DataConfig
+
+APP = typer.Typer()
+APP.command()(reproduce)
+LLMS = {
+    name: {"size": "", "feature": "", "input_price": price, "output_price": price}
+    for name, price in (("cheap", 1), ("middle", 2), ("dear", 4))
+}
+QUESTIONS = [f"{'sum' if n % 2 else 'poem'} number {n}" for n in range(60)]
+SIDES = split_groups((f"q{n}" for n in range(60)), 0)
+
+
+def scores_of(number: int) -> dict[str, float]:
+    """Sums are for `cheap` and poems for `middle`, but on test `dear` alone is right; every tenth all are wrong."""
+    if number % 10 == 0:
+        return {"cheap": 0.0, "middle": 0.0, "dear": 0.0}
+    if SIDES[f"q{number}"] == "test":
+        return {"cheap": 0.0, "middle": 0.0, "dear": 1.0}
+    return {"cheap": float(number % 2 == 1), "middle": float(number % 2 == 0), "dear": 0.0}
+
+
+def row_of(number: int) -> dict[str, Any]:
+    costs = {"cheap": 0.001, "middle": 0.002, "dear": 0.004 + number / 1e5}
+    dataset = "maths" if number % 2 else "letters"
+    return {"question": QUESTIONS[number], "scores": scores_of(number), "cost_usd": costs, "dataset": dataset}
+
+
+def folder(path: Path) -> DataConfig:
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "llm_candidates.json").write_text(json.dumps(LLMS))
+    (path / "outcomes.jsonl").write_text("".join(json.dumps(row_of(n)) + "\n" for n in range(60)))
+    return DataConfig(source="llmrouter", path=path, show=("prior",))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The experiment on the folder, with a tiny encoder as MiniLM and with `nano` as a ranker under test."""
+    pytest.importorskip("sentence_transformers")
+    pytest.importorskip("sklearn")
+    root = tmp_path_factory.mktemp("routing")
+    save_bert(root / "minilm")
+    data = folder(root / "data").model_dump(mode="json")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("R1RANKER_CACHE", str(root))
+        given = ["routing", "--out", str(root / "out"), "-s", f"data={json.dumps([data])}", "-s", "model=nano"]
+        result = CliRunner().invoke(APP, [*given, "--system", "mine=iranker:nano", "--json", str(root / "result.json")])
+    assert result.exit_code == 0, result.output
+    return root
+
+
+def quality(root: Path, measure: str = "quality") -> dict[str, float]:
+    rows = read_results(root / "out" / "routing" / "results.json")
+    return {row.system: row.value for row in rows if row.measure == measure}
+
+
+TEST = [number for number in range(60) if SIDES[f"q{number}"] == "test"]
+
+
+def test_what_is_best_on_test_alone_is_chosen_by_the_oracle_alone(finished: Path) -> None:
+    found = quality(finished)
+    solvable = fmean(float(number % 10 != 0) for number in TEST)
+    assert 0 < solvable < 1, "questions that nobody solves count"
+    assert found["oracle"] == pytest.approx(solvable)
+    assert found["random"] == pytest.approx(solvable / 3)
+    assert [found[name] for name in ("best-single", "dataset-oracle", "knn", "kmeans")] == [0.0] * 4
+
+
+def test_a_cost_is_that_of_the_very_call_for_a_thousand(finished: Path) -> None:
+    dear = [4 + number / 100 for number in TEST]
+    paid = [1.0 if number % 10 == 0 else cost for number, cost in zip(TEST, dear, strict=True)]
+    assert quality(finished, "cost")["oracle"] == pytest.approx(fmean(paid)), "the cheapest where all are wrong"
+    assert quality(finished, "cost")["random"] == pytest.approx(fmean((1 + 2 + cost) / 3 for cost in dear))
+
+
+def test_tables_tests_curves_and_a_picture_are_written(finished: Path) -> None:
+    out = finished / "out" / "routing"
+    titles = [table["title"].split(":")[0] for table in json.loads((out / "tables.json").read_text())]
+    assert titles == ["Routers", "Quality against cost", "The gap to the oracle", "What no router can know"]
+    tests = json.loads((out / "comparisons.json").read_text())
+    assert {test["baseline"] for test in tests} == {"best-single", "dataset-oracle"}
+    assert {"mine", "knn", "kmeans"} <= {test["system"] for test in tests}
+    curves = json.loads((out / "curves.json").read_text())
+    assert sum(point["system"] == "mine" for point in curves) == 3, "a ranker has a point for each objective"
+    assert sum(point["system"] == "knn" for point in curves) == 32
+    picture = (out / "curve-route.svg").read_text()
+    assert all(f">{name}</text>" in picture for name in ("oracle", "knn", "mine")) and "NaN" not in picture
+    assert (finished / "result.json").is_file() and "## routing" in (finished / "out" / "results.md").read_text()
+
+
+def test_the_parts_of_the_gap_add_up(finished: Path) -> None:
+    tables = json.loads((finished / "out" / "routing" / "tables.json").read_text())
+    (gap,) = (table for table in tables if table["title"].startswith("The gap"))
+    *parts, whole = (float(row[1].split()[0]) for row in gap["rows"])
+    assert sum(parts) == pytest.approx(whole, abs=0.002) and whole == pytest.approx(
+        quality(finished)["oracle"], abs=1e-3
+    )
+    assert [float(row[3]) for row in gap["rows"]][1] == sum(number % 10 != 0 for number in TEST)
+
+
+def test_prices_stand_in_where_nobody_knows_what_a_call_cost(tmp_path: Path) -> None:
+    (bench,) = benches([priced(tmp_path)], None)
+    assert bench.unit == BY_PRICE and not bench.datasets
+    first = next(iter(bench.known["test"].values()))
+    assert {llm: outcome.cost for llm, outcome in first.items()} == {"cheap": 0.25, "middle": 0.5, "dear": 1.0}
+
+
+def priced(path: Path) -> DataConfig:
+    """The folder without what calls cost, as `train.json`."""
+    (path / "llm_candidates.json").write_text(json.dumps(LLMS))
+    rows = [{key: row_of(number)[key] for key in ("question", "scores")} for number in range(60)]
+    (path / "train.json").write_text(json.dumps(rows))
+    return DataConfig(source="llmrouter", path=path)
+
+
+def test_a_bench_splits_as_training_does_and_keeps_ties(tmp_path: Path) -> None:
+    data = folder(tmp_path)
+    (bench,) = benches([data], None)
+    assert bench.unit == BY_CALL and set(bench.datasets.values()) == {"maths", "letters"}
+    loaded = load_splits([data])
+    for split, of_split in bench.problems.items():
+        groups = [[problem.group for problem in problems] for problems in of_split.values()]
+        assert groups[0] == groups[1] == groups[2]
+        assert {problem.group for problem in loaded[split]} <= set(groups[0])
+        assert len(groups[0]) == sum(side == split for side in SIDES.values())
+    few = benches([data.model_copy(update={"limit": 5})], 3)[0]
+    assert [len(of_split) for of_split in few.known.values()] == [5, 5, 3]
+
+
+def test_a_log_of_calls_is_a_bench_of_the_prompts_that_all_llms_answered(tmp_path: Path) -> None:
+    lines = [
+        {"prompt": f"prompt {n}", "model": model, "score": float(n % 2), "cost": cost}
+        for n in range(40)
+        for model, cost in (("small", 0.001), ("large", 0.004), *([("extra", 0.002)] if n % 4 else []))
+    ]
+    (tmp_path / "calls.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (bench,) = benches([DataConfig(source="routing-log", path=tmp_path / "calls.jsonl")], None)
+    assert sum(map(len, bench.known.values())) == 30
+    assert all(set(of_query) == {"small", "large", "extra"} for of_query in bench.known["test"].values())
+    assert next(iter(bench.known["test"].values()))["large"].cost == pytest.approx(4.0)
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="routing needs outcomes of LLMs"):
+        benches([DataConfig(source="jsonl", path=tmp_path)], None)
+    with pytest.raises(ConfigError, match="both called 'route'; give one the option task"):
+        benches([folder(tmp_path), folder(tmp_path)], None)
+    with pytest.raises(DataError, match="does not exist; set its path"):
+        benches([DataConfig(source="llmrouter", path=tmp_path / "none")], None)
+    given = ["main", "--scale", "small", "--system", "mine=iranker:nano", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(APP, given)
+    assert result.exit_code == 1 and "is for `reproduce routing`" in re.sub(r"\s+", " ", result.output)
