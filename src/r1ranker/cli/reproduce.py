@@ -18,22 +18,20 @@ import yaml
 from r1ranker.cli.common import Json, Settings, complain, console, errors, write_json
 from r1ranker.errors import ConfigError, R1RankerError
 from r1ranker.experiments import EXPERIMENTS
+from r1ranker.experiments.scales import SCALES, Scale
 from r1ranker.io.files import write_whole
 from r1ranker.io.locks import check_folder, check_outputs, held
 
 if TYPE_CHECKING:
     from r1ranker.io.config import RunConfig
 
-SCALES = ("mini", "small", "paper")
 TAKE_SYSTEMS = ("recommendation", "routing")
-LIMITS = {("mini", "ablations"): 40, ("mini", "thoughts"): 40, ("mini", "zero-shot"): 60}
-"""Test problems per task where all would take too long, by scale and experiment."""
 
 
 def reproduce(
     experiment: Annotated[str, typer.Argument(help=f"{', '.join(EXPERIMENTS)}, all, or report.")],
     scale: Annotated[
-        str, typer.Option(help="mini (embedded, two cores), small (seconds, a test), or paper (public data, GPUs).")
+        str, typer.Option(help="; ".join(f"{name}: {one.about}" for name, one in SCALES.items()) + ".")
     ] = "mini",
     out: Annotated[
         Path | None, typer.Option(help="Where results go; default runs/reproduce/SCALE-seedSEED.", show_default=False)
@@ -69,6 +67,8 @@ def reproduce(
 
     Routers on your outcomes: `r1ranker reproduce routing --config routing.yaml --system smol=iranker:smol`
 
+    A pretrained model on public data, in small: `r1ranker reproduce main --scale smol --limit 5`
+
     Public data: `r1ranker reproduce main --scale paper -s data.0.path=data/ml-1m`
 
     Four judgements: `r1ranker reproduce recommendation --config recommendation.yaml --system smol=iranker:smol`
@@ -79,12 +79,12 @@ def reproduce(
     began = time.perf_counter()
     name = config.stem if config else scale
     with errors("the same command goes on where it was stopped"):
-        names = _names(experiment)
+        base = _config(scale, config, [*(settings or []), *([] if seed is None else [f"seed={seed}"])])
+        names = _names(experiment, base)
         if names and pages:
             raise ConfigError("--pages is where `reproduce report` writes the pages of several runs")
         if system and (len(names) != 1 or names[0] not in TAKE_SYSTEMS):
             raise ConfigError(f"--system is for {' and '.join(TAKE_SYSTEMS)}; other experiments train their own")
-        base = _config(scale, config, [*(settings or []), *([] if seed is None else [f"seed={seed}"])])
         folder = out or Path("runs/reproduce") / f"{name}-seed{base.seed}"
         check_outputs({"--json": json_}, {"--config": config})
         check_folder(folder, "--out")
@@ -111,11 +111,12 @@ def run(
     systems: Sequence[str] = (),
 ) -> dict[str, str]:
     """Run experiments; of several, one that cannot run does not stop the others. Returns what failed and why."""
+    from r1ranker.datasets.data import check_there
     from r1ranker.evaluation.systems import parse_system
     from r1ranker.experiments.study import Study
 
+    check_there(config.data)
     given = tuple(parse_system(text, config) for text in systems)
-
     models = out / "models"
     base = Study("base", scale, config, out / "base", models, None)
     if config.warmstart.scratch:
@@ -125,7 +126,7 @@ def run(
     for name in names:
         console.print(f"{name} ({scale})")
         try:
-            most = limit or LIMITS.get((scale, name))
+            most = limit or SCALES.get(scale, Scale()).limits.get(name)
             EXPERIMENTS[name](Study(name, scale, config, out / name, models, most, given))
         except R1RankerError as error:
             if len(names) == 1:
@@ -135,10 +136,12 @@ def run(
     return failed
 
 
-def _names(experiment: str) -> list[str]:
-    """The experiments to run; none for `report`."""
+def _names(experiment: str, config: RunConfig) -> list[str]:
+    """The experiments to run; none for `report`. Of all, `unseen` is one only where data are held out."""
     if experiment in ("all", "report"):
-        return list(EXPERIMENTS) if experiment == "all" else []
+        held_out = any(data.held_out for data in config.data)
+        every = [name for name in EXPERIMENTS if held_out or name != "unseen"]
+        return every if experiment == "all" else []
     if experiment not in EXPERIMENTS:
         raise ConfigError(f"unknown experiment {experiment!r}; there are {', '.join(EXPERIMENTS)}, all and report")
     return [experiment]

@@ -88,10 +88,9 @@ def load(
         raise ConfigError(f"source {name!r} has no option {unknown[0]!r}; it has {allowed}")
     if limit is not None and limit < 1:
         raise ConfigError(f"limit {limit} must be at least 1; leave it out to keep all problems")
+    if told := lacking(name, path):
+        raise DataError(told)
     where = None if path is None else Path(path).expanduser()
-    if source.needs_path and (where is None or not where.exists()):
-        found = "needs a path" if where is None else f"{where} does not exist"
-        raise DataError(f"source {name!r}: {found}; {_remedy(source)}")
     checked = {option: _checked(name, option, value) for option, value in options.items()}
     try:
         records = {"scenarios": scenarios or {}} if source.takes_scenarios else {}
@@ -100,6 +99,16 @@ def load(
         raise DataError(f"source {name!r}: {error}; {_remedy(source)}") from error
     check_disjoint(splits)
     return splits
+
+
+def lacking(name: str, path: str | Path | None) -> str | None:
+    """What to say of a source whose folder or file is not there: what is expected, and from where. None where it is."""
+    source = _find(name)
+    where = None if path is None else Path(path).expanduser()
+    if where.exists() if where else not source.needs_path:
+        return None
+    found = "needs a path" if where is None else f"{where} does not exist"
+    return f"source {name!r}: {found}; {_remedy(source)}"
 
 
 def _checked(name: str, option: str, value: Any) -> Any:

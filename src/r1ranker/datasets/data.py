@@ -29,6 +29,7 @@ def merged(sources: Sequence[DataConfig], noted: Noted, scenarios: Mapping[str, 
             data.source, data.path, seed=data.seed, limit=data.limit, scenarios=scenarios, **data.options
         )
         loaded = noted(loaded, data.show) if data.show else loaded
+        loaded = {split: problems if split in data.splits else [] for split, problems in loaded.items()}
         for split, problems in loaded.items():
             for task in {problem.task for problem in problems}:
                 if owner.setdefault(task, number) != number:
@@ -39,6 +40,14 @@ def merged(sources: Sequence[DataConfig], noted: Noted, scenarios: Mapping[str, 
     if not any(splits.values()):
         raise DataError("the data of this run holds no problem at all")
     return splits
+
+
+def check_there(sources: Sequence[DataConfig]) -> None:
+    """DataError that names every source whose files are not there, and where each is to be had."""
+    found = ((number, datasets.lacking(data.source, data.path)) for number, data in enumerate(sources))
+    told = [f"data.{number}: {lacking}" for number, lacking in found if lacking]
+    if told:
+        raise DataError("\n".join(told))
 
 
 def stats(splits: Splits) -> list[dict[str, Any]]:

@@ -44,4 +44,5 @@ EXPERIMENTS: dict[str, Experiment] = {
     "general": _named("general", "general"),
     "ir": _named("ir", "ir"),
     "recommendation": _named("recommendation", "recommendation"),
+    "unseen": _named("unseen", "unseen"),
 }

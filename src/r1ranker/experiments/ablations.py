@@ -1,7 +1,8 @@
 """One change at a time, at equal training tokens. In: a `Study`. Out: results and one table.
 
 The reference is the base run with a share of its tokens. A variant whose settings are those of the reference is not
-trained again; which level of a factor that is depends on the config, and the table says so.
+trained again; which level of a factor that is depends on the config, and the table says so. What layout `blocks` cannot
+do (thoughts, a critic of its own network) is compared on re-listed pools.
 """
 
 from __future__ import annotations
@@ -38,29 +39,31 @@ class Variant:
     overrides: tuple[str, ...]
 
 
+DRAWN = ("ppo.answer=sampled", "ppo.objective=surrogate")
+"""The logarithm is of the expected reward, for which all answers are credited."""
+CRITIC = (*DRAWN, "layout=relist")
 VARIANTS = (
     Variant("design", "direct", ("design=dranker",)),
     Variant("design", "iterative", ("design=iranker",)),
-    Variant("thinking", "on", ("think=true", "ppo.answer=sampled")),
+    Variant("thinking", "on", ("think=true", "layout=relist", *DRAWN)),
     Variant("thinking", "off", ("think=false",)),
     # Each layout with training states of its own: sampled pools, or whole episodes of up to 19 decisions each.
     Variant("layout", "relist", ("layout=relist", "ppo.episode_share=0.0")),
     Variant("layout", "append", ("layout=append", "ppo.episode_share=1.0", "ppo.minibatch=4")),
+    Variant("layout", "blocks", ("layout=blocks", "think=false", "ppo.episode_share=0.0", "ppo.critic=head")),
     Variant("rewards", "paper", ("ppo.reward=paper",)),
     Variant("rewards", "graded", ("ppo.reward=graded",)),
-    Variant("credit", "sampled", ("think=false", "ppo.answer=sampled")),
+    Variant("credit", "sampled", ("think=false", *DRAWN)),
     Variant("credit", "expected", ("think=false", "ppo.answer=expected")),
-    Variant("lists", "sampled", ("think=false", "design=dranker", "ppo.answer=sampled")),
+    Variant("lists", "sampled", ("think=false", "design=dranker", *DRAWN)),
     Variant("lists", "expected", ("think=false", "design=dranker", "ppo.answer=expected")),
     # Estimators, and with GAE where the critic's values come from, differ in how they credit what was sampled.
-    Variant("critic", "head", ("ppo.critic=head", "ppo.answer=sampled")),
-    Variant("critic", "separate", ("ppo.critic=separate", "ppo.answer=sampled")),
-    Variant("estimator", "gae", ("ppo.estimator=gae", "ppo.answer=sampled")),
-    Variant("estimator", "grpo", ("ppo.estimator=grpo", "ppo.group=4", "ppo.answer=sampled")),
-    Variant("estimator", "rloo", ("ppo.estimator=rloo", "ppo.group=4", "ppo.answer=sampled")),
+    Variant("critic", "head", ("ppo.critic=head", *CRITIC)),
+    Variant("critic", "separate", ("ppo.critic=separate", *CRITIC)),
+    Variant("estimator", "gae", ("ppo.estimator=gae", *DRAWN)),
+    Variant("estimator", "grpo", ("ppo.estimator=grpo", "ppo.group=4", *DRAWN)),
+    Variant("estimator", "rloo", ("ppo.estimator=rloo", "ppo.group=4", *DRAWN)),
 )
-SIZES = {"paper": ("Qwen/Qwen2.5-0.5B-Instruct", "Qwen/Qwen2.5-1.5B-Instruct", "Qwen/Qwen2.5-7B-Instruct")}
-"""Other models, by scale; the embedded one has no sisters."""
 SAMPLED = 256
 """Demonstrations by which the tokens of a supervised step are estimated."""
 
@@ -68,7 +71,7 @@ SAMPLED = 256
 def ablations(study: Study) -> None:
     """Train every variant that differs, evaluate all on the same problems, save the table."""
     base = ("design=iranker", f"ppo.token_budget={study.budget(SHORT)}")
-    sizes = (Variant("model", size, (f"model={size}",)) for size in SIZES.get(study.scale, ()))
+    sizes = (Variant("model", size, (f"model={size}",)) for size in study.size.sizes)
     overrides = {variant: [*base, *variant.overrides] for variant in (*VARIANTS, *sizes)}
     reference = study.changed(base)
     system_of: dict[Variant, str] = {}
@@ -83,7 +86,7 @@ def ablations(study: Study) -> None:
     systems = [
         *(model_system(name, config.design, str(models[name]), config) for name, (config, _) in runs.items()),
         study.system(NO_RL, "iranker", study.config.model),
-        study.system(SFT_ONLY, "iranker", str(study.warmstarted(supervised))),
+        study.system(SFT_ONLY, "iranker", str(study.warmstarted(supervised)), *_as_taught(reference)),
     ]
     rows = study.evaluate(
         ["random", "prior", *systems],
@@ -132,6 +135,11 @@ def _table(study: Study, rows: Sequence[Row], system_of: Mapping[Variant, str], 
 def _trained_tokens(models: Mapping[str, Path]) -> dict[str, str]:
     """What each run really read; a batch is never cut, so it is a little over the budget."""
     return {name: f"{read_log(model.parent)[-1]['tokens']:,.0f}" for name, model in models.items()}
+
+
+def _as_taught(reference: RunConfig) -> tuple[str, ...]:
+    """How a supervised start is asked: examples are of re-listed pools where the reference's are blocks."""
+    return ("layout=relist", "ask=worst") if reference.layout == "blocks" else ()
 
 
 def _supervised(study: Study, reference: RunConfig) -> list[str]:

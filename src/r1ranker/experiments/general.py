@@ -1,7 +1,7 @@
 """What else the model can do, before and after training (paper, out of domain). In: a `Study`. Out: results.
 
 lm-evaluation-harness asks and judges. At paper scale the tasks are the paper's eight, from their public sources; at the
-embedded scales a task that needs no network: which of a few passages continues a question, by likelihood. It is
+other scales a task that needs no network: which of a few passages continues a question, by likelihood. It is
 written to `tasks/` as the harness reads it, so it is also an example of a task of your own.
 
 Each task's values by item are kept in a file as soon as they are known, and a run that was stopped goes on behind
@@ -75,8 +75,7 @@ PAPER = (
 def general(study: Study) -> None:
     """Ask both models every task, save rows, tests and a table, and print it."""
     harness()
-    embedded = study.scale in ("mini", "small")
-    tasks = write_tasks(study.problems("test"), study.out / "tasks") if embedded else PAPER
+    tasks = PAPER if study.size.public else write_tasks(study.problems("test"), study.out / "tasks")
     allowed = [task for task in tasks if not task.runs_code or os.environ.get(CODE_ALLOWED) == "1"]
     trained = study.trained(["design=iranker"])
     known = study.out / trained.parent.name  # named by all that went into both models

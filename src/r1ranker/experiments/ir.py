@@ -2,7 +2,8 @@
 
 nDCG@10 is over all judged documents of a query, retrieved or not, as trec_eval computes it, and the first stage itself
 stands in every table as `prior`. A list is ranked in windows as large as the largest pool of passages in training: a
-small model that has seen nine identifiers makes less than chance of twenty. One IRanker is trained with graded rewards
+small model that has seen nine identifiers makes less than chance of twenty. Where candidates are judged apart from each
+other (layout `blocks`) it is read whole. One IRanker is trained with graded rewards
 and one with the paper's, which only knows relevant or not, at equal training tokens.
 
 The benchmark is what the study's data hold: a folder of test-collection files (sources `trec` and `rankllm`), or one
@@ -36,8 +37,6 @@ WINDOW = 20
 MEASURE = "nDCG@10"
 COSTS = ("calls", "prompt_tokens", "seconds")
 GRADED = "ppo.reward=graded"
-FEW = {("mini", 100): 40}
-"""Queries of each benchmark where all would take too long, by scale and depth."""
 BENCHMARKS = (
     "msmarco-passage/trec-dl-2019/judged",
     "msmarco-passage/trec-dl-2020/judged",
@@ -52,22 +51,29 @@ LONGEST = 520
 
 def ir(study: Study) -> None:
     """Train by both rewards, rerank the top 20 and the top 100, save the table."""
+    benchmarks = {top_k: benchmark(study, top_k) for top_k in TOP_KS}  # a file that lacks is told before hours of work
     models = study.trained_all([["design=dranker"], ["design=iranker", "ppo.reward=paper"], ["design=iranker", GRADED]])
     names = ("dranker", "iranker-binary", "iranker-graded")
-    pools = [len(problem.candidates) for problem in study.problems("train") if problem.scenario == "passage"]
-    window = min(WINDOW, max(pools, default=WINDOW))
+    windows, note = _windows(study)
     found: dict[int, list[Row]] = {}
-    notes = [f"windows of {window} by {max(1, window // 2)}"]
-    for top_k in TOP_KS:
-        problems, note = benchmark(study, top_k)
-        windows = f"window={window}"
-        systems = [study.system("base-iterative", "iranker", study.config.model, windows)]
+    notes = [note]
+    for top_k, (problems, note) in benchmarks.items():
+        systems = [study.system("base-iterative", "iranker", study.config.model, *windows)]
         for name, model in zip(names, models, strict=True):
-            systems.append(study.system(name, name.partition("-")[0], str(model), windows))
+            systems.append(study.system(name, name.partition("-")[0], str(model), *windows))
         title = f"R1-Ranker, the top {top_k} of a first stage ({study.scale})"
         found[top_k] = study.evaluate(["random", "prior", "oracle", *systems], problems, f"top{top_k}", title=title)
         notes.append(f"top {top_k}: {note}")
     save_tables(study.out, [_table(study, found, notes)], study.settings)
+
+
+def _windows(study: Study) -> tuple[list[str], str]:
+    """The settings by which a long list is ranked, and what to say of them."""
+    if study.reads_pools_whole:
+        return [], "each list whole"
+    pools = [len(problem.candidates) for problem in study.problems("train") if problem.scenario == "passage"]
+    window = min(WINDOW, max(pools, default=WINDOW))
+    return [f"window={window}"], f"windows of {window} by {max(1, window // 2)}"
 
 
 def benchmark(study: Study, top_k: int) -> tuple[list[Problem], str]:
@@ -75,8 +81,8 @@ def benchmark(study: Study, top_k: int) -> tuple[list[Problem], str]:
     everything = load_splits(_sources(study, top_k))["test"]
     seen = {_plain(problem.query) for split in ("train", "dev") for problem in study.problems(split)}
     unseen = [problem for problem in everything if _plain(problem.query) not in seen]
-    limit = FEW.get((study.scale, top_k), study.limit)
-    kept = first_by_task(unseen, limit)
+    limits = [study.limit, study.size.deep if top_k == max(TOP_KS) else None]
+    kept = first_by_task(unseen, min((limit for limit in limits if limit is not None), default=None))
     if not kept:
         raise DataError("every query of the benchmark is a training or dev query of the data; test on another one")
     left_out = len(everything) - len(unseen)

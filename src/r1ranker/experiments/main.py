@@ -57,7 +57,7 @@ def main(study: Study) -> None:
         study.system("iranker", "iranker", str(iranker)),
     ]
     test = study.problems("test")
-    fused = all(data.show for data in study.config.data)  # whoever reads other rankers stands beside what they give
+    fused = all(data.show for data in study.sources)  # whoever reads other rankers stands beside what they give
     rows = study.evaluate(
         ["random", "prior", "bm25", *models],
         test,
@@ -140,4 +140,4 @@ def beside_paper(rows: Sequence[Row], systems: Sequence[str] = tuple(PAPER)) -> 
 
 def embedded(study: Study) -> bool:
     """Whether the data are the embedded ones, which only share their names with the paper's tasks."""
-    return any(source.source == "mini" for source in study.config.data)
+    return any(source.source == "mini" for source in study.sources)

@@ -54,7 +54,8 @@ def specialists(study: Study) -> None:
     sets = test_sets(study)
     ranked_by = rankings_of_specialists(learn, sets, lacking)
     for part, problems in sets.items():
-        settings = ["window=20"] if part == "whole-catalogue" else []
+        windows = part == "whole-catalogue" and not study.reads_pools_whole
+        settings = ["window=20"] if windows else []
         systems = [study.system(name, name, str(model), *settings) for name, model in models.items()]
         given = ranked_by[part]
         title = f"R1-Ranker and specialists, {part} ({study.scale})"
@@ -70,7 +71,7 @@ def test_sets(study: Study) -> dict[str, list[Problem]]:
     """The study's test problems by scenario, and recommendations by the other protocols."""
     test = study.problems("test")
     sets: dict[str, list[Problem]] = {s: [p for p in test if p.scenario == s] for s in scenario_names(test)}
-    for data in study.config.data:
+    for data in study.sources:
         splits = load_splits([data.model_copy(update={"show": ()})], study.config.scenarios)
         wanted = {problem.qid for problem in sets.get("recommendation", ())}
         plain = [problem for problem in splits["test"] if problem.qid in wanted]
@@ -96,7 +97,7 @@ def test_sets(study: Study) -> dict[str, list[Problem]]:
 def everything(study: Study) -> list[Problem]:
     """All that the sources let specialists learn from, where that is more than the run's training problems."""
     found: list[Problem] = []
-    for data in study.config.data:
+    for data in study.sources:
         if "history" in datasets.SOURCES[data.source].options:
             splits = interactions(data.source, data.path, seed=data.seed, **data.options)
             found += [problem for problems in splits.values() for problem in problems]
@@ -159,7 +160,7 @@ def _ranked(
 def outcomes(study: Study, problems: Sequence[Problem]) -> Outcomes:
     """Score and relative cost of each LLM on each test query, where the source knows them."""
     found: dict[str, dict[str, Outcome]] = {}
-    for data in study.config.data:
+    for data in study.sources:
         if data.source in LOGS and data.path is not None:
             qids = [problem.qid for problem in problems]
             told = {key: value for key, value in data.options.items() if key in ("task", "llms")}

@@ -28,7 +28,8 @@ from r1ranker.evaluation.measures import MEASURES
 from r1ranker.evaluation.results import Row, read_results
 from r1ranker.evaluation.systems import ModelSystem, evaluate_systems, model_system, name_of
 from r1ranker.experiments.quickstart import train_side_by_side, worker_pool
-from r1ranker.io.config import RunConfig, load_config
+from r1ranker.experiments.scales import SCALES, Scale
+from r1ranker.io.config import DataConfig, RunConfig, load_config
 from r1ranker.io.files import named_by_content, write_whole
 from r1ranker.io.problems import write_jsonl
 from r1ranker.problem import Problem, Ranking, Splits, first_by_task
@@ -53,7 +54,7 @@ WARMSTART_KEYS = {"model", "data", "scenarios", "seed", "device", "dtype", "thre
 class Study:
     """What an experiment gets.
 
-    name: of the experiment. scale: mini, small or paper (the packaged YAML), or the stem of a user's YAML.
+    name: of the experiment. scale: a name in `SCALES` (and its packaged YAML), or the stem of a user's YAML.
     config: the base run: data, model, PPO settings, seed. limit: test problems per task (None: all).
     out: folder of this experiment. models: shared by all experiments, so a model is trained once; rankings lie
         beside it. systems: more rankers to judge, in an experiment that takes some.
@@ -74,6 +75,21 @@ class Study:
         return 1 if alone else min(2, os.cpu_count() or 1)
 
     @property
+    def size(self) -> Scale:
+        """How much of the run each experiment takes."""
+        return SCALES.get(self.scale, Scale())
+
+    @property
+    def sources(self) -> list[DataConfig]:
+        """The data that are trained on; those held out are for the experiments `unseen` and `ir`."""
+        return [data for data in self.config.data if not data.held_out]
+
+    @property
+    def reads_pools_whole(self) -> bool:
+        """Whether each candidate is judged apart from the others, so that no pool needs windows."""
+        return self.config.layout == "blocks" and self.config.readout == "judge"
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What its results are made with, as it is saved beside them."""
         return self.config.model_dump(mode="json") | {"experiment": self.name, "scale": self.scale, "limit": self.limit}
@@ -85,7 +101,7 @@ class Study:
         return round(share * self.config.ppo.token_budget)
 
     def problems(self, split: str) -> list[Problem]:
-        """The problems of a split; of the test split the first `limit` of each task."""
+        """The problems of a split; of the test split the first `limit` of each task. None of data that are held out."""
         found = _splits(self.config).get(split, [])
         limit = self.limit if split == "test" else None
         return first_by_task(found, limit)
@@ -205,7 +221,9 @@ def train_or_resume(config: RunConfig) -> Path:
 
 
 def _splits(config: RunConfig) -> Splits:
-    settings = config.model_dump(mode="json")
+    """The problems of the data that are trained on."""
+    used = config.model_copy(update={"data": tuple(data for data in config.data if not data.held_out)})
+    settings = used.model_dump(mode="json")
     return _loaded(json.dumps({key: settings[key] for key in ("data", "scenarios")}))
 
 

@@ -27,30 +27,25 @@ from r1ranker.problem import first_by_task
 from r1ranker.ranking.thoughts import Thought, recorded, worth_showing, write_thoughts
 
 UNTRAINED, SIMILAR, RANDOM, TRAINED = "untrained", "similar-thoughts", "random-thoughts", "iranker"
-PER_TASK = {"mini": 30}
-"""Training problems of each task that are ranked aloud, by scale; elsewhere `MANY`."""
-MANY = 300
 TEACH_THOUGHTS = (
-    *("warmstart.scratch=null", "warmstart.batch=16", "warmstart.lr=0.0005", "warmstart.pointwise=0"),
+    *("warmstart.scratch=null", "warmstart.pointwise=0"),
     *("warmstart.think_share=1", "warmstart.ranking_share=0", "warmstart.append_share=0"),
 )
-STEPS = {"small": 10}
-"""Of that supervised start, by scale; elsewhere `ENOUGH`: with a third of it most answers are still broken."""
-ENOUGH = 300
-GENTLY = ("think=true", "ppo.answer=sampled", "ppo.actor_lr=0.00005", "ppo.kl=0.01")
-"""The rate at which a small model learns to answer ruins its thoughts within two steps."""
+ALOUD = ("layout=relist", "ask=worst")
+"""How a run that answers without thoughts asks for them: blocks have none, and examples remove the worst."""
+GENTLY = ("think=true", "ppo.answer=sampled", "ppo.objective=surrogate", "ppo.kl=0.01", *ALOUD)
 
 
 def thoughts(study: Study) -> None:
     """Record thoughts of the trained model, show them to the untrained one, save the tables."""
     untrained, trained = _models(study)
     store, kept = record(study, trained)
-    aloud, shown = (untrained, "think=true"), f"thoughts={json.dumps(str(store))}"
+    aloud, shown = (untrained, *_aloud(study)), f"thoughts={json.dumps(str(store))}"
     systems = [
         study.system(UNTRAINED, "iranker", *aloud),
         study.system(RANDOM, "iranker", *aloud, shown, "recall=random"),
         study.system(SIMILAR, "iranker", *aloud, shown),
-        study.system(TRAINED, "iranker", trained, "think=true"),
+        study.system(TRAINED, "iranker", trained, *_aloud(study)),
     ]
     title = f"R1-Ranker, thought templates ({study.scale})"
     rows = study.evaluate(["random", "prior", *systems], study.problems("test"), baseline=UNTRAINED, title=title)
@@ -63,17 +58,20 @@ def _models(study: Study) -> tuple[str, str]:
     """The model before training and after, both of which think."""
     if study.config.think:
         return study.config.model, str(study.trained(["design=iranker"]))
-    steps = f"warmstart.steps={STEPS.get(study.scale, ENOUGH)}"
-    untrained = str(study.warmstarted([*TEACH_THOUGHTS, steps]))
+    untrained = str(study.warmstarted([*TEACH_THOUGHTS, *study.size.taught_aloud]))
     settings = (*GENTLY, f"model={json.dumps(untrained)}", f"ppo.token_budget={study.budget(SHORT)}")
-    return untrained, str(study.trained(["design=iranker", *settings]))
+    return untrained, str(study.trained(["design=iranker", *study.size.taught_aloud, *settings]))
+
+
+def _aloud(study: Study) -> tuple[str, ...]:
+    """The settings of a ranker that thinks."""
+    return ("think=true",) if study.config.think else ("think=true", *ALOUD)
 
 
 def record(study: Study, trained: str) -> tuple[Path, list[Thought]]:
     """The thoughts of the trained model on training problems, and their file, which is named by its content."""
-    count = PER_TASK.get(study.scale, MANY)
-    problems = first_by_task(study.problems("train"), count)
-    system = study.system(TRAINED, "iranker", trained, "think=true")
+    problems = first_by_task(study.problems("train"), study.size.aloud)
+    system = study.system(TRAINED, "iranker", trained, *_aloud(study))
     rankings = study.rankings([system], problems)[TRAINED]
     kept = list(recorded(problems, rankings, study.config.ppo.reward))
     return named_by_content(study.out, partial(write_thoughts, kept), "thoughts-{}.jsonl"), kept

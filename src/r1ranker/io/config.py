@@ -66,7 +66,15 @@ class DataConfig(Strict):
     seed: int = Field(0, description="of splits, pools and negatives")
     limit: int | None = Field(None, ge=1, description="problems per task and split, at most")
     show: tuple[str, ...] = Field((), description="rankers whose places the model reads: prior, bm25, item-knn, ...")
+    splits: tuple[Literal["train", "dev", "test"], ...] = Field(
+        ("train", "dev", "test"), min_length=1, description="those that are used; `[test]`: trained on by nothing"
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="of the source, see below")
+
+    @property
+    def held_out(self) -> bool:
+        """Whether nothing is trained on it, though it is there to be tested on."""
+        return "train" not in self.splits
 
 
 class ScratchConfig(Strict):
