@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from r1ranker.datasets import (
     amazon_windows,
+    bright,
     csv_,
     jsonl,
     lastfm,
@@ -61,6 +62,7 @@ SOURCES: dict[str, Source] = {
     "llmrouter": llmrouter.SOURCE,
     "rankllm": rankllm.SOURCE,
     "trec": trec.SOURCE,
+    "bright": bright.SOURCE,
     "msmarco-qa": msmarco_qa.SOURCE,
     "routing-log": routing_log.SOURCE,
     "csv": csv_.SOURCE,

@@ -21,6 +21,7 @@ from r1ranker.datasets.common import SPLIT_NAMES, Source, limit_per_task, split_
 from r1ranker.datasets.rankllm import POOL_SIZES
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.io.documents import identifier_of
+from r1ranker.io.parquet import read_rows
 from r1ranker.io.text import MissingFileError, list_files
 from r1ranker.problem import Candidate, Problem, Splits, rng_for
 
@@ -94,17 +95,8 @@ def _disjoint(records: dict[str, list[Record]]) -> dict[str, list[Record]]:
 
 
 def _records(file: Path) -> Iterator[Record]:
-    import pyarrow as pa  # here: the other sources start faster without it
-    import pyarrow.parquet as pq
-
-    try:
-        parquet = pq.ParquetFile(file, page_checksum_verification=True)
-        batches = parquet.iter_batches(columns=["query_id", "query", "passages"])
-        rows = [row for batch in batches for row in batch.to_pylist()]
-    except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
-        raise DataError(f"{file}: not a readable parquet file: {error}") from error
     known: dict[str, Record] = {}
-    for number, row in enumerate(rows):
+    for number, row in enumerate(read_rows(file, ("query_id", "query", "passages"))):
         try:
             passages = row["passages"]
             selected = tuple(bool(flag) for flag in passages["is_selected"])

@@ -111,7 +111,7 @@ def load(
     parts = [_by_name(name, path, top_k) for name in names] or _from_folder(path, top_k, named)
     splits: Splits = {split: [] for split in SPLIT_NAMES}
     for judged, requests in parts:
-        splits[judged.split] += [_problem(r, judged, top_k, relevant_at, max_chars) for r in _ready(judged, requests)]
+        splits[judged.split] += [problem_of(r, judged, top_k, relevant_at, max_chars) for r in ready(judged, requests)]
     _need_any((problem for problems in splits.values() for problem in problems), str(path or names))
     return limit_per_task(splits, limit, seed)
 
@@ -128,12 +128,12 @@ def from_files(
     folder = corpus.absolute().parent
     log.info("the first stage is %s", run or f"the first {depth} of BM25 over {corpus}")
     ((judged, requests),) = _of_collection(folder, files, top_k)
-    problems = [_problem(r, judged, top_k, 1, None) for r in _ready(judged, requests)]
+    problems = [problem_of(r, judged, top_k, 1, None) for r in ready(judged, requests)]
     _need_any(problems, str(run or queries))
     return problems
 
 
-def _ready(judged: Judged, requests: Sequence[Request]) -> list[Request]:
+def ready(judged: Judged, requests: Sequence[Request]) -> list[Request]:
     """The requests that are of use. What is left out, and what will count 0, is told."""
     ready = [r for r in requests if judged.counts(r.qid) and (r.hits or judged.split != "train")]
     if len(ready) < len(judged.grades):
@@ -155,7 +155,8 @@ def _list(names: str | Sequence[str]) -> list[str]:
     return [names] if isinstance(names, str) else list(names)
 
 
-def _problem(request: Request, judged: Judged, top_k: int, relevant_at: int, max_chars: int | None) -> Problem:
+def problem_of(request: Request, judged: Judged, top_k: int, relevant_at: int, max_chars: int | None) -> Problem:
+    """A request with its judgements as a problem of its `top_k`; texts are cut to `max_chars`."""
     grades = judged.grades[request.qid]
     top = request.hits[:top_k]
     texts = [hit.text if max_chars is None else cut(hit.text, max_chars) for hit in top]
@@ -204,7 +205,7 @@ def _from_corpus(path: Path, files: Collection, qrels: Sequence[Judged], top_k: 
     def texts(ids: set[str]) -> Mapping[str, Document]:
         return read_documents(corpus, ids or None)
 
-    first = _run(files.run) if files.run else None
+    first = scores_of(files.run) if files.run else None
     grades = _all_grades(qrels)
     wanted = None if first is None else set(grades) if qrels else set(first)
     queries = {qid: query.text for qid, query in read_documents(files.topics, wanted).items()}
@@ -214,7 +215,7 @@ def _from_corpus(path: Path, files: Collection, qrels: Sequence[Judged], top_k: 
         grades = {qid: {} for qid in first or queries}
         if lost := sum(not queries.get(qid) for qid in grades):
             log.warning("%s: %d queries have no text and are left out", files.topics, lost)
-    return _collected(grades, queries, first, texts, top_k)
+    return collected(grades, queries, first, texts, top_k)
 
 
 def _tell_unjudged(queries: set[str], grades: Grades) -> None:
@@ -240,11 +241,12 @@ def _judged(file: Path, folder: Path) -> Judged:
     return Judged(task or folder.name, "test", grades)
 
 
-def _run(file: Path) -> Scored:
+def scores_of(file: Path) -> Scored:
+    """A first stage from a run file."""
     return {r.qid: dict(zip(r.docids, r.scores, strict=True)) for r in read_run(file)}
 
 
-def _collected(
+def collected(
     grades: Grades, queries: Mapping[str, str], first: Scored | None, texts: Texts, top_k: int
 ) -> list[Request]:
     """Requests of the judged queries. One document more than `top_k` is read, since one may be the query itself."""
@@ -310,10 +312,10 @@ def _by_name(name: str, run: Path | None, top_k: int) -> tuple[Judged, list[Requ
         return {doc.doc_id: _document(doc) for doc in docs}
 
     asked = {qid: queries[qid] for qid in grades if qid in queries}
-    first = _run(run) if run is not None else _own_first_stage(dataset, asked, texts)
+    first = scores_of(run) if run is not None else _own_first_stage(dataset, asked, texts)
     told = run or ("BM25 over the whole corpus" if first is None else "the benchmark's own")
     log.info("%s: the first stage is %s", name, told)
-    return judged, _collected(grades, asked, first, texts, top_k)
+    return judged, collected(grades, asked, first, texts, top_k)
 
 
 def _read(documents: Mapping[str, Document]) -> dict[str, str]:
