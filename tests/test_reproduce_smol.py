@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,9 @@ def test_what_blocks_cannot_do_is_compared_on_relisted_pools(run: Path, monkeypa
     assert lines["layout", "blocks"] == lines["reference", ""], "which level the reference is"
 
 
-def test_thoughts_are_asked_for_on_relisted_pools(run: Path) -> None:
+def test_thoughts_are_asked_for_on_relisted_pools(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = replace(SCALES["smol"], taught_aloud=("warmstart.steps=2", "warmstart.batch=2"), aloud=1)
+    monkeypatch.setitem(SCALES, "smol", short)
     ranked = done(run, "thoughts")["ranked"]
     assert {(spec["layout"], spec["ask"], spec["think"]) for spec in ranked.values()} == {("relist", "worst", True)}
 

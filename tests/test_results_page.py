@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from r1ranker.cli import app
 from r1ranker.errors import DataError
 from r1ranker.evaluation.results import Row, read_results
 from r1ranker.evaluation.results import write_results as write_rows
@@ -67,6 +69,22 @@ def test_the_published_pages_are_what_the_command_writes(tmp_path: Path) -> None
     assert {page.name for page in tmp_path.iterdir()} == {page.name for page in pages.iterdir()}, again
     for page in tmp_path.iterdir():
         assert page.read_text() == (pages / page.name).read_text(), again
+
+
+@needs_checkout
+def test_what_is_expected_of_the_quickstart_before_training_is_what_a_run_gives(tmp_path: Path) -> None:
+    model = "base-direct=dranker:nano,layout=relist,ask=worst"
+    told = ["evaluate", "mini", "-s", "data.0.limit=15", "--baselines", "random,prior,bm25", "--system", model]
+    done = CliRunner().invoke(app, [*told, "--out", str(tmp_path / "run")])
+    assert done.exit_code == 0, done.output
+    publish(tmp_path / "run", tmp_path / "results" / "run", title="Run", commands=["r1ranker evaluate mini"])
+    found, expected = summary(tmp_path / "results" / "run"), read_expected(RESULTS / "quickstart")
+    for measure, scores in found["scores"]["all"].items():
+        assert scores.keys() == {"random", "prior", "bm25", "base-direct"}
+        for system, (value, *_) in scores.items():
+            mean, low, high = expected["scores"]["seed0"][measure][system]
+            assert abs(value - mean) <= high - low, (measure, system)  # a quarter of the queries: twice as wide
+    assert found["tokens"]["all"]["base-direct"] == pytest.approx(expected["tokens"]["seed0"]["base-direct"], rel=0.1)
 
 
 def test_a_published_run_is_packed_and_summed_up(finished: Path, tmp_path: Path) -> None:
