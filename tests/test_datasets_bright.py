@@ -71,9 +71,7 @@ def test_domains_are_tasks_whose_queries_are_told_apart(tmp_path: Path) -> None:
     every = load("bright", folder)["test"]
     assert [p.qid for p in every] == ["earth_science-0", "earth_science-1", "pony-0", "pony-1"]
     assert {p.task for p in load("bright", folder, domains=["pony"])["test"]} == {"bright-pony"}
-    with pytest.raises(
-        DataError, match=r"no examples/robotics-\*; there are earth_science, pony; expected: doc"
-    ):
+    with pytest.raises(DataError, match=r"no examples/robotics-\*; there are earth_science, pony; expected: doc"):
         load("bright", folder, domains=["robotics"])
 
 

@@ -36,7 +36,7 @@ def unseen(study: Study) -> None:
     encoder = ["minilm"] if models.here(models.MINILM) else []
     title = f"R1-Ranker, unseen data ({study.scale})"
     rows = study.evaluate(["random", "prior", "bm25", *encoder, *systems], problems, baseline=BASE, title=title)
-    about = "No problem of these tasks was trained on, by rewards or otherwise."
+    about = "Nothing in this run was trained on a problem of these tasks."
     about += "" if encoder else f" Left out: minilm (`r1ranker model get {models.MINILM}` has it)."
     tables = [
         results_table("Never trained on", rows, read_comparisons(study.out), about, SHOWN),
