@@ -130,7 +130,7 @@ def _table(study: Study, rows: Sequence[Row], system_of: Mapping[Variant, str], 
         "systems and tasks), ↓ worse. The supervised steps are chosen to read about as many tokens."
     )
     if study.config.layout == "blocks":
-        note += " Thoughts, both critics and the supervised start are of re-listed pools: hold them against layout relist."
+        note += " Thoughts, critics and the supervised start are of re-listed pools: hold them against layout relist."
     return Table("Ablations at equal training tokens", columns, lines, note)
 
 
