@@ -298,7 +298,7 @@ def test_by_name_the_benchmarks_own_first_stage_is_used(registered: Path) -> Non
 
 
 def test_by_name_an_unscored_first_stage_is_ordered_by_bm25(registered: Path) -> None:
-    assert pools(load("trec", datasets=["r1ranker-unscored/test"])["test"]) == {"q1": ["d1"], "q2": ["d4"]}
+    assert pools(load("trec", datasets=["r1ranker-unscored/test"])["test"]) == {"q1": ["d1", "d3"], "q2": ["d4"]}
 
 
 def test_by_name_a_run_file_or_bm25_stands_in(registered: Path) -> None:
