@@ -254,6 +254,7 @@ def test_ir_from_end_to_end(tmp_path: Path, tiny_dir: Path) -> None:
 def test_specialists_from_end_to_end(tmp_path: Path, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("cornac", "sklearn", "sentence_transformers"):
         pytest.importorskip(module)
+    monkeypatch.setenv("R1RANKER_CACHE", str(tmp_path / "no models"))
     monkeypatch.setattr(mini, "SIZES", {"train": 60, "dev": 20, "test": 20})
     monkeypatch.setattr(specialists, "FEW", 0)
     chosen = ("item-knn", "router-knn", "dense", "lambdamart")
