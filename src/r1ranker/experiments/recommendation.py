@@ -113,7 +113,7 @@ def recommendation(study: Study) -> None:
 def sources(study: Study) -> list[DataConfig]:
     """The study's sources with users' histories; the embedded users as such a source. ConfigError: there is none."""
     found: list[DataConfig] = []
-    for data in study.config.data:
+    for data in study.sources:
         if "negatives" in datasets.SOURCES[data.source].options:
             found.append(data)
         elif data.source == "mini":

@@ -63,7 +63,7 @@ def compare_routers(study: Study) -> None:
     tables: list[Table] = []
     values: dict[str, dict[str, Any]] = {}
     points: list[dict[str, Any]] = []
-    for bench in benches(study.config.data, study.limit):
+    for bench in benches(study.sources, study.limit):
         known = bench.known["test"]
         choices, lacking = routers(study, bench)
         choices |= ranker_choices(study, bench)
@@ -157,7 +157,7 @@ def ranker_choices(study: Study, bench: Bench) -> dict[str, list[dict[str, str]]
     """The first LLM of each ranker under test, for each objective, by the question's name."""
     if not study.systems:
         return {}
-    show = next((data.show for data in study.config.data if data.options.get("task", "route") == bench.name), ())
+    show = next((data.show for data in study.sources if data.options.get("task", "route") == bench.name), ())
     of_objective = {
         name: noted_by(show, bench.problems["train"][name], bench.problems["test"][name]) for name in OBJECTIVES
     }

@@ -47,7 +47,7 @@ SCALES: dict[str, Scale] = {
         "public data, smol-base, a laptop core",
         limits={
             **{"main": 100, "zero-shot": 40, "ablations": 20, "specialists": 60},
-            **{"thoughts": 10, "general": 60, "ir": 50, "unseen": 100},
+            **{"thoughts": 10, "general": 60, "ir": 50, "unseen": 100, "routing": 100, "recommendation": 60},
         },
         deep=50,
         aloud=10,
