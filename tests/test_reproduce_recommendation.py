@@ -198,7 +198,7 @@ def test_data_without_histories_are_refused(tmp_path: Path) -> None:
 
 def test_other_experiments_take_no_systems(tmp_path: Path) -> None:
     told = CliRunner().invoke(app, ["reproduce", "main", "--system", "x=iranker:nano", "--out", str(tmp_path / "o")])
-    assert told.exit_code == 1 and "--system is for `reproduce recommendation`" in " ".join(told.output.split())
+    assert told.exit_code == 1 and "--system is for recommendation and routing" in " ".join(told.output.split())
 
 
 def test_recommendation_from_end_to_end(tmp_path: Path, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
