@@ -222,9 +222,9 @@ def test_a_store_of_another_model_or_of_nothing_is_refused(nano: TransformersBac
     shutil.copytree(resolve("nano"), other)
     weights = other / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(ConfigError, match=r"another model: weights differ; delete it"):
+    with pytest.raises(ConfigError, match=r"what another model read: weights differ; delete it"):
         CandidateStore.open(file, TransformersBackend.load(str(other)))
-    with pytest.raises(ConfigError, match=r"another model: dtype differ"):
+    with pytest.raises(ConfigError, match=r"what another model read: dtype differ"):
         CandidateStore.open(file, TransformersBackend.load("nano", dtype="bfloat16"))
     with pytest.raises(ConfigError, match="is no store of candidates"):
         CandidateStore.open(weights, TransformersBackend.load("nano"))

@@ -163,12 +163,16 @@ class Encoder:
     def label_texts(self, n: int) -> list[str]:
         """Names of n blocks that are one token each: `[1]`.. where the tokenizer has them, else letters."""
         numbers = [f"[{k}]" for k in range(1, n + 1)]
-        for names in (numbers, [letter for letter in string.ascii_letters if len(self.encode_text(letter)) == 1]):
-            if len(names) >= n and all(len(self.encode_text(name)) == 1 for name in names[:n]):
+        for names in (numbers, [letter for letter in string.ascii_letters if len(self._piece_ids(letter)) == 1]):
+            if len(names) >= n and all(len(self._piece_ids(name)) == 1 for name in names[:n]):
                 return names[:n]
         raise BackendError(
             f"the tokenizer has no {n} names of one token each for candidates; use smaller pools, or the judge readout"
         )
+
+    def label_ids(self, n: int) -> list[int]:
+        """Their tokens."""
+        return [self._piece_ids(name)[0] for name in self.label_texts(n)]
 
     @cached_property
     def _turn(self) -> tuple[str, str]:

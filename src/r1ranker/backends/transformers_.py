@@ -150,8 +150,8 @@ class TransformersBackend:
         self._check_lengths([[0] * longest], 0)
         if not prompt.labels:
             return Blocks(head, parts, tuple(Question(question, (k,)) for k in range(len(parts)) if question))
-        names = self.encoder.label_texts(len(parts))
-        labels = tuple(self.encoder.encode_text(names[label - 1])[0] for label in prompt.labels)
+        names = self.encoder.label_ids(len(parts))
+        labels = tuple(names[label - 1] for label in prompt.labels)
         return Blocks(head, parts, (Question(question, tuple(range(len(parts)))),), labels)
 
     @torch.inference_mode()

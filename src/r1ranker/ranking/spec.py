@@ -108,6 +108,8 @@ class RankerSpec:
 
     def check(self) -> None:
         """ConfigError for settings that cannot go together or under which nothing is asked; loads no model."""
+        if self.store and self.thoughts:
+            raise ConfigError("thoughts of other queries stand before the candidates: leave them out, or the store")
         where = self.base_urls[0] if self.base_urls else self.engine
         backend = NoBackend(where, masks_blocks=where == "transformers")
         dataclasses.replace(self, thoughts=None).around(backend)
@@ -192,8 +194,6 @@ class RankerSpec:
             raise ConfigError(f"design {self.design!r} is not one of {', '.join(DESIGNS)}")
 
     def _check_store(self, backend: Backend | AsyncBackend) -> None:
-        if self.store and self.thoughts:
-            raise ConfigError("thoughts of other queries stand before the candidates: leave them out, or the store")
         known = not isinstance(backend, NoBackend)  # a model may have been trained so, and says it when it is loaded
         if self.store and (known or self.query) and self._way(backend)[-1] != "last":
             raise ConfigError(
