@@ -14,6 +14,7 @@ import torch
 
 from r1ranker.backends.blocks import Blocks, packed, read_all
 from r1ranker.backends.models import resolve
+from r1ranker.backends.scripted import ScriptedBackend
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.errors import ConfigError
 from r1ranker.io.config import RunConfig, validated
@@ -253,6 +254,8 @@ def test_a_store_is_refused_for_a_model_that_reads_candidates_for_each_query(
         RankerSpec(store=tmp_path / "s").around(nano)
     with pytest.raises(ConfigError, match="query last"):
         CandidateStore.build(IRanker(nano, layout="blocks"), [problem()])
+    with pytest.raises(ConfigError, match="with the model in this process"):
+        CandidateStore(ScriptedBackend([]))
     with pytest.raises(ConfigError, match="query=last is of layout blocks"):
         validated({"query": "last"}, "test")
 

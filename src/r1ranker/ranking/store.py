@@ -44,12 +44,8 @@ class CandidateStore:
     def __post_init__(self) -> None:
         from r1ranker.backends.kept import Kept
 
-        if not hasattr(self.backend, "kept"):
-            raise ConfigError(
-                f"a store needs the model in this process (engine transformers); {self.backend.name} is not"
-            )
-        if self.backend.kept is None:
-            self.backend.kept = Kept(self.backend.network)
+        if getattr(self.backend, "kept", None) is None:
+            self.backend.kept = Kept(_network(self.backend))
 
     @classmethod
     def build(cls, ranker: Ranker, problems: Iterable[Problem]) -> CandidateStore:
@@ -59,10 +55,11 @@ class CandidateStore:
         """
         if getattr(ranker, "query", "first") != "last":
             raise ConfigError("a store needs a ranker of layout blocks with query last, see RankerSpec.query")
+        _network(ranker.backend)
         store = cls(ranker.backend)
         for problem in problems:
             for ask in ranker.plan(problem):
-                store.kept.read(ranker.backend.block_ids(ask.prompt), ranker.backend.max_row)  # type: ignore[union-attr]
+                store.kept.read(store.backend.block_ids(ask.prompt), store.backend.max_row)
                 break  # a pool is read for its first question
         return store
 
@@ -113,4 +110,12 @@ class CandidateStore:
         known = fingerprint_model(resolve(name))
         if not known:
             raise ConfigError(f"a store is a file of one model, and the files of {name} are not here to tell which")
-        return known | {"dtype": str(self.backend.network.dtype)}
+        return known | {"dtype": str(self.kept.network.dtype)}
+
+
+def _network(backend: Any) -> Any:
+    if not hasattr(backend, "network"):
+        raise ConfigError(
+            f"a store is made with the model in this process, and without a cache; {backend.name} is not so"
+        )
+    return backend.network
