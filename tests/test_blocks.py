@@ -255,7 +255,7 @@ def test_a_model_is_asked_the_way_it_was_trained_and_its_adapter_makes_the_same_
         assert step.removed[0] in step.pool and set(step.probabilities) == set(step.pool)
         assert sum(step.probabilities.values()) == pytest.approx(1, abs=1e-3)
     trained = TransformersBackend.load(str(model))
-    assert trained.trained_in == {"layout": "blocks", "readout": "judge", "ask": "best"}
+    assert trained.trained_in == {"layout": "blocks", "readout": "judge", "ask": "best", "query": "first"}
     ranking = RankerSpec(model=str(model)).around(trained).rank(problem())
     assert ranking.usage.calls == 1 and len(ranking.steps) == len(TEXTS) - 1
     assert [step.removed[0] for step in ranking.steps] == [int(d[1]) + 1 for d in ranking.docids[:-1]]

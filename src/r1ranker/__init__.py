@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     from r1ranker.ranking.rankers import DRanker, IRanker
     from r1ranker.ranking.scores import scores
     from r1ranker.ranking.spec import RankerSpec
+    from r1ranker.ranking.store import CandidateStore
 
 __all__ = [
     "Answer",
     "BackendError",
     "Candidate",
+    "CandidateStore",
     "ConfigError",
     "DRanker",
     "DataError",
@@ -69,6 +71,7 @@ _NAMES = {
     "ranking.rankers": ("DRanker", "IRanker"),
     "ranking.scores": ("scores",),
     "ranking.spec": ("RankerSpec",),
+    "ranking.store": ("CandidateStore",),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -10,6 +10,7 @@ Three pool layouts:
   `past`. The prefix never changes during an episode, so it need be computed only once.
 - `blocks` gives what is wanted first, then every candidate as a block that sees this and itself (`backends.blocks`).
   What is read out is a *judge* at each block's end, or, behind a question that sees the blocks left, an *identifier*.
+  With the query `last` no block sees it: it stands in the question, which a judge then reads behind each block.
 
 Thoughts that were recorded on similar queries may stand before it all (`with_advice`).
 
@@ -37,6 +38,8 @@ Design = Literal["dranker", "iranker"]
 Wanted = Literal["worst", "best"]
 """Which candidate a step names: the worst leaves (the paper), or the best is selected."""
 Readout = Literal["judge", "identifier"]
+QueryPlace = Literal["first", "last"]
+"""Of layout `blocks`: before the candidates, which are read for this query, or behind them, so that they serve any."""
 
 NO_THOUGHT = "<think>\n</think>\n<answer>"
 """How the completion begins when thinking is off: an empty thought, then straight to the answer."""
@@ -72,7 +75,8 @@ class Prompt:
         of another answer where the past has no thoughts either.
     stays: `text` will be the same at the next step, so a backend may keep what it computed for it.
     blocks: candidates in layout `blocks`, by identifier; `text` is then what stands before them and `prefill` the
-        question behind them. labels: what each block is called (1..n); none where they are judged at their ends.
+        question behind them. labels: what each block is called (1..n); none where each is judged for itself, at its
+        end or behind a question of its own.
     owner: whose prompt it is, where several share a model; what a backend keeps of one's prompts serves no other.
     """
 
@@ -99,17 +103,23 @@ def neutralise(text: str) -> str:
     return " ".join(text.split())
 
 
-def context_of(problem: Problem) -> str:
-    """The query side of the prompt: everything but the pool."""
+def context_of(problem: Problem, *, asks: bool = True) -> str:
+    """The query side of the prompt: everything but the pool. asks: with the question where it is a line of its own."""
     words = _plain(problem.words)
     query = neutralise(problem.query)
-    lines = [line for line in words.context.split("\n") if query or line != "{query}"]
+    left_out = {"{query}": not query, "{question}": not asks}
+    lines = [line for line in words.context.split("\n") if not left_out.get(line)]
     return "\n".join((*lines, "")).format(
         query=query,
         history="\n".join(f"- {neutralise(title)}" for title in problem.history),
         objective=neutralise(problem.objective),
-        question=neutralise(problem.instruction) or words.question,
+        question=question_of(problem),
     )
+
+
+def question_of(problem: Problem) -> str:
+    """What is wanted of the candidates, in the user's words or the scenario's; nothing of the query."""
+    return neutralise(problem.instruction) or _plain(problem.words).question
 
 
 @lru_cache
@@ -157,23 +167,33 @@ def task_of(problem: Problem, design: Design, ask: Wanted) -> str:
     return f"{wanted} {_FORM[design]}"
 
 
-def block_prompt(problem: Problem, readout: Readout, ask: Wanted, rng: random.Random | None = None) -> Prompt:
+def block_prompt(
+    problem: Problem,
+    readout: Readout,
+    ask: Wanted,
+    rng: random.Random | None = None,
+    *,
+    query: QueryPlace = "first",
+) -> Prompt:
     """The prompt of a whole episode in layout `blocks`: it stays the same while candidates leave the pool.
 
     Labels of an identifier read-out say nothing of a candidate's place: in training `rng` draws them, else they
-    follow the candidates' texts.
+    follow the candidates' texts. With the query last, what stands before the blocks is the same for all queries.
     """
     blocks = tuple(candidate_text(problem, k) for k in problem.identifiers)
+    task = task_of(problem, "iranker", ask) if readout == "identifier" else ""
+    text, question = context_of(problem), task
+    if query == "last":
+        text = "".join(f"{line}\n" for line in (question_of(problem), task) if line)
+        question = context_of(problem, asks=False)
     if readout == "judge":
-        return Prompt(context_of(problem), stays=True, blocks=blocks)
+        return Prompt(text, prefill=question, stays=True, blocks=blocks)
     order = sorted(range(len(blocks)), key=blocks.__getitem__)
     if rng is not None:
         rng.shuffle(order)
     labels = {place: label for label, place in enumerate(order, start=1)}
     named = tuple(labels[place] for place in range(len(blocks)))
-    return Prompt(
-        context_of(problem), prefill=task_of(problem, "iranker", ask), stays=True, blocks=blocks, labels=named
-    )
+    return Prompt(text, prefill=question, stays=True, blocks=blocks, labels=named)
 
 
 def next_prompt(prompt: Prompt, past: Sequence[str], *, think: bool = True) -> Prompt:

@@ -3,6 +3,9 @@
     head       [block 1] [block 2] ... [block n]      question
     sees itself   head and itself, each               head, the blocks that are left, itself
 
+With the query first it stands in the head, and a judge speaks at the end of every block. With the query last it stands
+in the question; a judge then has a question for each block, which sees the head and that block.
+
 Positions restart behind the head for every block, so a candidate's place says nothing and there is no order of
 candidates. A question begins behind the longest block it sees. Who leaves is masked: a question over the survivors is
 computed as in a prompt that never held the others. In: `Blocks`. Out: last hidden states at the ends of blocks and
@@ -47,6 +50,17 @@ class Blocks:
     questions: tuple[Question, ...] = ()
     labels: Ids = ()
     """The token that names each block, where a question is answered by one of them; else blocks are judged."""
+
+    @property
+    def judged(self) -> bool:
+        """Whether each block is judged for itself; else a question about several is answered by a label."""
+        return not self.labels
+
+    def part(self, places: Sequence[int]) -> Blocks:
+        """A judge's pool of the blocks at these places alone, each with its question where there are any."""
+        asked = [self.questions[place] for place in places] if self.questions else []
+        questions = tuple(replace(question, sees=(n,)) for n, question in enumerate(asked))
+        return replace(self, blocks=tuple(self.blocks[place] for place in places), questions=questions)
 
     @property
     def tokens(self) -> int:
@@ -145,16 +159,16 @@ def read_all(
 ) -> list[tuple[Tensor, Tensor]]:
     """For each pool what its read-out says, and the last hidden states (S, H) from which.
 
-    A judge: (n,), the logit of "yes" less that of "no" at the end of each of n blocks; a pool longer than `max_tokens`
-    is read in parts, each behind the head. An identifier: (questions, n), the logits of all labels at the end of each
-    question.
+    A judge: (n,), the logit of "yes" less that of "no" at the end of each of n blocks, or of their questions; a pool
+    longer than `max_tokens` is read in parts, each behind the head. An identifier: (questions, n), the logits of all
+    labels at the end of each question.
     """
-    parts = [(i, part) for i, pool in enumerate(pools) for part in _parts(pool, max_tokens)]
+    parts = [(i, part) for i, pool in enumerate(pools) for part in separate(pool, max_tokens)]
     hidden: list[list[Tensor]] = [[] for _ in pools]
     for group in _groups([part.tokens for _, part in parts], max_tokens):
         row = packed([parts[j][1] for j in group])
         hidden_S_H = ends(network, row)
-        places = [place for j in group for place in [j] * len(parts[j][1].blocks)]
+        places = [-1 if parts[j][1].questions else j for j in group for _ in parts[j][1].blocks]
         places += [j for j in group for _ in parts[j][1].questions]
         for j in group:
             asked = [s for s, place in enumerate(places) if place == j]
@@ -163,55 +177,73 @@ def read_all(
 
 
 def _said(network: Any, pool: Blocks, hidden_S_H: Tensor, yes_no: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    if pool.labels:
-        at_questions = hidden_S_H[len(pool.blocks) :]
-        return token_logits(network, at_questions, pool.labels), at_questions
+    if not pool.judged:
+        return token_logits(network, hidden_S_H, pool.labels), hidden_S_H
+    return by_judge(network, hidden_S_H, yes_no), hidden_S_H
+
+
+def by_judge(network: Any, hidden_S_H: Tensor, yes_no: tuple[int, int]) -> Tensor:
+    """(S,) the logit of "yes" less that of "no"."""
     logits_S_2 = token_logits(network, hidden_S_H, yes_no)
-    return logits_S_2[:, 0] - logits_S_2[:, 1], hidden_S_H
+    return logits_S_2[:, 0] - logits_S_2[:, 1]
 
 
 class Known:
-    """A pool whose head and blocks are read once, for one question after the other."""
+    """A pool whose head and blocks are read once, for one question after the other.
 
-    def __init__(self, network: Any, pool: Blocks) -> None:
-        self._network, self._pool = network, pool
-        self._cache: DynamicCache | None = None
+    cache: their keys and values, where they are known from elsewhere.
+    """
+
+    def __init__(self, network: Any, pool: Blocks, cache: DynamicCache | None = None) -> None:
+        self._network, self._pool, self._cache = network, pool, cache
 
     @torch.inference_mode()
     def ask(self, left: Sequence[int]) -> tuple[Tensor, int]:
         """(logits of the labels of the blocks at these places, tokens read)."""
         pool = replace(self._pool, questions=(replace(self._pool.questions[0], sees=tuple(left)),))
-        row = packed([pool])
-        read = len(row.ids_L) - len(pool.questions[0].ids)
-        begin = read if self._cache is not None else 0
-        seen = sight(row.kinds[2:], begin) if begin else sight(row.kinds)
-        self._cache = self._cache or DynamicCache(config=self._network.config)
-        ids_L, positions_L = row.ids_L[begin:], row.positions_L[begin:]
-        out = _pass(self._network, ids_L, positions_L, seen, past_key_values=self._cache, use_cache=True)
-        self._cache.crop(read - len(row.ids_L))
-        logits = token_logits(self._network, out.last_hidden_state[0, -1:], [pool.labels[place] for place in left])
-        return logits[0], len(row.ids_L) - begin
+        read = 0
+        if self._cache is None:
+            self._cache, read = read_cached(self._network, pool)
+        hidden_1_H = ask_behind(self._network, pool, self._cache)
+        logits = token_logits(self._network, hidden_1_H, [pool.labels[place] for place in left])
+        return logits[0], read + len(pool.questions[0].ids)
+
+
+@torch.inference_mode()
+def read_cached(network: Any, pool: Blocks) -> tuple[DynamicCache, int]:
+    """(keys and values of the pool's head and blocks in the order of `packed`, tokens read)."""
+    row = packed([replace(pool, questions=())])
+    cache = DynamicCache(config=network.config)
+    _pass(network, row.ids_L, row.positions_L, sight(row.kinds), past_key_values=cache, use_cache=True)
+    return cache, len(row.ids_L)
+
+
+@torch.inference_mode()
+def ask_behind(network: Any, pool: Blocks, cache: DynamicCache) -> Tensor:
+    """(questions, H) last hidden states at the ends of the questions; the cache has the rest, and stays as it is."""
+    row = packed([pool])
+    begin = cache.get_seq_length()
+    seen = sight(row.kinds[2:], begin)
+    out = _pass(network, row.ids_L[begin:], row.positions_L[begin:], seen, past_key_values=cache, use_cache=True)
+    cache.crop(begin - len(row.ids_L))
+    ends_S = row.ends_S[len(pool.blocks) :] - begin
+    return torch.as_tensor(out.last_hidden_state[0, ends_S.to(network.device)])
 
 
 def read_tokens(pools: Sequence[Blocks], max_tokens: int) -> list[int]:
     """Tokens that `read_all` reads for each pool: the head counts once for every part."""
-    return [sum(part.tokens for part in _parts(pool, max_tokens)) for pool in pools]
+    return [sum(part.tokens for part in separate(pool, max_tokens)) for pool in pools]
 
 
-def _parts(pool: Blocks, max_tokens: int) -> Iterator[Blocks]:
+def separate(pool: Blocks, max_tokens: int) -> Iterator[Blocks]:
     """The pool in parts of at most `max_tokens` (at least one block each); whole where questions see all of it."""
-    if pool.questions:
+    if not pool.judged:
         yield pool
         return
-    blocks: list[Ids] = []
-    tokens = len(pool.head)
-    for block in pool.blocks:
-        if blocks and tokens + len(block) > max_tokens:
-            yield replace(pool, blocks=tuple(blocks))
-            blocks, tokens = [], len(pool.head)
-        blocks.append(block)
-        tokens += len(block)
-    yield replace(pool, blocks=tuple(blocks))
+    asked = [len(question.ids) for question in pool.questions] or [0] * len(pool.blocks)
+    sizes = [len(block) + more for block, more in zip(pool.blocks, asked, strict=True)]
+    for places in _groups(sizes, max_tokens - len(pool.head)):
+        yield pool.part(places)
 
 
 def _groups(sizes: Sequence[int], most: int) -> Iterator[list[int]]:

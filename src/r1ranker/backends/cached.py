@@ -98,6 +98,7 @@ class CachedModel:
         self.context: int | None = getattr(inner, "context", None)
         self.masks_blocks = getattr(inner, "masks_blocks", False)
         self.trained_in: dict[str, str] = getattr(inner, "trained_in", {})
+        self.kept = getattr(inner, "kept", None)
         self._inner = inner
         self._replies = replies
 

@@ -136,19 +136,22 @@ class Encoder:
         return text
 
     def blocks(self, prompt: Prompt) -> tuple[Path, tuple[Path, ...], Path]:
-        """(head, blocks, question) of a prompt in layout `blocks`; a judge is asked nothing, so its question is empty.
+        """(head, blocks, question) of a prompt in layout `blocks`; where a judge is asked nothing, no question.
 
-        A judge speaks at the end of every block: there the turn ends, and the model's own begins.
+        A judge speaks at the end of every block, or of the question behind it: there the turn ends, and the model's own
+        begins.
         """
         opening, closing = self._turn
-        head = self._piece_ids(f"{opening}{self.harmless(prompt.text)}")
         texts = [self.harmless(text) for text in prompt.blocks]
-        if not prompt.labels:
-            return tuple(head), tuple(tuple(self._piece_ids(f"{text}{closing}")) for text in texts), ()
-        names = self.label_texts(len(texts))
-        named = zip(prompt.labels, texts, strict=True)
-        blocks = tuple(tuple(self._piece_ids(f"{names[k - 1]} {text}\n")) for k, text in named)
-        return tuple(head), blocks, tuple(self._piece_ids(f"{prompt.prefill}{closing}{NO_THOUGHT}"))
+        question = f"{self.harmless(prompt.prefill)}{closing}" if prompt.prefill else ""
+        if prompt.labels:
+            names = self.label_texts(len(texts))
+            texts = [f"{names[k - 1]} {text}" for k, text in zip(prompt.labels, texts, strict=True)]
+            question += NO_THOUGHT
+        end = "\n" if question else closing
+        pieces = (f"{opening}{self.harmless(prompt.text)}", *(f"{text}{end}" for text in texts), question)
+        head, *blocks, asked = (tuple(self._piece_ids(piece)) for piece in pieces)
+        return head, tuple(blocks), asked
 
     def yes_no(self) -> tuple[int, int]:
         """The tokens that a judge weighs against each other."""
@@ -160,12 +163,16 @@ class Encoder:
     def label_texts(self, n: int) -> list[str]:
         """Names of n blocks that are one token each: `[1]`.. where the tokenizer has them, else letters."""
         numbers = [f"[{k}]" for k in range(1, n + 1)]
-        for names in (numbers, [letter for letter in string.ascii_letters if len(self.encode_text(letter)) == 1]):
-            if len(names) >= n and all(len(self.encode_text(name)) == 1 for name in names[:n]):
+        for names in (numbers, [letter for letter in string.ascii_letters if len(self._piece_ids(letter)) == 1]):
+            if len(names) >= n and all(len(self._piece_ids(name)) == 1 for name in names[:n]):
                 return names[:n]
         raise BackendError(
             f"the tokenizer has no {n} names of one token each for candidates; use smaller pools, or the judge readout"
         )
+
+    def label_ids(self, n: int) -> list[int]:
+        """Their tokens."""
+        return [self._piece_ids(name)[0] for name in self.label_texts(n)]
 
     @cached_property
     def _turn(self) -> tuple[str, str]:

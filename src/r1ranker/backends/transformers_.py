@@ -18,6 +18,7 @@ from r1ranker.backends import blocks
 from r1ranker.backends.base import STOP, Choice, Completion, PromptError
 from r1ranker.backends.blocks import Blocks, Question
 from r1ranker.backends.encoding import Encoder, IdentifierTrie, Path, batches
+from r1ranker.backends.kept import Kept
 from r1ranker.backends.loading import end_ids, load, way_of
 from r1ranker.backends.models import resolve
 from r1ranker.backends.padding import left_pad, positions
@@ -62,6 +63,7 @@ class TransformersBackend:
         # Blocks of several pools in one row: weights are read once for all, and what a pass keeps still fits.
         self.max_row = 2048 if on_cpu else 4096
         self.trained_in: dict[str, str] = {}
+        self.kept: Kept | None = None  # what was read of candidates for any query, see `ranking.store`
         self._known: dict[Prompt, blocks.Known] = {}
         self._turn = threading.RLock()
         self._rows_known = network.get_input_embeddings().weight.shape[0]
@@ -146,10 +148,10 @@ class TransformersBackend:
         head, parts, question = self.encoder.blocks(prompt)
         longest = len(head) + max(map(len, parts)) + len(question)
         self._check_lengths([[0] * longest], 0)
-        if not question:
-            return Blocks(head, parts)
-        names = self.encoder.label_texts(len(parts))
-        labels = tuple(self.encoder.encode_text(names[label - 1])[0] for label in prompt.labels)
+        if not prompt.labels:
+            return Blocks(head, parts, tuple(Question(question, (k,)) for k in range(len(parts)) if question))
+        names = self.encoder.label_ids(len(parts))
+        labels = tuple(names[label - 1] for label in prompt.labels)
         return Blocks(head, parts, (Question(question, tuple(range(len(parts)))),), labels)
 
     @torch.inference_mode()
@@ -162,20 +164,30 @@ class TransformersBackend:
         """A judge's probabilities are of being the best; an identifier's are of what its question asks for."""
         read = [self.block_ids(prompt) for prompt in prompts]
         if not prompts[0].labels:
-            parts = [Blocks(b.head, tuple(b.blocks[k - 1] for k in pool)) for b, pool in zip(read, pools, strict=True)]
-            tokens = blocks.read_tokens(parts, self.max_row)
+            parts = [b.part([k - 1 for k in pool]) for b, pool in zip(read, pools, strict=True)]
+            if self.kept is not None and parts[0].questions:
+                said = [self.kept.judged(part, self.encoder.yes_no(), self.max_row) for part in parts]
+            else:
+                said = list(zip(self.judged(parts), blocks.read_tokens(parts, self.max_row), strict=True))
             return [
                 Choice(dict(zip(pool, torch.softmax(values.double(), -1).tolist(), strict=True)), n, 0)
-                for pool, values, n in zip(pools, self.judged(parts), tokens, strict=True)
+                for pool, (values, n) in zip(pools, said, strict=True)
             ]
-        known = self._known
-        self._known = {p: known.get(p) or blocks.Known(self.network, b) for p, b in zip(prompts, read, strict=True)}
+        before, self._known = self._known, {}
         choices = []
-        for prompt, pool in zip(prompts, pools, strict=True):
+        for prompt, pool, of_prompt in zip(prompts, pools, read, strict=True):
+            self._known[prompt], new = self._known_of(of_prompt, before.get(prompt) or self._known.get(prompt))
             logits, tokens_read = self._known[prompt].ask([k - 1 for k in pool])
             probabilities = torch.softmax(logits.double(), -1).tolist()
-            choices.append(Choice(dict(zip(pool, probabilities, strict=True)), tokens_read, 1))
+            choices.append(Choice(dict(zip(pool, probabilities, strict=True)), new + tokens_read, 1))
         return choices
+
+    def _known_of(self, pool: Blocks, before: blocks.Known | None) -> tuple[blocks.Known, int]:
+        """(the pool as it is known, tokens that had to be read for it now)."""
+        if before is not None or self.kept is None:
+            return before or blocks.Known(self.network, pool), 0
+        new = self.kept.read(pool, self.max_row)
+        return blocks.Known(self.network, pool, self.kept.behind(pool)), new
 
     def forget(self) -> None:
         """Drop what was kept of earlier prompts; needed after the weights have changed."""

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from r1ranker.cli.common import Json, Scenarios, complain, console, errors, warn_of_answers, write_json
-from r1ranker.prompts import Design, Layout, Readout, Wanted
+from r1ranker.prompts import Design, Layout, QueryPlace, Readout, Wanted
 from r1ranker.ranking.spec import Engine, RankerSpec
 
 CHEAPER, LONG, ENDPOINTS, RUNS = "Cheaper", "Long lists", "Endpoints", "Where it runs"
@@ -40,6 +40,10 @@ def rank(
     ] = None,
     ask: Annotated[
         Wanted | None, typer.Option(help="Remove the worst, or select the best; default: as the model was trained.")
+    ] = None,
+    query: Annotated[
+        QueryPlace | None,
+        typer.Option(help="Of layout blocks: first, or last, behind candidates; default: as the model was trained."),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 1024,
     truncate: Annotated[
@@ -83,6 +87,13 @@ def rank(
     ] = None,
     cache: Annotated[
         Path | None, typer.Option(help="Folder that keeps every reply, to ask nothing twice.", rich_help_panel=CHEAPER)
+    ] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(
+            help="File that keeps what was read of candidates, for any query (--query last); made and added to.",
+            rich_help_panel=CHEAPER,
+        ),
     ] = None,
     window: Annotated[
         int | None, typer.Option(min=2, help="Slide a window of this size from end to head.", rich_help_panel=LONG)
@@ -155,6 +166,7 @@ def rank_job(
         written = {"--out": out, "--trace": trace, "the journal": journal_of(out), "the failures": failed_of(out)}
         thoughts = Path(spec.thoughts) if spec.thoughts else None
         more_read = {"--prices": spec.prices, "--thoughts": thoughts, "--scenarios": options["scenarios"]}
+        more_read["--store"] = spec.store
         check_outputs(written | {"--json": json_}, {**read, **more_read})
         records = read_scenarios(options["scenarios"]) if options["scenarios"] else {}
         spec.check()

@@ -24,7 +24,7 @@ from r1ranker.io import configs
 from r1ranker.io.documents import parse_yaml
 from r1ranker.io.text import read_text
 from r1ranker.problem import Problem
-from r1ranker.prompts import Design, Layout, Readout, Wanted
+from r1ranker.prompts import Design, Layout, QueryPlace, Readout, Wanted
 from r1ranker.rewards import REWARDS, is_own
 from r1ranker.scenarios import Scenario, scenarios_of
 
@@ -227,6 +227,9 @@ class RunConfig(Strict):
     layout: Layout = Field("relist", description="how pools are shown (docs/ranking.md)")
     readout: Readout = Field("judge", description="of layout blocks: each judged alone, or named by its identifier")
     ask: Wanted = Field("worst", description="remove the worst, or select the best")
+    query: QueryPlace = Field(
+        "first", description="of layout blocks: before the candidates, or behind them, which then serve any query"
+    )
     data: tuple[DataConfig, ...] = (DataConfig(),)
     scenarios: dict[str, Scenario] = Field(
         default_factory=dict, description="wordings of your own scenarios by name (docs/scenarios.md)"
@@ -250,6 +253,8 @@ class RunConfig(Strict):
     @model_validator(mode="after")
     def _blocks_are_judged(self) -> RunConfig:
         if self.layout != "blocks":
+            if self.query == "last":
+                raise ValueError("query=last is of layout blocks: set layout=blocks")
             return self
         if self.think:
             raise ValueError("layout=blocks has no thoughts: set think=false, or another layout")
@@ -276,7 +281,7 @@ class RunConfig(Strict):
     @property
     def way(self) -> dict[str, str]:
         """How the model is asked, which is saved with it: who ranks with it asks it the same way."""
-        return {"layout": self.layout, "readout": self.readout, "ask": self.ask}
+        return {"layout": self.layout, "readout": self.readout, "ask": self.ask, "query": self.query}
 
     def check_training(self) -> None:
         """Raises ConfigError for settings that training would read and do nothing with."""

@@ -158,11 +158,17 @@ def _cpus(ray: Any) -> list[int]:
 
 def absolute(spec: RankerSpec) -> RankerSpec:
     """The same ranker in another directory, where actors run: a model is a path where there is such a directory."""
-    cache, prices = (path.absolute() if path else None for path in (spec.cache, spec.prices))
+    cache, prices, store = (path.absolute() if path else None for path in (spec.cache, spec.prices, spec.store))
     thoughts = str(Path(spec.thoughts).absolute()) if spec.thoughts else None
     recall = _directory(spec.recall) if spec.recall else None
     return dataclasses.replace(
-        spec, model=_directory(spec.model), recall=recall, cache=cache, prices=prices, thoughts=thoughts
+        spec,
+        model=_directory(spec.model),
+        recall=recall,
+        cache=cache,
+        prices=prices,
+        store=store,
+        thoughts=thoughts,
     )
 
 

@@ -151,7 +151,8 @@ class _Room:
 def check_text(ask: Ask) -> None:
     """PromptError where a text cannot be written as UTF-8, so that no model can read it."""
     try:
-        "".join((ask.prompt.text, ask.prompt.transcript, *ask.prompt.blocks)).encode()
+        prompt = ask.prompt
+        "".join((prompt.text, prompt.transcript, *prompt.blocks, prompt.prefill)).encode()
     except UnicodeEncodeError as error:
         near = error.object[max(0, error.start - 20) : error.start]
         what = f"holds half a character ({error.object[error.start]!a} behind {near!r})"

@@ -35,11 +35,12 @@ from r1ranker.io.runs import run_lines
 from r1ranker.problem import Problem, Ranking, Usage, name_fault
 from r1ranker.ranking.drive import RANKING, Finished
 from r1ranker.ranking.spec import RankerSpec
+from r1ranker.ranking.store import CandidateStore
 from r1ranker.scenarios import Scenario
 
 RETRY = {"retry": True}
 """A line of the journal: the queries that had failed before it are tried again."""
-WHERE = {"batch_size", "device", "engine", "base_urls", "concurrency", "prices", "cache"}
+WHERE = {"batch_size", "device", "engine", "base_urls", "concurrency", "prices", "cache", "store"}
 """Settings that say where and how fast a job runs, not what it ranks: another value may finish it."""
 
 
@@ -352,10 +353,17 @@ def _size(path: Path | None) -> int:
 
 def _ranked(problems: Iterable[Problem], spec: RankerSpec, ray: str | None) -> Iterator[Finished]:
     if ray is None:
-        return spec.build().rank_each(problems)
+        return _ranked_here(problems, spec)
     from r1ranker.ranking.distributed import rank_each_on_ray
 
     return rank_each_on_ray(problems, spec, ray)
+
+
+def _ranked_here(problems: Iterable[Problem], spec: RankerSpec) -> Iterator[Finished]:
+    ranker = spec.build()
+    yield from ranker.rank_each(problems)
+    if spec.store:
+        CandidateStore(ranker.backend).save(spec.store)
 
 
 def _done(ranking: Ranking, tag: str, traced: bool) -> _Done:

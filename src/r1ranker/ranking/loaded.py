@@ -18,7 +18,7 @@ from r1ranker.backends.base import AsyncBackend, Backend
 from r1ranker.ranking.rankers import Ranker
 from r1ranker.ranking.spec import RankerSpec
 
-OF_BACKEND = ("model", "engine", "device", "dtype", "base_urls", "concurrency", "prices", "cache")
+OF_BACKEND = ("model", "engine", "device", "dtype", "base_urls", "concurrency", "prices", "cache", "store")
 """Settings that make another backend; all others are of how it is asked."""
 
 

@@ -21,6 +21,7 @@ from r1ranker.prompts import (
     NO_THOUGHT,
     Layout,
     Prompt,
+    QueryPlace,
     Wanted,
     bare_past,
     block_prompt,
@@ -93,7 +94,7 @@ def direct(problem: Problem, *, think: bool, max_new_tokens: int) -> Plan:
     return ranking_from(problem, completed_order(answer, problem.identifiers), (step,), reply.usage)
 
 
-def judged(problem: Problem, ask: Wanted | None, top_k: int = 1) -> Plan:
+def judged(problem: Problem, ask: Wanted | None, top_k: int = 1, query: QueryPlace = "first") -> Plan:
     """Layout `blocks`, read by a judge: one pass says of every candidate how good it is, and so all steps.
 
     A step's probabilities are those among what is left (Plackett-Luce): of being the best, or, where the worst is
@@ -103,7 +104,7 @@ def judged(problem: Problem, ask: Wanted | None, top_k: int = 1) -> Plan:
     if len(ids) == 1:
         return ranking_from(problem, ids, (), Usage())
     try:
-        reply = yield Ask(block_prompt(problem, "judge", ask or "best"), ids, 0)
+        reply = yield Ask(block_prompt(problem, "judge", ask or "best", query=query), ids, 0)
     except OutOfTime:
         return ranking_from(problem, ids, (), ENDED)
     assert isinstance(reply.said, Choice), "an ask with a pool is answered by a choice"
@@ -122,14 +123,14 @@ def judged(problem: Problem, ask: Wanted | None, top_k: int = 1) -> Plan:
     return ranking_from(problem, order, tuple(steps), reply.usage)
 
 
-def listed(problem: Problem, layout: Layout = "relist") -> Plan:
+def listed(problem: Problem, layout: Layout = "relist", query: QueryPlace = "first") -> Plan:
     """The whole ranking as one list without a thought: each identifier is chosen among those not named yet.
 
     The passes go on where the one before ended, so they cost what writing the list costs, and count as one call. The
     step's probabilities are those with which each was chosen, as shares of what had not gone to those before it.
     """
     prompt = (
-        block_prompt(problem, "identifier", "best")
+        block_prompt(problem, "identifier", "best", query=query)
         if layout == "blocks"
         else build_prompt(problem, problem.identifiers, "dranker", think=False)
     )
@@ -177,6 +178,7 @@ def eliminate(
     drop: int = 1,
     budget: Budget | None = None,
     ask: Wanted = "worst",
+    query: QueryPlace = "first",
 ) -> Plan:
     """Each call removes the `drop` worst that are left, until `top_k` are left or the budget is used up.
 
@@ -190,7 +192,7 @@ def eliminate(
     while not state.done(least) and (budget is None or budget.allows(usage)):
         pool = state.pool
         if layout == "blocks":
-            prompt = prompt or block_prompt(problem, "identifier", ask)
+            prompt = prompt or block_prompt(problem, "identifier", ask, query=query)
         elif prompt is not None and prompt.stays:
             prompt = next_prompt(prompt, past if think else bare_past(state.removed), think=think)
         else:

@@ -21,7 +21,7 @@ from r1ranker.backends.base import Ask, AsyncBackend, Backend
 from r1ranker.errors import ConfigError
 from r1ranker.io.progress import track
 from r1ranker.problem import Problem, Ranking
-from r1ranker.prompts import Layout, Prompt, Readout, Wanted
+from r1ranker.prompts import Layout, Prompt, QueryPlace, Readout, Wanted
 from r1ranker.ranking import fitting, plans
 from r1ranker.ranking.drive import Finished, drive
 from r1ranker.ranking.fusing import Fusion
@@ -74,18 +74,21 @@ class DRanker(Ranker):
     think: bool = False
     layout: Layout = "relist"
     readout: Readout = "judge"
+    query: QueryPlace = "first"
     max_new_tokens: int = 1024
     batch_size: int = 64
 
     def __post_init__(self) -> None:
-        check_layout(self.layout)
+        check_layout(self.layout, self.query)
         if self.layout == "blocks":
             check_blocks(self.backend, self.think)
 
     def plan(self, problem: Problem) -> Plan:
         """See `plans.direct`, `plans.listed` and `plans.judged`."""
         if self.layout == "blocks":
-            return plans.judged(problem, None) if self.readout == "judge" else plans.listed(problem, "blocks")
+            if self.readout == "judge":
+                return plans.judged(problem, None, query=self.query)
+            return plans.listed(problem, "blocks", self.query)
         if not self.think and not isinstance(self.backend, AsyncBackend):  # over a network each choice is a call
             return plans.listed(problem)
         return plans.direct(problem, think=self.think, max_new_tokens=self.max_new_tokens)
@@ -100,6 +103,7 @@ class IRanker(Ranker):
     layout: `relist`, `append` or `blocks`, see `prompts`; with the last two a pool is read once per query.
     readout: of layout `blocks`: a judge at each candidate's end, one pass for all steps, or an identifier each step.
     ask: remove the worst (the paper), or select the best, from the front.
+    query: of layout `blocks`: before the candidates, or behind them, so that what was read of them serves any query.
     top_k: stop when this many are left; they are ordered by the last known removal probabilities
         (think off) or in pool order. 1 gives the whole order.
     drop: how many leave in one step (think off).
@@ -111,6 +115,7 @@ class IRanker(Ranker):
     layout: Layout = "relist"
     readout: Readout = "judge"
     ask: Wanted = "worst"
+    query: QueryPlace = "first"
     top_k: int = 1
     drop: int = 1
     budget: Budget | None = None
@@ -118,7 +123,7 @@ class IRanker(Ranker):
     batch_size: int = 64
 
     def __post_init__(self) -> None:
-        check_layout(self.layout)
+        check_layout(self.layout, self.query)
         limits = dataclasses.asdict(self.budget) if self.budget else {}
         for name, limit in limits.items():
             if limit is not None and limit <= 0:
@@ -135,7 +140,7 @@ class IRanker(Ranker):
     def plan(self, problem: Problem) -> Plan:
         """See `plans.eliminate` and `plans.judged`."""
         if self.layout == "blocks" and self.readout == "judge":
-            return plans.judged(problem, self.ask, self.top_k)
+            return plans.judged(problem, self.ask, self.top_k, self.query)
         return plans.eliminate(
             problem,
             think=self.think,
@@ -145,13 +150,18 @@ class IRanker(Ranker):
             drop=self.drop,
             budget=self.budget,
             ask=self.ask,
+            query=self.query,
         )
 
 
-def check_layout(layout: Layout) -> None:
-    """ConfigError for a layout that does not exist."""
+def check_layout(layout: Layout, query: QueryPlace = "first") -> None:
+    """ConfigError for a layout that does not exist, and for a query behind candidates that are read for it."""
     if layout not in get_args(Layout):
         raise ConfigError(f"layout {layout!r} is not one of {', '.join(get_args(Layout))}")
+    if query not in get_args(QueryPlace):
+        raise ConfigError(f"query {query!r} is not one of {', '.join(get_args(QueryPlace))}: where it stands")
+    if query == "last" and layout != "blocks":
+        raise ConfigError(f"query last is of layout blocks, not of {layout}: give layout=blocks, or leave query out")
 
 
 def check_blocks(backend: Backend | AsyncBackend, think: bool) -> None:

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from r1ranker.backends.base import AsyncBackend, Backend, NoBackend
 from r1ranker.errors import ConfigError
 from r1ranker.io.documents import parse_yaml
-from r1ranker.prompts import Design, Layout, Readout, Wanted
+from r1ranker.prompts import Design, Layout, QueryPlace, Readout, Wanted
 from r1ranker.ranking.fusing import Fusion
 from r1ranker.ranking.plans import Budget
 from r1ranker.ranking.rankers import (
@@ -46,7 +46,7 @@ class RankerSpec:
 
     design: None is the cheap one: one list (DRanker), unless the model says how it was trained.
     model: hub name, directory or `nano`; with `base_urls` the name the endpoint knows it by.
-    layout, readout, ask: see `IRanker`; None is what the model was trained in, else relist, judge and worst.
+    layout, readout, ask, query: see `IRanker`; None is what the model was trained in, else relist, judge, worst, first.
     top_k, drop, max_calls, max_tokens, max_seconds: see `IRanker`; the last three are its budget per query.
     depth: rank the first so many of the order given; the others keep their places behind them.
     head: the direct design ranks first, and the iterative one the best `head` of that again.
@@ -61,6 +61,7 @@ class RankerSpec:
     engine: what runs the model here; vllm picks the device itself.
     base_urls: OpenAI-compatible endpoints, such as http://localhost:8000/v1; none loads the model here.
     prices: YAML or JSON file of prices by model, for `cost`. cache: folder that keeps every reply.
+    store: file that keeps what was read of candidates for any query, with query last (`store`).
     """
 
     design: Design | None = "iranker"
@@ -69,6 +70,7 @@ class RankerSpec:
     layout: Layout | None = None
     readout: Readout | None = None
     ask: Wanted | None = None
+    query: QueryPlace | None = None
     top_k: int = 1
     drop: int = 1
     max_calls: int | None = None
@@ -93,18 +95,21 @@ class RankerSpec:
     concurrency: int = 32
     prices: Path | None = None
     cache: Path | None = None
+    store: Path | None = None
 
     def __post_init__(self) -> None:
         # `~` is the home folder wherever a path may stand.
         for name in ("model", "thoughts", "recall"):
             value = getattr(self, name)
             object.__setattr__(self, name, expanded(value) if value else value)
-        for name in ("prices", "cache"):
+        for name in ("prices", "cache", "store"):
             value = getattr(self, name)
             object.__setattr__(self, name, Path(value).expanduser() if value else value)
 
     def check(self) -> None:
         """ConfigError for settings that cannot go together or under which nothing is asked; loads no model."""
+        if self.store and self.thoughts:
+            raise ConfigError("thoughts of other queries stand before the candidates: leave them out, or the store")
         where = self.base_urls[0] if self.base_urls else self.engine
         backend = NoBackend(where, masks_blocks=where == "transformers")
         dataclasses.replace(self, thoughts=None).around(backend)
@@ -143,7 +148,12 @@ class RankerSpec:
             return VLLMBackend.load(self.model, dtype=self.dtype)
         from r1ranker.backends.transformers_ import TransformersBackend
 
-        return TransformersBackend.load(self.model, device=self.device, dtype=self.dtype)
+        backend = TransformersBackend.load(self.model, device=self.device, dtype=self.dtype)
+        if self.store:
+            from r1ranker.ranking.store import CandidateStore
+
+            CandidateStore.open(self.store, backend)
+        return backend
 
     def around(self, backend: Backend | AsyncBackend) -> Ranker:
         """The ranker around a backend that exists."""
@@ -151,6 +161,7 @@ class RankerSpec:
             design: Design = "iranker" if getattr(backend, "trained_in", {}) else "dranker"
             return dataclasses.replace(self, design=design).around(backend)
         self._check_together()
+        self._check_store(backend)
         ranker = self._fitted(self._direct(backend) if self.design == "dranker" else self._iterative(backend))
         if self.head:
             ranker = Hybrid(ranker, first=self._fitted(self._direct(backend)), size=self.head)
@@ -182,6 +193,14 @@ class RankerSpec:
         if self.design not in DESIGNS:
             raise ConfigError(f"design {self.design!r} is not one of {', '.join(DESIGNS)}")
 
+    def _check_store(self, backend: Backend | AsyncBackend) -> None:
+        known = not isinstance(backend, NoBackend)  # a model may have been trained so, and says it when it is loaded
+        if self.store and (known or self.query) and self._way(backend)[-1] != "last":
+            raise ConfigError(
+                "a store keeps what any query can use, and this ranker reads its candidates for each query: take a "
+                "model trained with query=last, or set layout=blocks and query=last; or leave the store out"
+            )
+
     def _check_asks(self) -> None:
         for name in ("window", "tournament", "head", "depth"):
             part = getattr(self, name)
@@ -198,27 +217,30 @@ class RankerSpec:
         return Fitted(ranker, None if self.truncate == "context" else self.truncate, written)
 
     def _direct(self, backend: Backend | AsyncBackend) -> DRanker:
-        layout, readout, _ = self._way(backend)
+        layout, readout, _, query = self._way(backend)
         return DRanker(
             backend,
             think=self.think,
             layout="blocks" if layout == "blocks" else "relist",
             readout=readout,
+            query=query,
             max_new_tokens=self.max_new_tokens,
             batch_size=self.batch_size,
         )
 
-    def _way(self, backend: Backend | AsyncBackend) -> tuple[Layout, Readout, Wanted]:
-        """Layout, read-out and what is asked: as set, else as the model was trained."""
+    def _way(self, backend: Backend | AsyncBackend) -> tuple[Layout, Readout, Wanted, QueryPlace]:
+        """Layout, read-out, what is asked, and where the query stands: as set, else as the model was trained."""
         way = getattr(backend, "trained_in", {})
+        layout: Layout = self.layout or way.get("layout", "relist")
         return (
-            self.layout or way.get("layout", "relist"),
+            layout,
             self.readout or way.get("readout", "judge"),
             self.ask or way.get("ask", "worst"),
+            self.query or (way.get("query", "first") if layout == "blocks" else "first"),
         )
 
     def _iterative(self, backend: Backend | AsyncBackend) -> IRanker:
-        layout, readout, ask = self._way(backend)
+        layout, readout, ask, query = self._way(backend)
         limits = (self.max_calls, self.max_tokens, self.max_seconds)
         return IRanker(
             backend,
@@ -226,6 +248,7 @@ class RankerSpec:
             layout=layout,
             readout=readout,
             ask=ask,
+            query=query,
             top_k=self.top_k,
             drop=self.drop,
             budget=Budget(*limits) if any(limit is not None for limit in limits) else None,

@@ -20,7 +20,9 @@ from r1ranker.ranking.spec import RankerSpec, unknown_setting
 from r1ranker.serving.catalogue import CatalogueSettings
 from r1ranker.serving.route_settings import RouteSettings, need
 
-WAYS = frozenset(("design", "think", "layout", "readout", "ask", "top_k", "drop", "head", "tournament", "max_calls"))
+WAYS = frozenset(
+    ("design", "think", "layout", "readout", "ask", "query", "top_k", "drop", "head", "tournament", "max_calls")
+)
 """Settings that say how to rank; without any of them it is done in the cheap way: see `RankerSpec.design`."""
 
 

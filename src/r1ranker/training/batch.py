@@ -275,7 +275,7 @@ def read_pools(network: Any, batch: PoolBatch) -> tuple[Tensor, Tensor]:
     logits, hidden = [], []
     for row, pool in enumerate(batch.pools):
         values, hidden_S_H = read[distinct[pool]]
-        if pool.labels:
+        if not pool.judged:
             logits.append(F.pad(values, (0, N - len(pool.blocks), 0, T - len(pool.questions))))
             hidden.append(F.pad(hidden_S_H, (0, 0, 0, T - len(pool.questions))))
             continue

@@ -84,7 +84,7 @@ def _begin(
     config: RunConfig,
 ) -> _Episode:
     part = part_of(problem, pool)
-    prompt = block_prompt(part, config.readout, wanted(config), rng)
+    prompt = block_prompt(part, config.readout, wanted(config), rng, query=config.query)
     steps = len(pool) - 1 if whole else 1
     return _Episode(part, prompt, backend.block_ids(prompt), rng, steps, called=tuple(pool))
 
@@ -117,7 +117,7 @@ def drawn(weights: Mapping[int, float], rng: random.Random) -> int:
 def _sample(episode: _Episode, config: RunConfig) -> Sample:
     """The episode as one sample, an entry of `completion_ids` for each step: the place of the block that was named."""
     pool = episode.pool
-    if pool.questions:
+    if not pool.judged:
         (question,) = pool.questions
         sees = [tuple(k - 1 for k in left) for left in episode.left]
         pool = dataclasses.replace(pool, questions=tuple(dataclasses.replace(question, sees=s) for s in sees))

@@ -26,6 +26,7 @@ def dev_mrr(backend: Backend, dev: Sequence[Problem], config: RunConfig, crew: C
         layout=config.layout,
         readout=config.readout,
         ask=config.ask,
+        query=config.query,
         max_new_tokens=config.ppo.max_new_tokens,
     )
     crew = crew or Crew()
