@@ -1,6 +1,6 @@
 """What a query costs where it stands last: with what was read of candidates in a store, without, and query first.
 
-    python benchmarks/store.py --model nano --pools llms passages titles-1000 titles-10000 --json nano.json
+    python benchmarks/store.py --model nano --pools llms passages titles-1000 --json nano.json
     python benchmarks/store.py --model smol-base --pools llms --json smol-base.json
 
 In one run: tokens and milliseconds a query (the median; one thread) of every way to rank each pool, what a store takes
@@ -66,7 +66,8 @@ def paper_tokens(backend: TransformersBackend, problem: Problem) -> int:
 
 def ways(backend: TransformersBackend, n: int) -> dict[str, tuple[IRanker, bool]]:
     """By name: a ranker, and whether it has a store."""
-    judge = IRanker(backend, layout="blocks", ask="best")
+    # Of a long list the best ten: a step for each of n candidates holds the probabilities of all that are left.
+    judge = IRanker(backend, layout="blocks", ask="best", top_k=1 if n <= 100 else 10)
     named = replace(judge, readout="identifier")
     found = {
         "judge, query first": (judge, False),
