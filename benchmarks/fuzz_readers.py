@@ -92,6 +92,10 @@ def readers() -> dict[str, Reader]:
     texts = {"queries.tsv": _lines("1\towls", "2\tmice"), "qrels.txt": _lines("1 0 d1 2", "2 0 d2 1"), "run.txt": run}
     hits = [{"content": f"owl {i}", "docid": f"d{i}", "rank": i, "score": 9.5 - i} for i in range(6)]
     asked = [{"query": f"owls {q}", "hits": [hit | {"qid": q} for hit in hits]} for q in range(4)]
+    documents = _lines(*({"id": f"d{i}", "content": f"owl {i}"} for i in range(3)))
+    examples = _lines(
+        *({"id": n, "query": "owl", "gold_ids": [f"d{n}"], "excluded_ids": ["d2"]} for n in range(2)),
+    )
     judged = _lines(*(f"{q} 0 d{i} {2 - i}" for q in range(4) for i in range(2)))
     llms = {
         name: {"size": "7B", "feature": "quick", "input_price": 1, "output_price": 1 + i} for i, name in enumerate("ab")
@@ -114,6 +118,9 @@ def readers() -> dict[str, Reader]:
         "trec.tsv": Reader(texts | {"corpus.tsv": _lines(*(f"d{i}\towl {i}" for i in range(3)))}, _source("trec")),
         "rankllm": Reader({"a.json": _lines(asked), "qrels.txt": judged}, _source("rankllm", tasks=["passage-bm25"])),
         "requests": Reader({"a.jsonl": _lines(*asked), "qrels.txt": judged}, _source("trec")),
+        "bright": Reader(
+            {"documents/bio-0.jsonl": documents, "examples/bio-0.jsonl": examples}, _source("bright", top_k=2)
+        ),
         "msmarco-qa": Reader({"train-0.parquet": _parquet()}, _source("msmarco-qa", tasks=["passage-5"])),
         "llmrouter": Reader(router, _source("llmrouter", objectives=["performance"])),
         "routing-log": Reader(
@@ -203,10 +210,16 @@ def mutated(content: bytes, rng: random.Random) -> bytes:
     return content
 
 
+def lay_out(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files by their paths in a folder."""
+    for file, content in files.items():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_bytes(content)
+
+
 def tried(reader: Reader, valid: int, name: str, content: bytes, folder: Path) -> tuple[str, str]:
     """What becomes of a source one of whose files is replaced: refused, read, told, lost or traceback; and a detail."""
-    for file, whole in reader.files.items():
-        (folder / file).write_bytes(content if file == name else whole)
+    lay_out(folder, reader.files | ({name: content} if name in reader.files else {}))
     with _told() as words:
         try:
             found = reader.read(folder)
@@ -253,9 +266,7 @@ def fuzz(inputs: int, seed: int, seconds: float) -> dict[str, Outcome]:
         folders = {name: Path(top) / name for name in readers()}
         valid: dict[str, int] = {}
         for name, reader in readers().items():
-            folders[name].mkdir()
-            for file, content in reader.files.items():
-                (folders[name] / file).write_bytes(content)
+            lay_out(folders[name], reader.files)
             valid[name] = reader.read(folders[name])
         for number in range(inputs):
             if time.monotonic() > until:

@@ -31,8 +31,7 @@ def folders(fuzzing: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     made = {}
     for name, reader in fuzzing.readers().items():
         folder = tmp_path_factory.mktemp(name)
-        for file, content in reader.files.items():
-            (folder / file).write_bytes(content)
+        fuzzing.lay_out(folder, reader.files)
         made[name] = folder, reader.read(folder)
     return made
 

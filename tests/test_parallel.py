@@ -45,6 +45,15 @@ WARM = {
         **{"steps": 4, "batch": 6, "lr": 1e-3, "log_every": 1, "pointwise": 1.0, "pointing": 1.0},
     },
 }
+LEFT = """
+import atexit, sys
+from torch import distributed
+
+say = sys.stdout.write  # whole lines at once, for both processes write to one pipe
+atexit.register(lambda: say(f"left {not distributed.is_initialized()}\\n"))
+"""
+"""What is said at the end, after all that is registered later: whether a process has left its group. One that ends in
+it may abort."""
 SEVERAL = """
 import json, sys
 from r1ranker.cli import app
@@ -54,9 +63,8 @@ for command in json.loads(sys.argv[1]):
 """
 """Commands one after the other in the same processes, which take long to start."""
 KEPT = """
-import atexit, json, sys
+import json, sys
 from pathlib import Path
-from torch import distributed
 from r1ranker.baselines.notes import load_splits
 from r1ranker.io.config import load_config
 from r1ranker.training.learner import new_learner
@@ -64,9 +72,6 @@ from r1ranker.training.ppo import ppo_step
 
 config = load_config(Path(sys.argv[2]))
 problems = load_splits(config.data)["train"]
-say = sys.stdout.write  # whole lines at once, for both processes write to one pipe
-atexit.register(lambda: say(f"left {not distributed.is_initialized()}\\n"))
-
 
 def here(tensor):
     return (tensor.to_local() if hasattr(tensor, "to_local") else tensor).numel()
@@ -83,8 +88,7 @@ for shard in (False, True):
     if learner.crew.leads:
         say(json.dumps(kept) + "\\n")
 """
-"""Of how many weights each process keeps moments, how many weights of the policy, and how many these are in all; at the
-end, whether it has left its group: a process that ends in it may abort."""
+"""Of how many weights each process keeps moments, how many weights of the policy, and how many these are in all."""
 
 
 def by_one(*command: str) -> None:
@@ -157,7 +161,7 @@ def gone_on(of_two: Path, tiny_dir: Path) -> str:
     assert [torch.load(checkpoints(out)[-1], weights_only=True)["step"] for out in stopped] == [1, 1]
     commands = [["train", str(out.with_suffix(".yaml")), "--resume"] for out in stopped]
     script, config = of_two / "kept.py", written(of_two / "kept", settings_of("all-credited", tiny_dir))
-    script.write_text(SEVERAL + KEPT)
+    script.write_text(LEFT + SEVERAL + KEPT)
     return by_two(str(script), json.dumps(commands), str(config), models=len(commands))
 
 

@@ -169,4 +169,4 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
         benches([DataConfig(source="llmrouter", path=tmp_path / "none")], None)
     given = ["main", "--scale", "small", "--system", "mine=iranker:nano", "--out", str(tmp_path / "out")]
     result = CliRunner().invoke(APP, given)
-    assert result.exit_code == 1 and "is for `reproduce routing`" in re.sub(r"\s+", " ", result.output)
+    assert result.exit_code == 1 and "--system is for recommendation and routing" in re.sub(r"\s+", " ", result.output)
