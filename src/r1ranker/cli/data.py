@@ -114,7 +114,7 @@ def data_stats(
         loaded = run_config(config, settings, json_, scenarios=scenarios)
         rows = stats(load_splits(loaded.data, loaded.scenarios))
     table = Table(*(Column(name, overflow="fold") for name in rows[0]))  # a cut name names no task
-    table.columns[0].overflow = "fold"  # long names of tasks are told apart by their ends
+    table.columns[0].no_wrap = True  # whole at any width: a name in pieces cannot be searched for
     for row in rows:
         table.add_row(*(f"{value:.1f}" if isinstance(value, float) else str(value) for value in row.values()))
     console.print(table)
