@@ -153,6 +153,26 @@ def test_pools_longer_than_a_row_are_read_in_parts(nano: TransformersBackend) ->
     assert parts.tolist() == pytest.approx(whole.tolist(), abs=1e-4)
 
 
+def check_one_pass_has_the_gradients_of_its_steps(
+    nano: TransformersBackend, episode: Sample, steps: Sequence[Sample]
+) -> None:
+    """Log-probabilities and gradients of an episode as one sequence are those of its steps as samples of their own."""
+
+    def logprobs_and_gradient(samples: Sequence[Sample]) -> tuple[list[float], torch.Tensor]:
+        nano.network.zero_grad()
+        batch = pack_pools(samples, nano.encoder.yes_no(), 4096, nano.network.device)
+        logprobs = score(nano.network, batch).logprobs_B_T[batch.mask_B_T.bool()]
+        (logprobs * torch.arange(1, len(logprobs) + 1)).sum().backward()
+        gradient = torch.cat([p.grad.flatten() for p in nano.network.parameters() if p.grad is not None])
+        return logprobs.tolist(), gradient.clone()
+
+    one, gradient = logprobs_and_gradient([episode])
+    many, summed = logprobs_and_gradient(steps)
+    nano.network.zero_grad()
+    assert one == pytest.approx(many, abs=1e-5)
+    assert torch.allclose(gradient, summed, atol=1e-4 * float(summed.abs().max()))
+
+
 @pytest.mark.parametrize("readout", ["judge", "identifier"])
 @pytest.mark.parametrize("ask", ["worst", "best"])
 def test_an_episode_as_one_sequence_has_the_gradients_of_its_steps(
@@ -163,21 +183,7 @@ def test_an_episode_as_one_sequence_has_the_gradients_of_its_steps(
     settings = config(readout=readout, ask=ask)
     (episode,) = pools.episodes(nano, [state], settings)
     steps = [_step(episode, t) for t in range(episode.steps)]
-
-    def logprobs_and_gradient(samples: Sequence[Sample]) -> tuple[list[float], torch.Tensor]:
-        nano.network.zero_grad()
-        batch = pack_pools(samples, nano.encoder.yes_no(), 4096, nano.network.device)
-        scores = score(nano.network, batch)
-        logprobs = scores.logprobs_B_T[batch.mask_B_T.bool()]
-        (logprobs * torch.arange(1, len(logprobs) + 1)).sum().backward()
-        gradient = torch.cat([p.grad.flatten() for p in nano.network.parameters() if p.grad is not None])
-        return logprobs.tolist(), gradient.clone()
-
-    one, gradient = logprobs_and_gradient([episode])
-    many, summed = logprobs_and_gradient(steps)
-    nano.network.zero_grad()
-    assert one == pytest.approx(many, abs=1e-5)
-    assert torch.allclose(gradient, summed, atol=1e-4 * float(summed.abs().max()))
+    check_one_pass_has_the_gradients_of_its_steps(nano, episode, steps)
 
 
 def _step(episode: Sample, t: int) -> Sample:

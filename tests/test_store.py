@@ -25,8 +25,9 @@ from r1ranker.ranking.rankers import DRanker, IRanker
 from r1ranker.ranking.spec import RankerSpec
 from r1ranker.ranking.store import CandidateStore
 from r1ranker.training import pools
-from r1ranker.training.batch import Sample, pack_pools, score
+from r1ranker.training.batch import Sample
 from r1ranker.training.ppo import train
+from test_blocks import check_one_pass_has_the_gradients_of_its_steps
 
 TEXTS = (
     "the barn owl lives four years",
@@ -152,20 +153,7 @@ def test_an_episode_as_one_sequence_has_the_gradients_of_its_steps(
     )
     whole = problem()
     (episode,) = pools.episodes(nano, [(whole, whole.identifiers, True, random.Random(3))], settings)
-
-    def logprobs_and_gradient(samples: Sequence[Sample]) -> tuple[list[float], torch.Tensor]:
-        nano.network.zero_grad()
-        batch = pack_pools(samples, nano.encoder.yes_no(), 4096, nano.network.device)
-        logprobs = score(nano.network, batch).logprobs_B_T[batch.mask_B_T.bool()]
-        (logprobs * torch.arange(1, len(logprobs) + 1)).sum().backward()
-        gradient = torch.cat([p.grad.flatten() for p in nano.network.parameters() if p.grad is not None])
-        return logprobs.tolist(), gradient.clone()
-
-    one, gradient = logprobs_and_gradient([episode])
-    many, summed = logprobs_and_gradient([_step(episode, t) for t in range(episode.steps)])
-    nano.network.zero_grad()
-    assert one == pytest.approx(many, abs=1e-5)
-    assert torch.allclose(gradient, summed, atol=1e-4 * float(summed.abs().max()))
+    check_one_pass_has_the_gradients_of_its_steps(nano, episode, [_step(episode, t) for t in range(episode.steps)])
 
 
 def _step(episode: Sample, t: int) -> Sample:
