@@ -15,6 +15,7 @@ from torch import Tensor
 
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.training.algorithms.expected import expected_policy_loss
+from r1ranker.training.algorithms.listnet import listnet_loss
 from r1ranker.training.algorithms.log_expected import log_expected_loss
 from r1ranker.training.batch import Sample, allowed_logprobs, pack, score, shared_batches, token_logprobs
 from r1ranker.training.losses import kl_k3, masked_sum, policy_loss, value_loss
@@ -344,9 +345,19 @@ def test_with_one_answer_that_earns_the_logarithm_is_the_cross_entropy_of_it() -
     )
 
 
-def test_answers_that_all_earn_the_same_teach_nothing() -> None:
+def test_labels_pull_the_policy_to_their_shares_and_answers_that_are_absent_are_left_out() -> None:
+    logits = torch.tensor([[0.3, -1.0, 0.8, -torch.inf]], requires_grad=True)
+    listnet_loss(torch.log_softmax(logits, -1), torch.tensor([[3.0, 0.0, 1.0, 0.0]])).backward()
+    p = torch.softmax(torch.tensor([0.3, -1.0, 0.8]), -1)
+    assert logits.grad is not None
+    expected = [*(p - torch.tensor([0.75, 0.0, 0.25])).tolist(), 0.0]
+    assert logits.grad[0].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("whole", [log_expected_loss, listnet_loss])
+def test_answers_that_all_earn_the_same_teach_nothing(whole: Callable[[Tensor, Tensor], Tensor]) -> None:
     logprobs = torch.log_softmax(torch.zeros(2, 3), -1).requires_grad_()
-    loss = log_expected_loss(logprobs, torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]))
+    loss = whole(logprobs, torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]))
     loss.backward()
     assert float(loss.detach()) == 0.0
     assert logprobs.grad is not None and not logprobs.grad.any()

@@ -143,10 +143,10 @@ class PPOConfig(Strict):
         description="credit the sampled answer by GAE, or all that could stand in its place by their own reward "
         "(think off)",
     )
-    objective: Literal["surrogate", "log"] = Field(
+    objective: Literal["surrogate", "log", "listnet"] = Field(
         "surrogate",
-        description="of answers credited whole (answer=expected): the clipped surrogate of their expected reward, or "
-        "its logarithm, log sum_a pi(a) r(a)",
+        description="of answers credited whole (answer=expected): the clipped surrogate of their expected reward, "
+        "its logarithm, log sum_a pi(a) r(a), or labels in its place: the cross-entropy of r(a) / sum r",
     )
     estimator: Literal["gae", "grpo", "dr_grpo", "rloo"] = Field(
         "gae", description="advantages by a critic, or against the `group` of trajectories that began alike"
@@ -263,9 +263,11 @@ class RunConfig(Strict):
         return self
 
     @model_validator(mode="after")
-    def _log_is_of_expected(self) -> RunConfig:
-        if self.ppo.objective == "log" and (self.ppo.answer != "expected" or self.think):
-            raise ValueError("ppo.objective=log needs all answers credited: set ppo.answer=expected and think=false")
+    def _whole_objectives_are_of_expected(self) -> RunConfig:
+        objective = self.ppo.objective
+        if objective != "surrogate" and (self.ppo.answer != "expected" or self.think):
+            needs = "all answers credited: set ppo.answer=expected and think=false"
+            raise ValueError(f"ppo.objective={objective} needs {needs}")
         return self
 
     @property

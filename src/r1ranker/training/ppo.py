@@ -28,6 +28,7 @@ from r1ranker.io.provenance import write_provenance
 from r1ranker.problem import Problem, Splits, first_by_task
 from r1ranker.prompts import build_prompt
 from r1ranker.training.algorithms.expected import expected_policy_loss
+from r1ranker.training.algorithms.listnet import listnet_loss
 from r1ranker.training.algorithms.log_expected import log_expected_loss
 from r1ranker.training.batch import Batch, PoolBatch, Sample, Scores, pack, score
 from r1ranker.training.checkpoint import begun, checkpoints, discard, origin_of, restore, save_checkpoint, save_model
@@ -308,7 +309,7 @@ def ppo_loss(
 def _expected_loss(scores: Scores, experience: Sequence[Experience], ppo: PPOConfig) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, clipped share, expected reward), summed over all answers that are credited whole; B is one for each.
 
-    The loss is `expected_policy_loss`, or of the logarithm.
+    The loss is `expected_policy_loss`, or that of the objective.
     """
     allowed = scores.allowed_logprobs_B_T_A
     assert allowed is not None
@@ -323,8 +324,9 @@ def _expected_loss(scores: Scores, experience: Sequence[Experience], ppo: PPOCon
         advantages_B_A[i, : len(advantages)] = advantages
         rewards_B_A[i, : len(advantages)] = torch.tensor(experience[row].sample.answer_rewards[t])
     expected = (logprobs_B_A.detach().exp() * rewards_B_A).sum()
-    if ppo.objective == "log":
-        return log_expected_loss(logprobs_B_A, rewards_B_A), logprobs_B_A.new_zeros(()), expected
+    if ppo.objective != "surrogate":
+        whole = {"log": log_expected_loss, "listnet": listnet_loss}[ppo.objective]
+        return whole(logprobs_B_A, rewards_B_A), logprobs_B_A.new_zeros(()), expected
     return *expected_policy_loss(logprobs_B_A, old_B_A, advantages_B_A, ppo.clip), expected
 
 

@@ -7,6 +7,7 @@ a small pool, beside the enumerated gradient of the expected reward (`truth`).
 | --- | --- | --- |
 | `expected` | all answers of a step, by what each earns itself | `ppo.answer: expected` |
 | `log_expected` | the same, of the logarithm of the expectation | `ppo.objective: log` |
+| `listnet` | labels in place of rewards: no reinforcement learning, to compare with | `ppo.objective: listnet` |
 | `moved_up` | all that could stand in a place, by the list in which it moves up to there | `expected` of a DRanker |
 | `gae` | the answer that was sampled, against a critic | `ppo.estimator: gae` |
 | `grpo` | it, against its group, on the group's scale | `ppo.estimator: grpo` |
