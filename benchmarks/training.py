@@ -2,6 +2,7 @@
 
     python benchmarks/training.py
     python benchmarks/training.py --rounds 4 --json training.json
+    python benchmarks/training.py --model smol-base --completions 16 --rounds 1      # a pretrained model: 20 minutes
 
 All train the embedded model on the embedded recommendation tasks, pools of 20, in float32 on one CPU thread. Rates
 are by this process's own CPU seconds, so that a busy machine is not in them; `busy` is their share of the time
@@ -13,6 +14,9 @@ critic head; with `grpo` there are groups of 8, which read their prompt once, an
 checkpointing is off. `TRL, least` is the least it can do: no reference, and one update on all 64, before which
 nothing has to be scored. Micro-batches are the fastest for each on CPU: 2048 padded tokens for ours (4096 is as fast,
 1024 and 8192 are slower), 8 rows for TRL (4, 16 and 32 are slower). The first round of each is not counted.
+
+Another model than the embedded one thinks only (untrained it writes to the limit whatever it is asked), both in
+float32 and with bfloat16 passes, and no episodes are timed.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,11 +48,25 @@ from r1ranker.training import for_trl, rollout
 from r1ranker.training.learner import new_learner
 from r1ranker.training.ppo import ppo_step
 
-COMPLETIONS, GROUP, ROWS = 64, 8, 8
+GROUP, ROWS = 8, 8
 LEARNING_RATE, KL = 1e-7, 0.001
 EPISODES, DECISIONS = 8, 19
 WRITERS = {"DRanker": ("dranker", False, 64), "IRanker, thinking": ("iranker", True, 48)}
 """Design, thoughts, and how many tokens a completion may have. The embedded model's are shorter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is trained: a model by name, completions a round, rounds that are counted, and the passes' type."""
+
+    model: str
+    completions: int
+    rounds: int
+    dtype: str = "float32"
+
+    @property
+    def minibatch(self) -> int:
+        return self.completions // 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +92,12 @@ class Clock(TrainerCallback):
         self.marks.append(mark(state.num_input_tokens_seen))
 
 
-def run_config(design: str, think: bool, limit: int, layout: str = "relist", **ppo: Any) -> RunConfig:
+def run_config(job: Job, design: str, think: bool, limit: int, layout: str = "relist", **ppo: Any) -> RunConfig:
     """Of our loop; what `ppo` does not name is as TRL has it."""
-    alike = {"batch": COMPLETIONS, "minibatch": 32, "kl": KL, "entropy": 0.0, "max_new_tokens": limit}
+    alike = {"batch": job.completions, "minibatch": job.minibatch, "kl": KL, "entropy": 0.0, "max_new_tokens": limit}
     ours = {"micro_tokens": 2048, "critic": "head", "actor_lr": LEARNING_RATE, "critic_lr": LEARNING_RATE}
-    run = {"model": "nano", "design": design, "think": think, "layout": layout, "device": "cpu", "threads": 1}
+    run = {"model": job.model, "design": design, "think": think, "layout": layout}
+    run |= {"device": "cpu", "threads": 1, "dtype": job.dtype}
     return RunConfig.model_validate(run | {"ppo": {"episode_share": 0.0} | alike | ours | ppo})
 
 
@@ -93,23 +112,24 @@ def ours(problems: Sequence[Problem], config: RunConfig, rounds: int) -> tuple[M
     return marks[0], marks[-1]
 
 
-def trl(rows: Any, limit: int, rounds: int, **settings: Any) -> tuple[Mark, Mark]:
+def trl(job: Job, rows: Any, limit: int, **settings: Any) -> tuple[Mark, Mark]:
     """The same of TRL's trainer."""
-    network, tokenizer = load("nano", device="cpu", threads=1)
-    network.generation_config.eos_token_id = [tokenizer.convert_tokens_to_ids(STOP), tokenizer.eos_token_id]
-    updates = COMPLETIONS // (ROWS * settings["gradient_accumulation_steps"])
+    network, tokenizer = load(job.model, device="cpu", threads=1, dtype="float32")
+    if job.model == "nano":
+        network.generation_config.eos_token_id = [tokenizer.convert_tokens_to_ids(STOP), tokenizer.eos_token_id]
+    updates = job.completions // (ROWS * settings["gradient_accumulation_steps"])
     clock = Clock()
     with tempfile.TemporaryDirectory() as out:
         config = GRPOConfig(
             output_dir=out,
-            max_steps=updates * (1 + rounds),
+            max_steps=updates * (1 + job.rounds),
             per_device_train_batch_size=ROWS,
-            generation_batch_size=COMPLETIONS,
+            generation_batch_size=job.completions,
             num_generations=GROUP,
             max_completion_length=limit,
             learning_rate=LEARNING_RATE,
             use_cpu=True,
-            bf16=False,
+            bf16=job.dtype == "bfloat16",
             activation_checkpointing=False,
             logging_strategy="no",
             save_strategy="no",
@@ -138,34 +158,39 @@ def row(setting: str, system: str, what: str, count: int, marks: tuple[Mark, Mar
     }
 
 
-def against_trl(problems: Sequence[Problem], rounds: int) -> list[dict[str, Any]]:
+def against_trl(problems: Sequence[Problem], job: Job) -> list[dict[str, Any]]:
     """Sampled completions: our two estimators and two ways to set TRL."""
     rows = []
     for setting, (design, think, limit) in WRITERS.items():
-        _, tokenizer = load("nano", device="cpu", threads=1)
+        if job.model != "nano" and not think:
+            continue
+        _, tokenizer = load(job.model, device="cpu", threads=1)
         asked = for_trl.dataset(problems, tokenizer, design, think=think)
-        ours_as_trl = run_config(design, think, limit, estimator="grpo", group=GROUP)
+        ours_as_trl = run_config(job, design, think, limit, estimator="grpo", group=GROUP)
         runs = {
-            "ours, gae": partial(ours, problems, run_config(design, think, limit), rounds),
-            "ours, grpo": partial(ours, problems, ours_as_trl, rounds),
-            "TRL": partial(trl, asked, limit, rounds, beta=KL, gradient_accumulation_steps=32 // ROWS),
-            "TRL, least": partial(trl, asked, limit, rounds, beta=0.0, gradient_accumulation_steps=COMPLETIONS // ROWS),
+            "ours, gae": partial(ours, problems, run_config(job, design, think, limit), job.rounds),
+            "ours, grpo": partial(ours, problems, ours_as_trl, job.rounds),
+            "TRL": partial(trl, job, asked, limit, beta=KL, gradient_accumulation_steps=job.minibatch // ROWS),
+            "TRL, least": partial(
+                trl, job, asked, limit, beta=0.0, gradient_accumulation_steps=job.completions // ROWS
+            ),
         }
-        rows += [row(setting, name, "completions", COMPLETIONS * rounds, run()) for name, run in runs.items()]
+        setting = setting if job.dtype == "float32" else f"{setting}, {job.dtype}"
+        rows += [row(setting, name, "completions", job.completions * job.rounds, run()) for name, run in runs.items()]
     return rows
 
 
-def by_sequence(problems: Sequence[Problem], rounds: int) -> list[dict[str, Any]]:
+def by_sequence(problems: Sequence[Problem], job: Job) -> list[dict[str, Any]]:
     """Whole episodes of an IRanker without thoughts: the same decisions in one sequence, or each in its own."""
     rows = []
     for layout, one in (("append", True), ("append", False), ("relist", False)):
         sizes = {"batch": EPISODES * DECISIONS, "minibatch": EPISODES // 2 * (1 if one else DECISIONS)}
-        config = run_config("iranker", False, 8, layout, episode_share=1.0, **sizes)
+        config = run_config(job, "iranker", False, 8, layout, episode_share=1.0, **sizes)
         joined = rollout.joined if one else lambda _: None
         with mock.patch.object(rollout, "joined", joined):
-            marks = ours(problems, config, rounds)
+            marks = ours(problems, config, job.rounds)
         name = "one sequence an episode" if one else "one sequence a decision"
-        rows.append(row(layout, name, "decisions", EPISODES * DECISIONS * rounds, marks))
+        rows.append(row(layout, name, "decisions", EPISODES * DECISIONS * job.rounds, marks))
     return rows
 
 
@@ -180,6 +205,8 @@ def shown(title: str, rows: Sequence[dict[str, Any]]) -> Table:
 def main() -> None:
     """Parse, run, print, and write JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="nano")
+    parser.add_argument("--completions", type=int, default=64, help="of a round, a multiple of 16")
     parser.add_argument("--rounds", type=int, default=2, help="that are counted, after one that is not")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
@@ -189,10 +216,14 @@ def main() -> None:
     origin = provenance()
     machine = origin["machine"]
     console.print(f"{machine['system']}, {machine['cores']} cores, torch {torch.__version__}", highlight=False)
-    tables = {"completions": against_trl(problems, given.rounds)}
+    job = Job(given.model, given.completions, given.rounds)
+    tables = {"completions": against_trl(problems, job)}
+    if given.model != "nano":
+        tables["completions"] += against_trl(problems, replace(job, dtype="bfloat16"))
     console.print(shown("training on completions", tables["completions"]))
-    tables["episodes"] = by_sequence(problems, given.rounds)
-    console.print(shown(f"training on episodes of {DECISIONS} decisions", tables["episodes"]))
+    if given.model == "nano":
+        tables["episodes"] = by_sequence(problems, job)
+        console.print(shown(f"training on episodes of {DECISIONS} decisions", tables["episodes"]))
     write_json(given.json, {"provenance": origin} | tables)
 
 
