@@ -245,11 +245,13 @@ def test_what_cannot_be_masked_is_refused_by_name(nano: TransformersBackend, tmp
 def test_settings_that_do_not_go_together_are_refused() -> None:
     for changes, words in (
         ({"think": True}, "layout=blocks has no thoughts"),
-        ({"ppo": {"answer": "sampled", "critic": "separate"}}, "set ppo.critic=head"),
         ({"ppo": {"answer": "sampled", "objective": "log"}}, "set ppo.answer=expected"),
     ):
         with pytest.raises(ConfigError, match=words):
             config(**changes)
+    only_ranks = config(ppo={"answer": "sampled", "critic": "separate"})
+    with pytest.raises(ConfigError, match=r"set ppo\.critic=head"):
+        only_ranks.check_training()
 
 
 def test_a_model_is_asked_the_way_it_was_trained_and_its_adapter_makes_the_same_model(tmp_path: Path) -> None:

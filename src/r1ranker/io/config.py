@@ -258,8 +258,6 @@ class RunConfig(Strict):
             return self
         if self.think:
             raise ValueError("layout=blocks has no thoughts: set think=false, or another layout")
-        if self.ppo.estimator == "gae" and self.ppo.critic == "separate" and self.ppo.answer == "sampled":
-            raise ValueError("layout=blocks has no critic of its own network: set ppo.critic=head")
         return self
 
     @model_validator(mode="after")
@@ -286,7 +284,12 @@ class RunConfig(Strict):
         return {"layout": self.layout, "readout": self.readout, "ask": self.ask, "query": self.query}
 
     def check_training(self) -> None:
-        """Raises ConfigError for settings that training would read and do nothing with."""
+        """Raises ConfigError for settings that training cannot do, or would read and do nothing with."""
+        alone = self.ppo.estimator == "gae" and self.ppo.critic == "separate" and self.ppo.answer == "sampled"
+        if self.layout == "blocks" and alone:
+            raise ConfigError(
+                "layout=blocks has no critic of its own network: set ppo.critic=head, or ppo.answer=expected"
+            )
         if self.think and self.ppo.answer == "expected":
             raise ConfigError(
                 "ppo.answer=expected credits identifiers that are chosen without a thought, and think=true: "
