@@ -5,9 +5,10 @@ In and out: a network of transformers. Adapters sit inside its linear layers, an
 
 from __future__ import annotations
 
+import ctypes
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,16 @@ def recomputing(network: Any) -> Iterator[None]:
     finally:
         for layer in layers:
             del layer.forward
+
+
+def give_back_freed() -> None:
+    """What was freed goes back to the system, where glibc allocates.
+
+    Batches differ in length, so hardly a tensor of a step fits where one of the last step lay, and what the process
+    holds would grow from step to step.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _adapted(network: Any) -> list[Any]:

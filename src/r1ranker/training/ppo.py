@@ -37,7 +37,7 @@ from r1ranker.training.experience import Experience, micro_batches, with_advanta
 from r1ranker.training.learner import Learner, finished, new_learner, progress
 from r1ranker.training.logs import KEPT, RunLog
 from r1ranker.training.losses import kl_k3, masked_sum, policy_loss, value_loss
-from r1ranker.training.memory import recomputing, save_adapter
+from r1ranker.training.memory import give_back_freed, recomputing, save_adapter
 from r1ranker.training.parallel import Crew, join_crew
 from r1ranker.training.rollout import State, Trajectory, check_prompts, collect, draw
 from r1ranker.training.sharding import clip_gradients
@@ -160,6 +160,7 @@ def ppo_step(
     if log is not None and (step == 1 or step % ppo.validate_every == 0):
         log.show(rollouts(step, _all(lanes), _all(trajectories), _all(experience), config.design, config.ask))
     learner.backend.forget()
+    give_back_freed()
     stats |= batch_stats(_all(experience), crew)
     learner.tokens += round(stats["tokens"])
     return stats | {"tokens": learner.tokens, "tokens_per_s": stats["tokens"] / (time.perf_counter() - began)}
