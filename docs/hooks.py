@@ -11,7 +11,6 @@ from typing import Any
 from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
 
-OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:\.\./)+(?:results|src|examples|benchmarks|tests)(?:/[^)]*)?\)")
 NOT_DOCS = re.compile(r"\[([^\]]+)\]\((?!docs/|https?:|#)[^)]*\)")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 
@@ -24,9 +23,10 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """A page without links to what is no part of the site."""
-    return OUTSIDE.sub(r"\1", markdown)
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """A page without links to what is no part of the site: those that go up past the docs."""
+    up = page.file.src_uri.count("/") + 1
+    return re.sub(rf"\[([^\]]+)\]\((?:\.\./){{{up}}}[^)]*\)", r"\1", markdown)
 
 
 def on_page_content(content: str, **_: Any) -> str:
