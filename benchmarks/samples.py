@@ -1,12 +1,15 @@
 """How much training it takes to be as good as plain PPO is at its end.
 
     python benchmarks/samples.py --json out.json      # a seed took half an hour beside two other jobs
+    python benchmarks/samples.py --saved out.json --json out.json      # curves that stand there are not trained again
 
-Plain is the paper's: sampled answers, binary rewards, states of every pool size, at three learning rates. Ours is what
-`reproduce --scale mini` trains with (all answers credited, pools of up to six), with plain's rewards and the highest of
-its rates, both chosen with seed 3. All begin from the embedded model. In: nothing. Out: for each seed the dev MRR at
-which the best plain run ends, and the best that any was seen at; and what ours and the first plain run to stand there
-had been trained on by then: tokens read, and decisions, each of which is one generated token.
+Plain is the paper's: sampled answers, binary rewards, states of every pool size, at three learning rates. `expected` is
+what `reproduce --scale mini` trains with (all answers credited, pools of up to six), with plain's rewards and the
+highest of its rates, both chosen with seed 3. `blocks` is what `quickstart` trains with (judges, the best one
+selected, the logarithm), with plain's rewards. All begin from the embedded model. In: nothing. Out: for each seed the
+dev MRR at which the best plain run ends, and the best that any was seen at; and what each of ours and the first plain
+run to stand there had been trained on by then: tokens read, and decisions, of which each is one generated token in
+plain and in `expected`, and none of a judge.
 """
 
 from __future__ import annotations
@@ -28,27 +31,31 @@ from r1ranker.training.logs import read_log
 
 Curve = list[tuple[float, int, int]]
 """(dev MRR, tokens trained on, decisions trained on) at each validation."""
-PLAIN: dict[str, Any] = {"answer": "sampled", "reward": "paper", "largest_pool": None}
-SETTINGS: dict[str, dict[str, Any]] = {
-    "ours": {"actor_lr": 2.0e-4, "reward": "paper"},
-    "plain, 5e-5": PLAIN | {"actor_lr": 5.0e-5},
-    "plain, 1e-4": PLAIN | {"actor_lr": 1.0e-4},
-    "plain, 2e-4": PLAIN | {"actor_lr": 2.0e-4},
+OURS = {
+    "expected": ["ppo.actor_lr=2.0e-4", "ppo.validate_every=3"],
+    "blocks": [
+        *("layout=blocks", "ask=best", "ppo.objective=log", "ppo.actor_lr=5.0e-4"),
+        *("ppo.token_budget=375000", "ppo.validate_every=1"),
+    ],
+}
+"""Ours are soon past what plain comes to, so they are looked at more often."""
+PLAIN = {
+    f"plain, {rate}": [
+        *("ppo.answer=sampled", "ppo.largest_pool=null"),
+        *(f"ppo.actor_lr={rate}", "ppo.validate_every=10"),
+    ]
+    for rate in ("5e-5", "1e-4", "2e-4")
 }
 
 
-def trained(seed: int, budget: int, out: Path) -> dict[str, Curve]:
-    """The curves of all settings with one seed; trains what is not done."""
-    base = load_config(Path("reproduce-mini"), [f"seed={seed}", f"ppo.token_budget={budget}"])
+def trained(seed: int, budget: int, out: Path, saved: Mapping[str, Curve]) -> dict[str, Curve]:
+    """The curves of all settings with one seed; trains what is neither saved nor done."""
+    base = load_config(Path("reproduce-mini"), [f"seed={seed}", f"ppo.token_budget={budget}", "ppo.reward=paper"])
     study = Study("samples", "mini", base, out, out / "models", None)
-    models = study.trained_all([overrides(name) for name in SETTINGS])
-    return {name: curve(model.parent, study.config.ppo.batch) for name, model in zip(SETTINGS, models, strict=True)}
-
-
-def overrides(name: str) -> list[str]:
-    """What a run changes of the base run."""
-    every = 3 if name == "ours" else 10  # ours is soon past what plain comes to, so it is looked at more often
-    return [f"ppo.{key}={json.dumps(value)}" for key, value in (SETTINGS[name] | {"validate_every": every}).items()]
+    todo = {name: overrides for name, overrides in (OURS | PLAIN).items() if name not in saved}
+    models = study.trained_all(list(todo.values()))
+    new = {name: curve(model.parent, study.config.ppo.batch) for name, model in zip(todo, models, strict=True)}
+    return {name: saved.get(name) or new[name] for name in OURS | PLAIN}
 
 
 def curve(run: Path, batch: int) -> Curve:
@@ -62,10 +69,12 @@ def curve(run: Path, batch: int) -> Curve:
 
 def compared(curves: Mapping[str, Curve]) -> list[dict[str, Any]]:
     """When ours and any plain run first stood where plain ends, and at the best that plain was seen at."""
-    plain = [points for name, points in curves.items() if name != "ours"]
+    plain = [curves[name] for name in PLAIN]
     goals = {"end": max(points[-1][0] for points in plain), "best": max(max(points)[0] for points in plain)}
     return [
-        {"goal": f"plain's {name}", "MRR": goal} | _reached(goal, curves["ours"], plain) for name, goal in goals.items()
+        {"goal": f"plain's {goal}", "MRR": mrr, "ours": name} | _reached(mrr, curves[name], plain)
+        for name in OURS
+        for goal, mrr in goals.items()
     ]
 
 
@@ -88,12 +97,14 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=1_500_000, help="training tokens of plain PPO")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/samples"), help="runs; what is done is not done again")
+    parser.add_argument("--saved", type=Path, help="JSON of an earlier run, whose curves are taken as they are")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
+    saved = json.loads(given.saved.read_text(encoding="utf-8"))["curves"] if given.saved else {}
     rows: list[dict[str, Any]] = []
     curves: dict[int, dict[str, Curve]] = {}
     for seed in given.seeds:
-        curves[seed] = trained(seed, given.budget, given.out)
+        curves[seed] = trained(seed, given.budget, given.out, saved.get(str(seed), {}))
         rows += [{"seed": seed} | row for row in compared(curves[seed])]
         found = {"provenance": provenance(), "budget": given.budget, "rows": rows, "curves": curves}
         write_json(given.json, found)

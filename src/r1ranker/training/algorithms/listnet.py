@@ -22,6 +22,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from r1ranker.training.algorithms.log_expected import differs
+
 
 def listnet_loss(logprobs_B_A: Tensor, rewards_B_A: Tensor) -> Tensor:
     """L of each row, summed over B decisions. -inf marks answers that a row does not have.
@@ -29,9 +31,7 @@ def listnet_loss(logprobs_B_A: Tensor, rewards_B_A: Tensor) -> Tensor:
     rewards_B_A: >= 0. A row in which all earn the same teaches nothing and counts 0.
     """
     absent = logprobs_B_A == -torch.inf
-    most = rewards_B_A.masked_fill(absent, -torch.inf).amax(-1)
-    least = rewards_B_A.masked_fill(absent, torch.inf).amin(-1)
-    teaches = most > least
+    teaches = differs(logprobs_B_A, rewards_B_A)
     earned_B_A = rewards_B_A.masked_fill(absent, 0.0)[teaches]
     target_B_A = earned_B_A / earned_B_A.sum(-1, keepdim=True)
     return -(target_B_A * logprobs_B_A.masked_fill(absent, 0.0)[teaches]).sum()

@@ -28,11 +28,15 @@ def log_expected_loss(logprobs_B_A: Tensor, rewards_B_A: Tensor) -> Tensor:
 
     rewards_B_A: >= 0. A row in which all earn the same teaches nothing and counts 0.
     """
-    absent = logprobs_B_A == -torch.inf
-    most = rewards_B_A.masked_fill(absent, -torch.inf).amax(-1)
-    least = rewards_B_A.masked_fill(absent, torch.inf).amin(-1)
-    teaches = most > least
+    teaches = differs(logprobs_B_A, rewards_B_A)
     logs_B_A = torch.log(rewards_B_A.clamp(min=torch.finfo(rewards_B_A.dtype).tiny))
-    earning = (rewards_B_A > 0) & ~absent
+    earning = (rewards_B_A > 0) & (logprobs_B_A != -torch.inf)
     summed_B = torch.logsumexp((logprobs_B_A + logs_B_A)[teaches].masked_fill(~earning[teaches], -torch.inf), -1)
     return -summed_B.sum()
+
+
+def differs(logprobs_B_A: Tensor, rewards_B_A: Tensor) -> Tensor:
+    """(B,) whether answers of a row earn different rewards, so that the row can teach."""
+    absent = logprobs_B_A == -torch.inf
+    most = rewards_B_A.masked_fill(absent, -torch.inf).amax(-1)
+    return most > rewards_B_A.masked_fill(absent, torch.inf).amin(-1)
