@@ -100,13 +100,15 @@ def main() -> None:
     parser.add_argument("--saved", type=Path, help="JSON of an earlier run, whose curves are taken as they are")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    saved = json.loads(given.saved.read_text(encoding="utf-8"))["curves"] if given.saved else {}
+    earlier = json.loads(given.saved.read_text(encoding="utf-8")) if given.saved else {}
+    saved = earlier.get("curves", {})
     rows: list[dict[str, Any]] = []
     curves: dict[int, dict[str, Curve]] = {}
     for seed in given.seeds:
         curves[seed] = trained(seed, given.budget, given.out, saved.get(str(seed), {}))
         rows += [{"seed": seed} | row for row in compared(curves[seed])]
-        found = {"provenance": provenance(), "budget": given.budget, "rows": rows, "curves": curves}
+        found = {"provenance": provenance(), "saved": earlier.get("provenance"), "budget": given.budget}
+        found |= {"rows": rows, "curves": curves}
         write_json(given.json, found)
     table = Table(*rows[0], title="training until plain PPO's dev MRR")
     for row in rows:
