@@ -51,6 +51,28 @@ def join(
     write_json(json_, {"adapter": out, "rank": rank, "kept": share})
 
 
+@model_app.command("cut")
+def cut(
+    model: Annotated[str, typer.Argument(help="Name or directory of a model.")],
+    layers: Annotated[int, typer.Option(min=1, help="How many of its layers are kept, the first ones.")],
+    out: Annotated[Path, typer.Option(help="Folder of the new model; it must not exist.")],
+    json_: Json = None,
+) -> None:
+    """Write the first layers of a model as a model of its own: half the layers read and train twice as fast.
+
+    Example: `r1ranker model cut smol-base --layers 15 --out models/half`
+    """
+    from r1ranker.backends.models import resolve
+    from r1ranker.backends.weights import first_layers
+
+    with errors():
+        if out.exists():
+            raise ConfigError(f"{out} exists; give another folder")
+        first_layers(resolve(model), layers, out)
+    console.print(f"model {out}   {layers} layers", highlight=False, markup=False, soft_wrap=True)
+    write_json(json_, {"model": out, "layers": layers})
+
+
 @model_app.command("list")
 def list_(json_: Json = None) -> None:
     """The models that have names here, and how to get those that are not on this machine.
