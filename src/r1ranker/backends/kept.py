@@ -92,7 +92,7 @@ class Kept:
         self._chunks.append(chunk)
 
     def write(self, path: Path, said: Mapping[str, str]) -> None:
-        """All entries as one file; chunks as they are, since those of a catalogue are gigabytes. said: see `said_of`."""
+        """All entries as one file; chunks as they are: a catalogue has gigabytes. said: see `said_of`."""
         order = {entry: n for n, entry in enumerate(self._places)}
         ids = [token for head, block in order for token in block or head]
         tensors = {f"known.{n}": chunk for n, chunk in enumerate(self._chunks)} | {
