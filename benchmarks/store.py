@@ -1,7 +1,10 @@
 """What a query costs where it stands last: with what was read of candidates in a store, without, and query first.
 
-    python benchmarks/store.py --model nano --pools llms passages titles-1000 --json nano.json
+    python benchmarks/store.py --model nano --pools passages titles-1000 titles-10000 --queries 2 --json nano.json
     python benchmarks/store.py --model smol-base --pools llms --json smol-base.json
+    python benchmarks/store.py --model smol-base --pools titles-1000 --ways "judge, query last, store"
+
+Of pools of 1 000 and more one query is measured, the first: it costs thousands of times what a first call adds.
 
 In one run: tokens and milliseconds a query (the median; one thread) of every way to rank each pool, what a store takes
 to make and to hold, and the tokens of the paper's loop, which are counted and not run. On a machine that others use
@@ -13,6 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import resource
 import tempfile
 import time
 from collections.abc import Sequence
@@ -43,6 +47,7 @@ POOLS = {
 }
 """By name: scenario, candidates, words of each."""
 QUERY_WORDS, HISTORY = 10, 3
+LONG = 1000
 
 
 def pool(kind: str, number: int) -> Problem:
@@ -66,8 +71,7 @@ def paper_tokens(backend: TransformersBackend, problem: Problem) -> int:
 
 def ways(backend: TransformersBackend, n: int) -> dict[str, tuple[IRanker, bool]]:
     """By name: a ranker, and whether it has a store."""
-    # Of a long list the best ten: a step for each of n candidates holds the probabilities of all that are left.
-    judge = IRanker(backend, layout="blocks", ask="best", top_k=1 if n <= 100 else 10)
+    judge = IRanker(backend, layout="blocks", ask="best")
     named = replace(judge, readout="identifier")
     found = {
         "judge, query first": (judge, False),
@@ -93,22 +97,29 @@ def spent(work: Any) -> tuple[Any, float, float]:
     return result, time.perf_counter() - clock, time.process_time() - processor
 
 
-def measured(backend: TransformersBackend, kind: str, queries: int, folder: Path) -> list[dict[str, Any]]:
-    """A row for each way."""
+def measured(
+    backend: TransformersBackend, kind: str, queries: int, folder: Path, wanted: Sequence[str] | None
+) -> list[dict[str, Any]]:
+    """A row for each way wanted (None: for all)."""
     _, n, _ = POOLS[kind]
-    problems = [pool(kind, number) for number in range(queries + 1)]
+    unmeasured = 1 if n < LONG else 0
+    problems = [pool(kind, number) for number in range(queries + unmeasured)]
     paper = paper_tokens(backend, problems[0])
     rows: list[dict[str, Any]] = []
     for name, (ranker, stored) in ways(backend, n).items():
+        if name not in (wanted or [name]):
+            continue
         row: dict[str, Any] = {"pool": kind, "n": n, "way": name, "paper_tokens": paper}
         backend.forget()
         backend.kept = None
         if stored:
             row |= made(ranker, problems[0], folder / "store.safetensors")
-        each = [spent(lambda p=p, r=ranker: r.rank(p)) for p in problems][1:]  # type: ignore[misc]
+        each = [spent(lambda p=p, r=ranker: r.rank(p)) for p in problems][unmeasured:]  # type: ignore[misc]
         row["tokens"] = median(ranking.usage.prompt_tokens for ranking, _, _ in each)
         row |= {"ms": 1000 * median(s for _, s, _ in each), "cpu_ms": 1000 * median(s for _, _, s in each)}
-        rows.append(row | {"fewer_tokens": paper / row["tokens"]})
+        # Of the process up to now; what is mapped of a store counts where it was asked for.
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+        rows.append(row | {"fewer_tokens": paper / row["tokens"], "peak_mb": peak})
     return rows
 
 
@@ -127,11 +138,13 @@ def made(ranker: IRanker, problem: Problem, file: Path) -> dict[str, Any]:
 
 def told(rows: Sequence[dict[str, Any]], console: Console, title: str) -> None:
     """A table of one pool."""
-    table = Table("way", "tokens", "fewer than the paper's", "ms", "ms of the processor", "store, MB", title=title)
+    table = Table(
+        "way", "tokens", "fewer than the paper's", "ms", "ms of the processor", "store, MB", "peak, MB", title=title
+    )
     for row in rows:
         size = f"{row['store_mb']:.1f}" if "store_mb" in row else ""
         fewer, ms, cpu = f"{row['fewer_tokens']:.0f}x", f"{row['ms']:.0f}", f"{row['cpu_ms']:.1f}"
-        table.add_row(row["way"], f"{row['tokens']:.0f}", fewer, ms, cpu, size)
+        table.add_row(row["way"], f"{row['tokens']:.0f}", fewer, ms, cpu, size, f"{row['peak_mb']:.0f}")
     console.print(table)
 
 
@@ -141,6 +154,7 @@ def main() -> None:
     parser.add_argument("--model", default="nano")
     parser.add_argument("--pools", nargs="+", choices=POOLS, default=["llms", "passages", "titles-1000"])
     parser.add_argument("--queries", type=int, default=5)
+    parser.add_argument("--ways", nargs="+", help="those named so alone; all")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     torch.set_num_threads(1)
@@ -149,8 +163,8 @@ def main() -> None:
     console, rows = Console(), list[dict[str, Any]]()
     with tempfile.TemporaryDirectory() as folder:
         for kind in asked.pools:
-            queries = asked.queries if POOLS[kind][1] < 1000 else 1
-            rows += measured(backend, kind, queries, Path(folder))
+            queries = asked.queries if POOLS[kind][1] < LONG else 1
+            rows += measured(backend, kind, queries, Path(folder), asked.ways)
             told([row for row in rows if row["pool"] == kind], console, f"{asked.model}, {kind}")
             dtype, load = str(backend.network.dtype), os.getloadavg()[0]
             known = {"model": asked.model, "dtype": dtype, "load": load, "rows": rows}

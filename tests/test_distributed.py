@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,8 @@ import pytest
 from r1ranker.errors import BackendError
 from r1ranker.problem import Problem
 from r1ranker.ranking import distributed
-from r1ranker.ranking.distributed import absolute, rank_each_on_ray
+from r1ranker.ranking.distributed import PROBLEM, RankBlock, absolute, rank_each_on_ray
+from r1ranker.ranking.drive import RANKING
 from r1ranker.ranking.spec import RankerSpec
 
 MakeProblem = Callable[..., Problem]
@@ -40,6 +42,15 @@ def test_files_are_named_so_that_actors_find_them_and_names_stay(
     assert (found.prices, found.cache) == (tmp_path / "prices.yaml", tmp_path / "cache")
     for spec in (RankerSpec(recall="random"), RankerSpec(model="org/model", recall="org/encoder")):
         assert absolute(spec) == spec
+
+
+def test_an_actor_hands_over_a_long_ranking_in_less_room_than_its_steps_written_out(make_problem: MakeProblem) -> None:
+    spec, problem = RankerSpec(model="nano", layout="blocks"), make_problem(100)
+    (row,) = RankBlock(spec)(pa.table({"place": [7], "problem": [PROBLEM.dump_json(problem)]})).to_pylist()
+    assert row["place"] == 7 and not row["error"]
+    ranking, here = pickle.loads(row["ranking"]), spec.build().rank(problem)
+    assert ranking.docids == here.docids and ranking.steps == here.steps
+    assert 8 * len(row["ranking"]) < len(RANKING.dump_json(here))
 
 
 @pytest.fixture(scope="module")

@@ -104,7 +104,8 @@ def thought_of(completion: str) -> str:
 
 def completed_order(answer: Answer, pool: Sequence[int]) -> tuple[int, ...]:
     """The one rule of DRanker: the named identifiers in the order named, then the rest in pool order."""
-    named = [k for k in answer.ids if k in pool]
+    known = set(pool)
+    named = [k for k in answer.ids if k in known]
     return tuple(dict.fromkeys([*named, *pool]))
 
 

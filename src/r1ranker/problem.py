@@ -17,9 +17,12 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, PlainSerializer
 
 from r1ranker.errors import DataError
 from r1ranker.scenarios import GENERAL, SCENARIOS, Scenario, unknown
@@ -89,8 +92,8 @@ class Problem:
         docids = [candidate.docid for candidate in self.candidates]
         _check_text(where, (self.qid, self.task, *docids, *self.gains, *self.prior))
         if len(set(docids)) != len(docids):
-            twice = sorted({d for d in docids if docids.count(d) > 1})
-            raise DataError(f"{where}: docid {twice[0]!r} occurs more than once in the pool")
+            twice = min(docid for docid, times in Counter(docids).items() if times > 1)
+            raise DataError(f"{where}: docid {twice!r} occurs more than once in the pool")
         self._check_numbers(where)
         if not self.group:
             object.__setattr__(self, "group", self.qid)
@@ -223,6 +226,11 @@ class Usage:
         )
 
 
+# A pool or probabilities may be a view (`ranking.luce`); files hold what it reads as.
+Pool = Annotated[Sequence[int], AfterValidator(tuple), PlainSerializer(tuple, return_type=tuple[int, ...])]
+Chances = Annotated[Mapping[int, float], PlainSerializer(dict, return_type=dict[int, float])]
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One model call and what followed. `pool` is what the model saw, `removed` what left the pool.
@@ -231,12 +239,12 @@ class Step:
     was chosen without a thought: of being named in this step; for a list, of being the best of the pool.
     """
 
-    pool: tuple[int, ...]
+    pool: Pool
     answer: Answer
     removed: tuple[int, ...] = ()
     thought: str = ""
     completion: str = ""
-    probabilities: Mapping[int, float] = field(default_factory=dict)
+    probabilities: Chances = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

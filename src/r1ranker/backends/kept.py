@@ -92,14 +92,12 @@ class Kept:
         self._chunks.append(chunk)
 
     def write(self, path: Path, said: Mapping[str, str]) -> None:
-        """All entries as one file. said: of whose they are, see `said_of`."""
+        """All entries as one file; chunks as they are: a catalogue has gigabytes. said: see `said_of`."""
         order = {entry: n for n, entry in enumerate(self._places)}
-        slices = [self._chunks[chunk][begin:end] for chunk, begin, end in self._places.values()]
         ids = [token for head, block in order for token in block or head]
-        tensors = {
-            "known": torch.cat(slices),
+        tensors = {f"known.{n}": chunk for n, chunk in enumerate(self._chunks)} | {
             "ids": torch.tensor(ids, dtype=torch.int32),
-            "lengths": torch.tensor([len(part) for part in slices], dtype=torch.int32),
+            "places": torch.tensor(list(self._places.values()), dtype=torch.int32),
             # The entry that is its head; a head names itself.
             "heads": torch.tensor([order[head, NOTHING] for head, _ in order], dtype=torch.int32),
         }
@@ -108,15 +106,15 @@ class Kept:
     def map(self, path: Path) -> None:
         """Take the entries of a file, whose keys and values stay on disk until they are asked for."""
         with safe_open(path, framework="pt") as file:
-            known, ids, lengths, heads = (file.get_tensor(name) for name in ("known", "ids", "lengths", "heads"))
+            ids, heads, places = (file.get_tensor(name) for name in ("ids", "heads", "places"))
+            chunks = [file.get_tensor(f"known.{n}") for n in range(int(places[:, 0].max()) + 1)]
+        lengths = places[:, 2] - places[:, 1]
         pieces = [tuple(part.tolist()) for part in ids.split(lengths.tolist())]
-        begin = 0
-        for piece, of_head in zip(pieces, heads.tolist(), strict=True):
+        for piece, of_head, (chunk, begin, end) in zip(pieces, heads.tolist(), places.tolist(), strict=True):
             head = pieces[of_head]
             entry = (head, NOTHING) if of_head == len(self._places) else (head, piece)
-            self._places[entry] = len(self._chunks), begin, begin + len(piece)
-            begin += len(piece)
-        self._chunks.append(known)
+            self._places[entry] = len(self._chunks) + chunk, begin, end
+        self._chunks += chunks
 
 
 def said_of(path: Path) -> dict[str, str]:

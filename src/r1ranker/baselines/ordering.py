@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from r1ranker.elimination import ranking_from
 from r1ranker.problem import Problem, Ranking, Usage, rng_for
+from r1ranker.ranking.luce import asked_about
 
 FREE = Usage()
 
@@ -33,7 +34,7 @@ def undecided_by_coin(problem: Problem, ranking: Ranking, system: str) -> Rankin
     may stand anywhere, but for a tail kept behind the head that was ranked. Candidates that an elimination left over
     without probabilities tie.
     """
-    seen = {problem.candidate(k).docid for step in ranking.steps for k in step.pool}
+    seen = {problem.candidate(k).docid for k in asked_about(ranking.steps)}
     last = max((place for place, docid in enumerate(ranking.docids) if docid in seen), default=len(ranking.docids))
     order = [docid for docid in ranking.docids if docid in seen]
     free = [docid for docid in ranking.docids[:last] if docid not in seen]

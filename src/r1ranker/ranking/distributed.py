@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import pickle
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -23,7 +24,7 @@ from pydantic import TypeAdapter
 from r1ranker.backends.models import NAMES
 from r1ranker.errors import BackendError, R1RankerError
 from r1ranker.problem import Problem
-from r1ranker.ranking.drive import RANKING, Finished
+from r1ranker.ranking.drive import Finished
 from r1ranker.ranking.rankers import Ranker
 from r1ranker.ranking.spec import RankerSpec
 
@@ -92,7 +93,7 @@ def _rank_each(ray: Any, problems: Iterable[Problem], spec: RankerSpec, actors: 
     for row in rankings.iter_rows():
         if row["error"]:
             raise BackendError(row["error"])
-        yield row["place"], RANKING.validate_json(row["ranking"])
+        yield row["place"], pickle.loads(row["ranking"])
 
 
 class RankBlock:
@@ -119,7 +120,8 @@ class RankBlock:
             finished, self._error = [], str(error)
         if self._error:
             return _table([places[0]], [b""], self._error)
-        return _table([places[i] for i, _ in finished], [RANKING.dump_json(ranking) for _, ranking in finished])
+        # Pickled, as all that Ray carries is: the views of a long list's steps stay views.
+        return _table([places[i] for i, _ in finished], [pickle.dumps(ranking) for _, ranking in finished])
 
 
 def _table(places: list[int], rankings: list[bytes], error: str = "") -> pa.Table:

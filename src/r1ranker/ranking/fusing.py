@@ -12,7 +12,8 @@ weight on dev.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from statistics import fmean
 from typing import Literal
 
 from r1ranker.elimination import ranking_from
@@ -82,13 +83,11 @@ def _prior(problem: Problem) -> dict[int, float]:
 
 def _reciprocal(scores: Mapping[int, float]) -> dict[int, float]:
     """1 / (60 + rank); those with one score share the mean of their ranks, so that no order of the pool decides."""
-    falling = sorted(scores.values(), reverse=True)
-    return {k: 1 / (RRF_K + _mean_rank(falling, value)) for k, value in scores.items()}
-
-
-def _mean_rank(falling: Sequence[float], value: float) -> float:
-    first = falling.index(value) + 1
-    return first + (falling.count(value) - 1) / 2
+    ranks: dict[float, list[int]] = {}
+    for rank, value in enumerate(sorted(scores.values(), reverse=True), start=1):
+        ranks.setdefault(value, []).append(rank)
+    mean = {value: fmean(shared) for value, shared in ranks.items()}
+    return {k: 1 / (RRF_K + mean[value]) for k, value in scores.items()}
 
 
 def _normalised(scores: Mapping[int, float]) -> dict[int, float]:

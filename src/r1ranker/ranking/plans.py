@@ -33,6 +33,7 @@ from r1ranker.prompts import (
     written_list,
 )
 from r1ranker.ranking.fusing import Fusion, check_prior, fuse
+from r1ranker.ranking.luce import Chances, Left, course_of, renamed
 
 EMPTY_THOUGHT_TOKENS = 16
 """Room for a ranking without a thought: this many tokens plus TOKENS_PER_CANDIDATE for each candidate."""
@@ -111,16 +112,14 @@ def judged(problem: Problem, ask: Wanted | None, top_k: int = 1, query: QueryPla
     best = reply.said.probabilities
     order = tuple(sorted(ids, key=lambda k: -best[k]))
     if ask is None:
-        step = Step(ids, Answer("valid", order), completion=written_list(order), probabilities=dict(best))
+        step = Step(ids, Answer("valid", order), completion=written_list(order), probabilities=best)
         return ranking_from(problem, order, (step,), reply.usage)
     named = order[:top_k] if ask == "best" and top_k > 1 else order[:-1] if ask == "best" else order[: top_k - 1 : -1]
-    state, steps = start(ids), list[Step]()
-    for k in named:
-        weights = {other: best[other] if ask == "best" else 1 / max(best[other], TINY) for other in state.pool}
-        total = sum(weights.values()) or 1.0
-        steps.append(chosen_step(state.pool, (k,), {other: weight / total for other, weight in weights.items()}))
-        state = state.remove(k)
-    return ranking_from(problem, order, tuple(steps), reply.usage)
+    strengths = {k: max(best[k], TINY) for k in ids}
+    course = course_of(strengths if ask == "best" else {k: 1 / strength for k, strength in strengths.items()}, named)
+    views = (Left(course, gone) for gone in range(len(named)))
+    steps = [chosen_step(left, (k,), Chances(left)) for left, k in zip(views, named, strict=True)]
+    return ranking_from(problem, order, steps, reply.usage)
 
 
 def listed(problem: Problem, layout: Layout = "relist", query: QueryPlace = "first") -> Plan:
@@ -222,10 +221,10 @@ def _removal(pool: tuple[int, ...], prompt: Prompt, reply: Reply, count: int, as
     return Step(pool, answer, (removal_of(answer, pool, ask),), thought_of(text), text)
 
 
-def chosen_step(pool: tuple[int, ...], removed: Sequence[int], probabilities: Mapping[int, float]) -> Step:
+def chosen_step(pool: Sequence[int], removed: Sequence[int], probabilities: Mapping[int, float]) -> Step:
     """The step in which identifiers were chosen for removal without a thought, the worst first."""
     completion = "\n".join(f"{NO_THOUGHT}[{k}]</answer>" for k in removed)
-    return Step(pool, Answer("valid", tuple(removed)), tuple(removed), "", completion, dict(probabilities))
+    return Step(pool, Answer("valid", tuple(removed)), tuple(removed), "", completion, probabilities)
 
 
 def _written(prompt: Prompt, reply: Reply) -> tuple[str, bool]:
@@ -338,15 +337,4 @@ def _part(problem: Problem, pool: Sequence[int], inner: Planner) -> Part:
     ranking = yield from inner(part_of(problem, pool))
     named = {problem.candidate(k).docid: k for k in pool}
     whole = dict(enumerate(pool, start=1))
-    steps = tuple(_renamed(step, whole) for step in ranking.steps)
-    return tuple(named[docid] for docid in ranking.docids), steps, ranking.usage
-
-
-def _renamed(step: Step, whole: Mapping[int, int]) -> Step:
-    return dataclasses.replace(
-        step,
-        pool=tuple(whole[k] for k in step.pool),
-        answer=dataclasses.replace(step.answer, ids=tuple(whole[k] for k in step.answer.ids)),
-        removed=tuple(whole[k] for k in step.removed),
-        probabilities={whole[k]: p for k, p in step.probabilities.items()},
-    )
+    return tuple(named[docid] for docid in ranking.docids), renamed(ranking.steps, whole), ranking.usage

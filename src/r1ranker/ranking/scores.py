@@ -18,6 +18,7 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 
 from r1ranker.problem import Problem, Ranking, Step
+from r1ranker.ranking.luce import goes_on
 
 BY_PLACE = 1e-3
 """Weight of the place alone, so that scores fall strictly where the model saw no difference."""
@@ -81,9 +82,7 @@ def _strengths(steps: Sequence[Step], order: tuple[int, ...]) -> dict[int, float
 
 def _go_on(steps: Sequence[Step]) -> bool:
     """Whether each step is about what the one before left."""
-    return all(
-        bool(step.removed) and set(after.pool) == set(step.pool) - set(step.removed) for step, after in pairwise(steps)
-    )
+    return all(goes_on(step, after) for step, after in pairwise(steps))
 
 
 def _of_steps(steps: Sequence[Step]) -> dict[int, float]:
@@ -93,9 +92,11 @@ def _of_steps(steps: Sequence[Step]) -> dict[int, float]:
     """
     last = steps[-1]
     named = {k: math.log(max(last.probabilities.get(k, 0.0), TINY)) for k in last.pool if k not in last.removed}
+    together = _log_sum(named.values()) if named else None
     for step in reversed(steps):
         for k, odds in reversed(_odds(step)):
-            named[k] = odds + _log_sum(named.values()) if named else 0.0
+            named[k] = 0.0 if together is None else together + odds
+            together = 0.0 if together is None else together + math.log1p(math.exp(odds))
     return named
 
 
@@ -117,22 +118,26 @@ def _log_sum(values: Collection[float]) -> float:
 def _said(steps: Sequence[Step], places: dict[int, int]) -> dict[int, float]:
     """How each did against an average one, by identifier: in the largest pool it stood in, the last of these."""
     best = _names_best(steps, places)
-    found: dict[int, tuple[int, float]] = {}
-    for step in steps:
+    found: dict[int, float] = {}
+    largest_first = sorted(enumerate(steps), key=lambda entry: (-len(entry[1].probabilities), -entry[0]))
+    for _, step in largest_first:
         n = len(step.probabilities)
+        if len(found) == len(places):
+            break
         for k, p in step.probabilities.items():
-            if n >= found.get(k, (0, 0.0))[0]:
-                found[k] = (n, n * p / (1 + n * p) if best else 1 / (1 + n * p))
-    return {k: value for k, (_, value) in found.items()}
+            found.setdefault(k, n * p / (1 + n * p) if best else 1 / (1 + n * p))
+    return found
 
 
 def _names_best(steps: Sequence[Step], places: dict[int, int]) -> bool:
     """Whether steps name the best of their pool, which are then ranked before the others; if not, the worst."""
-    votes = 0
+    votes, rest, before = 0, 0, None
     for step in steps:
+        rest = rest if before and goes_on(before, step) else sum(places[k] for k in step.pool)
+        rest, before = rest - sum(places[k] for k in step.removed), step
         if step.removed and len(step.pool) > len(step.removed):
-            others = [places[k] for k in step.pool if k not in step.removed]
-            votes += 1 if places[step.removed[0]] < sum(others) / len(others) else -1
+            others = rest / (len(step.pool) - len(step.removed))
+            votes += 1 if places[step.removed[0]] < others else -1
         elif step.probabilities and not step.removed:  # a list, read off the probabilities of being the best
             votes += 1
     return votes > 0

@@ -13,6 +13,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from r1ranker.problem import Problem
+from r1ranker.ranking.luce import asked_about
 from r1ranker.serving.bodies import RecommendBody, read
 from r1ranker.serving.catalogue import Catalogue
 from r1ranker.serving.errors import HttpError, json_response
@@ -102,8 +103,7 @@ def _answer(name: str, catalogue: Catalogue, problem: Problem, served: Served, t
 
 def _unread(problem: Problem, served: Served) -> list[str]:
     """What is told of a pool that the model did not read whole."""
-    read = {k for step in served.ranking.steps for k in step.pool}
-    pool = len(problem.candidates)
-    if not read or len(read) == pool:
+    read, pool = len(asked_about(served.ranking.steps)), len(problem.candidates)
+    if read in (0, pool):
         return []
-    return [f"the model read {len(read)} of {pool} candidates; the others stand as the first stage has them"]
+    return [f"the model read {read} of {pool} candidates; the others stand as the first stage has them"]
