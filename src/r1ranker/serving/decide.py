@@ -228,11 +228,11 @@ def _problem(call: str, query: str, asked: Asked, models: Mapping[str, ModelSett
 
 
 def _objective(router: RouterSettings, wishes: Wishes, wish: str) -> str:
-    """What the ranker reads of quality and cost: the request's wish, else the router's own text or its number."""
-    wanted = wishes.cost_quality if wishes.cost_quality is not None else WISHES.get(wish)
-    if wanted is None and router.objective is not None:
+    """What the ranker reads of quality and cost: the request's number or name, else the router's text or number."""
+    asked = wishes.cost_quality if wishes.cost_quality is not None else WISHES.get(wish)
+    if asked is None and router.objective is not None:
         return router.objective
-    return objective_of(router.cost_quality if wanted is None else wanted)
+    return objective_of(next(one for one in (asked, router.cost_quality, WISHES["balance"]) if one is not None))
 
 
 def _wishes(values: Mapping[str, Any], headers: Mapping[str, str]) -> Wishes:
