@@ -37,7 +37,7 @@ def weighed(
     bench: Bench, expected: Mapping[str, Outcomes], asked: Mapping[str, Sequence[Choices]]
 ) -> dict[str, Sequence[Choices]]:
     """Where each router sends each question at each objective; of rankers under test, where they did."""
-    learnt = {
+    learnt: dict[str, Sequence[Choices]] = {
         name: [routing.oracle_choices(of_router, weights) for weights in bench.weights.values()]
         for name, of_router in expected.items()
     }

@@ -229,10 +229,12 @@ def _problem(call: str, query: str, asked: Asked, models: Mapping[str, ModelSett
 
 def _objective(router: RouterSettings, wishes: Wishes, wish: str) -> str:
     """What the ranker reads of quality and cost: the request's number or name, else the router's text or number."""
-    asked = wishes.cost_quality if wishes.cost_quality is not None else WISHES.get(wish)
-    if asked is None and router.objective is not None:
-        return router.objective
-    return objective_of(next(one for one in (asked, router.cost_quality, WISHES["balance"]) if one is not None))
+    wanted: float | str | None = wishes.cost_quality if wishes.cost_quality is not None else WISHES.get(wish)
+    if wanted is None:
+        if router.objective is not None:
+            return router.objective
+        wanted = WISHES["balance"] if router.cost_quality is None else router.cost_quality
+    return objective_of(wanted)
 
 
 def _wishes(values: Mapping[str, Any], headers: Mapping[str, str]) -> Wishes:
