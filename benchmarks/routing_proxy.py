@@ -39,7 +39,6 @@ from r1ranker.io.files import write_whole
 from r1ranker.io.provenance import provenance
 from r1ranker.problem import Problem, Splits
 
-VALUES = {"performance": 1.0, "balance": 0.5, "cost": 0.0}
 Outcomes = dict[str, dict[str, Outcome]]
 
 
@@ -95,8 +94,8 @@ def proxy(folder: Path, data: Path, splits: Splits, model: str, upstream: str, s
             for name, llm in llms.items()
         },
         "routers": {
-            name: {"cost_quality": value, "prior": prior[f"route-{name}"], "fallbacks": 0}
-            for name, value in VALUES.items()
+            name: {"objective": goal.sentence, "prior": prior[f"route-{name}"], "fallbacks": 0}
+            for name, goal in llmrouter.OBJECTIVES.items()
         },
     }
     (folder / "serve.yaml").write_text(yaml.safe_dump(settings))
@@ -161,7 +160,7 @@ def compared(
 
 def asked(splits: Splits, count: int) -> dict[str, list[Problem]]:
     """The same test questions for each objective: those that are a problem in all three."""
-    by_name = {name: {p.group: p for p in splits["test"] if p.task == f"route-{name}"} for name in VALUES}
+    by_name = {name: {p.group: p for p in splits["test"] if p.task == f"route-{name}"} for name in llmrouter.OBJECTIVES}
     shared = [group for group in by_name["performance"] if all(group in of for of in by_name.values())][:count]
     return {name: [of[group] for group in shared] for name, of in by_name.items()}
 

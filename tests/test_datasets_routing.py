@@ -14,7 +14,8 @@ import pytest
 from r1ranker.datasets import llmrouter
 from r1ranker.datasets.common import check_disjoint
 from r1ranker.errors import ConfigError, DataError
-from r1ranker.problem import Problem, Splits
+from r1ranker.problem import Answer, Problem, Splits
+from r1ranker.rewards import RewardPart, graded_selection_reward, kind_of
 
 LLMS = {
     "small": {
@@ -165,6 +166,59 @@ def test_faults_of_outcomes_name_the_line(tmp_path: Path, row: dict[str, Any], m
         llmrouter.load(write_outcomes(tmp_path, [{"question": "q", **row}]))
 
 
+def test_an_objective_may_be_any_weight_of_quality(tmp_path: Path) -> None:
+    problems = by_task(llmrouter.load(write(tmp_path), objectives=[0, 0.5, 0.9, 1, "balance"]))
+    # Utilities at 0.9 are 0.88, 0.85 and -0.1, then -0.02, 0.4 and 0.8; a gain is 1000 less what is lost to the best.
+    assert problems["0.9", 0].gains == {"small": 1000, "middle": 970, "large": 20}
+    assert problems["0.9", 1].gains == {"small": 180, "middle": 600, "large": 1000}
+    assert problems["0.9", 2].gains == {"small": 1000, "middle": 970, "large": 920}
+    assert problems["0", 1].gains == {"small": 1000, "middle": 700, "large": 200}
+    assert problems["1", 1].gains == {"small": 0, "middle": 500, "large": 1000} and ("1", 2) not in problems
+    assert problems["balance", 0].gains == {"small": 10, "middle": 7, "large": 0}, "a name keeps its gains"
+    assert {p.relevant_at for (task, _), p in problems.items() if task != "balance"} == {1000}
+    assert {task: p.objective for (task, kind), p in problems.items() if kind == 1} == {
+        "0": "Only price matters: quality 0%, price 100%.",
+        "0.5": "Quality and price matter equally: quality 50%, price 50%.",
+        "0.9": "Quality matters most: quality 90%, price 10%.",
+        "1": "Only answer quality matters: quality 100%, price 0%.",
+        "balance": "Quality and price matter equally.",
+    }
+    assert llmrouter.objective_for("0.125").sentence == "Price matters most: quality 12.5%, price 87.5%."
+    splits = llmrouter.load(tmp_path, objectives=[0.9])
+    rows = [int(p.group[1:]) for p in splits["train"]]
+    expected = sum(0.9 * SCORES[row % 3]["large"] - 0.1 for row in rows) / len(rows)
+    assert splits["test"][0].prior["large"] == pytest.approx(expected)
+    assert llmrouter.outcomes(tmp_path, ["q1:0.9"]) == {
+        "q1:0.9": {"small": (0.0, 0.2), "middle": (0.5, 0.5), "large": (1.0, 1.0)}
+    }
+
+
+def test_a_loss_that_is_not_none_is_never_relevant(tmp_path: Path) -> None:
+    problems = by_task(llmrouter.load(write(tmp_path), objectives=[0.9999]))
+    assert problems["0.9999", 2].gains == {"small": 1000, "middle": 999, "large": 999}
+
+
+def test_the_worth_of_an_answer_weighs_right_ones_above_small_prices(tmp_path: Path) -> None:
+    """The dearest LLM is right on two of five questions where the cheapest is wrong; at 0.95 it is worth its price."""
+    llms = {name: {"input_price": price, "output_price": price} for name, price in (("cheap", 1), ("dear", 10))}
+    rows = [{"question": f"question {n}", "scores": {"cheap": 0.0, "dear": float(n % 5 < 2)}} for n in range(60)]
+    splits = llmrouter.load(write(tmp_path, rows, llms), objectives=[0.95])
+    problems = [problem for of_split in splits.values() for problem in of_split]
+
+    def mean(reward: RewardPart, llm: str) -> float:
+        each = [
+            reward(Answer("valid", (k,)), problem, problem.identifiers)
+            for problem in problems
+            for k in problem.identifiers
+            if problem.candidate(k).docid == llm
+        ]
+        return sum(each) / len(problems)
+
+    assert mean(llmrouter.worth, "dear") - mean(llmrouter.worth, "cheap") == pytest.approx(0.4 * 0.95 - 0.05 * 0.9)
+    assert mean(graded_selection_reward, "dear") < mean(graded_selection_reward, "cheap")
+    assert kind_of("r1ranker.datasets.llmrouter:worth").selection(Answer("missing", ()), problems[0], (1, 2)) == -1
+
+
 def test_two_folders_can_stand_in_one_run_under_names_of_their_own(tmp_path: Path) -> None:
     path = write(tmp_path)
     usual, other = llmrouter.load(path), llmrouter.load(path, task="route-exam")
@@ -232,8 +286,9 @@ def test_faults_name_the_row(tmp_path: Path, rows: list[dict[str, Any]], message
 
 
 def test_other_faults(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="'speed' is not one of performance"):
-        llmrouter.load(write(tmp_path), objectives=["speed"])
+    for wish in ("speed", 1.5, -0.1, float("nan")):
+        with pytest.raises(ConfigError, match=f"{wish!r} is not one of performance.* and no weight of quality from 0"):
+            llmrouter.load(write(tmp_path), objectives=[wish])
     with pytest.raises(DataError, match="lacks a numeric price"):
         llmrouter.load(write(tmp_path, llms={**LLMS, "small": {"size": "7B"}}))
     for price in (None, "cheap", -1, True):

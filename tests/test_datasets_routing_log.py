@@ -122,7 +122,7 @@ def test_a_cost_that_is_left_out_is_that_of_the_tokens(tmp_path: Path) -> None:
         DataError, match=r"log\.jsonl:1: has no cost; write it, or give its prompt_tokens .*option llms"
     ):
         of(log)
-    assert of(log, objectives=["performance"])
+    assert of(log, objectives=["performance"]) and of(log, objectives=[1])
     (tmp_path / "llms.json").write_text(json.dumps(LLMS))
     priced = of(log, llms="llms.json")
     assert priced.keys() == of(write(tmp_path / "log.jsonl", calls())).keys()

@@ -96,7 +96,8 @@ def test_a_cost_is_that_of_the_very_call_for_a_thousand(finished: Path) -> None:
 def test_tables_tests_curves_and_a_picture_are_written(finished: Path) -> None:
     out = finished / "out" / "routing"
     titles = [table["title"].split(":")[0] for table in json.loads((out / "tables.json").read_text())]
-    assert titles == ["Routers", "Quality against cost", "The gap to the oracle", "What no router can know"]
+    weights = "Utility at each weight of quality"
+    assert titles == ["Routers", "Quality against cost", weights, "The gap to the oracle", "What no router can know"]
     tests = json.loads((out / "comparisons.json").read_text())
     assert {test["baseline"] for test in tests} == {"best-single", "dataset-oracle"}
     assert {"mine", "knn", "kmeans"} <= {test["system"] for test in tests}
@@ -106,6 +107,41 @@ def test_tables_tests_curves_and_a_picture_are_written(finished: Path) -> None:
     picture = (out / "curve-route.svg").read_text()
     assert all(f">{name}</text>" in picture for name in ("oracle", "knn", "mine")) and "NaN" not in picture
     assert (finished / "result.json").is_file() and "## routing" in (finished / "out" / "results.md").read_text()
+
+
+def test_everyone_is_held_to_the_utility_of_each_weight(finished: Path) -> None:
+    """Costs there are shares of the dearest on the question, whatever money the curves are in."""
+    tables = json.loads((finished / "out" / "routing" / "tables.json").read_text())
+    (table,) = (table for table in tables if table["title"].startswith("Utility"))
+    assert table["columns"][:5] == ["router", "performance (1)", "balance (0.5)", "cost (0.2)", "mean"]
+    lines = {row[0]: row for row in table["rows"]}
+    assert lines.keys() == {"random", "best-single", "dataset-oracle", "knn", "kmeans", "oracle", "mine"}
+
+    def best(number: int, weight: float) -> float:
+        costs = row_of(number)["cost_usd"]
+        shares = {llm: cost / costs["dear"] for llm, cost in costs.items()}
+        return max(weight * score - (1 - weight) * shares[llm] for llm, score in scores_of(number).items())
+
+    reached = [fmean(best(number, weight) for number in TEST) for weight in (1, 0.5, 0.2)]
+    assert [float(cell) for cell in lines["oracle"][1:4]] == pytest.approx(reached, abs=6e-4)
+    assert quality(finished, "utility")["oracle"] == pytest.approx(fmean(reached))
+    assert float(lines["random"][1]) == pytest.approx(quality(finished)["random"], abs=6e-4)
+    # Where price matters most, all that learnt choose the cheapest, which nobody need be asked for.
+    cheapest = fmean(-0.8 / (4 + number / 100) for number in TEST)
+    assert [float(lines[name][3]) for name in ("best-single", "knn")] == pytest.approx([cheapest] * 2, abs=6e-4)
+
+
+def test_a_ranker_is_asked_at_the_weights_of_the_source(tmp_path: Path) -> None:
+    data = folder(tmp_path)
+    (bench,) = benches([data.model_copy(update={"options": {"objectives": [0.25, 1, "cost"]}})], None)
+    assert list(bench.problems["test"]) == ["1", "0.25", "cost"], "quality alone first"
+    assert [tuple(weights) for weights in bench.weights.values()] == [(1, 0), (0.25, 0.75), (0.2, 0.8)]
+    assert (
+        next(iter(bench.known["test"])).endswith(":1")
+        and bench.in_shares().known["test"].keys() == bench.known["test"].keys()
+    )
+    with pytest.raises(ConfigError, match="add performance, or 1, to the option objectives"):
+        benches([data.model_copy(update={"options": {"objectives": [0.25]}})], None)
 
 
 def test_the_parts_of_the_gap_add_up(finished: Path) -> None:

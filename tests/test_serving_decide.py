@@ -74,20 +74,26 @@ def test_a_problem_reads_as_the_routing_data_do() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "wished", "name"),
+    ("model", "wished", "said"),
     [
-        ("auto", None, "balance"),
-        ("auto:quality", None, "performance"),
-        ("auto:cost", None, "cost"),
-        ("auto:cost", 1.0, "performance"),
-        ("auto", 0.75, "performance"),
-        ("auto", 0.7, "balance"),
-        ("auto", 0.25, "cost"),
+        ("auto", None, OBJECTIVES["balance"].sentence),
+        ("auto:quality", None, OBJECTIVES["performance"].sentence),
+        ("auto:cost", None, OBJECTIVES["cost"].sentence),
+        ("auto:cost", 1.0, "Only answer quality matters: quality 100%, price 0%."),
+        ("auto", 0.7, "Quality matters most: quality 70%, price 30%."),
+        ("auto", 0.0, "Only price matters: quality 0%, price 100%."),
     ],
 )
-def test_a_wish_is_one_of_the_three_sentences_of_the_data(model: str, wished: float | None, name: str) -> None:
+def test_a_wish_is_a_sentence_of_the_data_or_a_number_as_it_is(model: str, wished: float | None, said: str) -> None:
     problem = pool(user("x", router={"cost_quality": wished}), model=model).problem
-    assert problem is not None and problem.objective == OBJECTIVES[name].sentence
+    assert problem is not None and problem.objective == said
+
+
+def test_a_router_has_a_number_of_its_own() -> None:
+    used = settings(routers={"auto": {"cost_quality": 0.0}})
+    for model, said in (("auto", "Only price matters: quality 0%, price 100%."), ("auto:cost", "Price matters most.")):
+        problem = pool(user("x"), used, model).problem
+        assert problem is not None and problem.objective == said
 
 
 def test_a_routers_own_objective_stands_where_nothing_is_wished() -> None:

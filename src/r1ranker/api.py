@@ -109,7 +109,7 @@ def route(
     llms: Texts,
     model: str = MODEL,
     *,
-    cost_quality: float = 0.5,
+    cost_quality: float | None = None,
     objective: str = "",
     top_k: int | None = None,
     instruction: str = "",
@@ -118,12 +118,13 @@ def route(
     """LLMs by how well they serve the prompt; `[0].docid` is the name to send it to.
 
     llms: names, dicts (name, description, size, input_price and output_price per million tokens), a mapping of names
-    to descriptions, or a DataFrame. cost_quality: from 0, price matters most, to 1, only quality matters. objective:
-    that in words, in its place. The rest: see `rank`.
+    to descriptions, or a DataFrame. cost_quality: the weight of quality, from 0, only price matters, to 1, only
+    quality, said as a number; left out, both matter equally. objective: that in words, in its place. The rest: see
+    `rank`.
     """
     from r1ranker.datasets.inline import llms_of, objective_of
 
-    wish = objective_of(objective or cost_quality)
+    wish = objective_of(objective or ("balance" if cost_quality is None else cost_quality))
     pool: tuple[Candidate, ...] = llms_of(llms)
     problem = Problem("prompt", "route", "routing", pool, query=prompt, objective=wish, instruction=instruction)
     return _only(_ranked([problem], model, top_k, settings))

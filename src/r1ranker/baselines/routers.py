@@ -124,7 +124,8 @@ def nearest(queries: Any, values_Q_V: Array, neighbours: int) -> Callable[[Any],
 
 def clustered(queries: Any, values_Q_V: Array, clusters: int, *, seed: int = 0) -> Callable[[Any], Array]:
     """Of queries asked (vectors), the mean values of the known ones in the nearest of so many k-means clusters."""
-    most = min(clusters, len(np.unique(queries, axis=0)))
+    # One text's vector differs in the sixth digit by the batch it was embedded in: that is no query of its own.
+    most = min(clusters, len(np.unique(np.round(queries, 5), axis=0)))
     found = library("sklearn.cluster").KMeans(most, n_init=4, random_state=seed).fit(queries)
     means_C_V = np.stack([values_Q_V[found.labels_ == cluster].mean(axis=0) for cluster in range(found.n_clusters)])
     return lambda asked: means_C_V[found.predict(asked)]

@@ -18,7 +18,7 @@ def route(
         str | None, typer.Option(help="A router of the YAML, or with a wish, such as auto:cost; default: the first.")
     ] = None,
     cost_quality: Annotated[
-        float | None, typer.Option(min=0, max=1, help="0: only cost matters, 1: only quality.")
+        float | None, typer.Option(min=0, max=1, help="Weight of quality: 0: only price matters, 1: only quality.")
     ] = None,
     max_cost: Annotated[float | None, typer.Option(min=0, help="Dollars an answer may cost, as estimated.")] = None,
     json_: Json = None,

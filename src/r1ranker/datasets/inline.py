@@ -15,7 +15,7 @@ from typing import Any
 
 from r1ranker.datasets.collection import ID_KEYS, Document
 from r1ranker.datasets.llm_outcomes import LLM
-from r1ranker.datasets.llmrouter import OBJECTIVES, describe
+from r1ranker.datasets.llmrouter import OBJECTIVES, describe, objective_for
 from r1ranker.datasets.rankllm import TEXT_KEYS, spaced
 from r1ranker.errors import DataError
 from r1ranker.io.documents import identifier_of, text_of
@@ -26,8 +26,6 @@ Texts = Any
 """A sequence of texts or of dicts, a mapping of docid to either, or a table."""
 NAME_KEYS = ("name", "model", *ID_KEYS)
 FEATURE_KEYS = ("description", "feature", *TEXT_KEYS)
-QUALITY_FROM, COST_TO = 0.75, 0.25
-"""From what `cost_quality` on only quality matters, and up to what price matters most."""
 
 
 def candidates_of(texts: Texts) -> tuple[Candidate, ...]:
@@ -47,14 +45,13 @@ def titles_of(history: Texts) -> tuple[str, ...]:
 
 
 def objective_of(objective: str | float) -> str:
-    """What the model reads of quality and price: one of `OBJECTIVES` by name, a sentence of the caller's, or a number
-    from 0 (price matters most) to 1 (only quality matters), which picks among our three sentences."""
+    """What the model reads of quality and price: one of `OBJECTIVES` by name, a sentence of the caller's, or a number,
+    the weight of quality from 0 (only price matters) to 1 (only quality), which is said as it is."""
     if isinstance(objective, str):
         return OBJECTIVES[objective].sentence if objective in OBJECTIVES else objective
     if not 0 <= objective <= 1:
-        raise DataError(f"objective {objective}: as a number it is from 0, price matters most, to 1, only quality")
-    name = "performance" if objective >= QUALITY_FROM else "cost" if objective <= COST_TO else "balance"
-    return OBJECTIVES[name].sentence
+        raise DataError(f"objective {objective}: as a number it is from 0, only price matters, to 1, only quality")
+    return objective_for(objective).sentence
 
 
 def entries(given: Texts, id_keys: Sequence[str] = ID_KEYS, *, named: bool = False) -> list[tuple[str, Any]]:

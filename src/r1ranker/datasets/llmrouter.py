@@ -11,6 +11,9 @@ The utility of an LLM is w_p * score - w_c * cost. Its cost is what its call cos
 question; without outcomes, the sum of its two prices divided by the largest such sum. Every LLM tied at the best
 utility is relevant (gain 10, `relevant_at=10`): for most questions several LLMs answer equally well. Tasks:
 `route-performance`, `route-balance`, `route-cost`; another first word with the option `task`.
+
+An objective may also be a number, the weight of quality (`route-0.9`): a model that learns from many of them reads the
+number. Gains are then what the utility lost to the best leaves of 1000, on one scale for all questions.
 """
 
 from __future__ import annotations
@@ -27,23 +30,26 @@ from r1ranker.datasets.common import SPLIT_NAMES, Source, limit_per_task, split_
 from r1ranker.datasets.llm_outcomes import LLM, Asked, Numbers, read_outcomes
 from r1ranker.errors import ConfigError
 from r1ranker.io.text import cut
-from r1ranker.problem import Candidate, Problem, Splits, rng_for
+from r1ranker.problem import Answer, Candidate, Problem, Splits, rng_for
 
 log = logging.getLogger(__name__)
 
 TASK = "route"
 BEST_GAIN = 10
+WHOLE = 1000
+"""Gain of the best LLMs where the objective is a number; the utility lost to them, in thousandths, is taken off."""
 TIE = 1e-9
 DESCRIPTION_CHARS = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """Weights of quality and of cost, and the sentence the model reads."""
+    """Weights of quality and of cost, which sum to 1, the sentence the model reads, and the gain of the best LLMs."""
 
     quality: float
     cost: float
     sentence: str
+    best: int = BEST_GAIN
 
 
 OBJECTIVES: dict[str, Objective] = {
@@ -51,6 +57,10 @@ OBJECTIVES: dict[str, Objective] = {
     "balance": Objective(0.5, 0.5, "Quality and price matter equally."),
     "cost": Objective(0.2, 0.8, "Price matters most."),
 }
+"""Those with a name. On the scale of numbers, which are weights of quality, they stand at 1, 0.5 and 0.2."""
+Wish = str | float
+"""A name of `OBJECTIVES`, or a weight of quality from 0 to 1."""
+LEADS = {0.0: "Only price matters", 0.5: "Quality and price matter equally", 1.0: "Only answer quality matters"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +77,36 @@ class Question:
     group: str
 
 
+def objective_for(wish: Wish) -> Objective:
+    """The objective of that name or of that weight of quality, which may be text too, as it stands in a task's name.
+
+    Raises ConfigError for what is neither.
+    """
+    if wish in OBJECTIVES:
+        return OBJECTIVES[str(wish)]
+    try:
+        weight = float(wish)
+    except ValueError:
+        weight = math.nan
+    if not 0 <= weight <= 1:
+        known = ", ".join(OBJECTIVES)
+        raise ConfigError(f"objectives: {wish!r} is not one of {known}, and no weight of quality from 0 to 1")
+    lead = LEADS.get(weight, f"{'Quality' if weight > 0.5 else 'Price'} matters most")
+    said = f"{lead}: quality {100 * weight:.4g}%, price {100 - 100 * weight:.4g}%."
+    return Objective(weight, 1 - weight, said, WHOLE)
+
+
+def name_of(wish: Wish) -> str:
+    """What tasks and qids call it."""
+    return wish if isinstance(wish, str) else f"{wish:g}"
+
+
 def load(
     path: Path,
     *,
     seed: int = 0,
     limit: int | None = None,
-    objectives: Sequence[str] = tuple(OBJECTIVES),
+    objectives: Sequence[Wish] = tuple(OBJECTIVES),
     max_query_chars: int = 1000,
     task: str = TASK,
 ) -> Splits:
@@ -91,11 +125,10 @@ def read(path: Path) -> tuple[dict[str, str], list[Asked]]:
     return {name: describe(name, llm) for name, llm in llms.items()}, asked
 
 
-def check_options(objectives: Sequence[str], max_query_chars: int) -> None:
+def check_options(objectives: Sequence[Wish], max_query_chars: int) -> None:
     """Raises ConfigError for an objective that there is not, and for queries of no length."""
-    unknown = [name for name in objectives if name not in OBJECTIVES]
-    if unknown:
-        raise ConfigError(f"objectives: {unknown[0]!r} is not one of {', '.join(OBJECTIVES)}")
+    for wish in objectives:
+        objective_for(wish)
     if max_query_chars < 1:
         raise ConfigError(f"max_query_chars {max_query_chars} must be at least 1")
 
@@ -105,7 +138,7 @@ def routing_problems(
     asked: Iterable[Asked],
     seed: int,
     limit: int | None,
-    objectives: Sequence[str],
+    objectives: Sequence[Wish],
     max_query_chars: int,
     task: str,
     *,
@@ -121,11 +154,11 @@ def routing_problems(
     side = split_groups((question.group for question in questions), seed)
     sides = {split: [q for q in questions if side[q.group] == split] for split in SPLIT_NAMES}
     splits: Splits = {split: [] for split in SPLIT_NAMES}
-    for name in objectives:
-        prior = _average_utility(sides["train"], OBJECTIVES[name])
+    for name, objective in {name_of(wish): objective_for(wish) for wish in objectives}.items():
+        prior = _average_utility(sides["train"], objective)
         for split, members in sides.items():
             built = [_problem(question, name, candidates, prior, seed, task) for question in members]
-            kept = built if ties else [problem for problem in built if set(problem.gains.values()) != {BEST_GAIN}]
+            kept = built if ties else [problem for problem in built if set(problem.gains.values()) != {objective.best}]
             splits[split] += kept
             if dropped := len(built) - len(kept):
                 log.info("%s-%s, %s: %d questions where all LLMs tie are dropped", task, name, split, dropped)
@@ -151,7 +184,7 @@ def outcomes_of(known: Iterable[Asked], qids: Iterable[str], task: str) -> dict[
 def asked_of(known: Iterable[Asked], qids: Iterable[str], task: str) -> dict[str, Asked]:
     """The question of each qid that is of this source."""
     asked = {question.row: question for question in known}
-    form = re.compile(rf"{re.escape(_owner(task))}q(\d+):\w+")
+    form = re.compile(rf"{re.escape(_owner(task))}q(\d+):[\w.]+")
     rows = {qid: int(match[1]) for qid in qids if (match := form.fullmatch(qid))}
     return {qid: asked[row] for qid, row in rows.items() if row in asked}
 
@@ -197,37 +230,55 @@ def _average_utility(questions: Sequence[Question], objective: Objective) -> dic
     return {name: total / counts[name] for name, total in totals.items()}
 
 
-def _gains(utilities: Mapping[str, float]) -> dict[str, int]:
-    """10 for every LLM tied at the best utility, else 0 to 8 by its place between worst and best."""
+def _gains(utilities: Mapping[str, float], best: int) -> dict[str, int]:
+    """`best` for every LLM tied at the best utility; less for others.
+
+    Of named objectives 0 to 8 by the place between worst and best; of numbers what is left of the whole.
+    """
     low, high = min(utilities.values()), max(utilities.values())
-    return {
-        name: BEST_GAIN if high - utility <= TIE else math.floor(9 * (utility - low) / (high - low))
-        for name, utility in utilities.items()
-    }
+
+    def lesser(utility: float) -> int:
+        if best == WHOLE:
+            return min(max(round(WHOLE * (1 - (high - utility))), 0), WHOLE - 1)
+        return math.floor(9 * (utility - low) / (high - low))
+
+    return {name: best if high - utility <= TIE else lesser(utility) for name, utility in utilities.items()}
+
+
+def worth(answer: Answer, problem: Problem, pool: Sequence[int]) -> float:
+    """The reward of selecting an LLM where objectives are numbers: 1 less the utility lost to the best.
+
+        ppo: {reward: "r1ranker.datasets.llmrouter:worth"}      # with ask: best
+
+    `graded` gives each question the same range from 0 to 1. There a small difference in price, where all LLMs are
+    wrong, counts as much as a right answer where they differ, and the cheapest LLM earns most at every weight below 1.
+    """
+    return problem.gain(answer.ids[0]) / problem.relevant_at
 
 
 def _problem(
     question: Question,
-    objective: str,
+    name: str,
     candidates: Mapping[str, Candidate],
     prior: Numbers,
     seed: int,
     task: str,
 ) -> Problem:
-    gains = _gains(_utilities(question, OBJECTIVES[objective]))
-    qid = f"q{question.row}:{objective}"
+    objective = objective_for(name)
+    gains = _gains(_utilities(question, objective), objective.best)
+    qid = f"q{question.row}:{name}"
     pool = sorted(gains)
     rng_for(seed, qid).shuffle(pool)
     return Problem(
         qid=f"{_owner(task)}{qid}",
-        task=f"{task}-{objective}",
+        task=f"{task}-{name}",
         scenario="routing",
         query=question.text,
-        objective=OBJECTIVES[objective].sentence,
-        candidates=tuple(candidates[name] for name in pool),
+        objective=objective.sentence,
+        candidates=tuple(candidates[llm] for llm in pool),
         gains=gains,
-        relevant_at=BEST_GAIN,
-        prior={name: prior[name] for name in pool if name in prior},
+        relevant_at=objective.best,
+        prior={llm: prior[llm] for llm in pool if llm in prior},
         group=f"{_owner(task)}{question.group}",
     )
 

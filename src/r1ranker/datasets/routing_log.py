@@ -23,8 +23,10 @@ from r1ranker.datasets.llm_outcomes import LLM, Asked, at_least_0, read_llms, sh
 from r1ranker.datasets.llmrouter import (
     OBJECTIVES,
     TASK,
+    Wish,
     check_options,
     describe,
+    objective_for,
     outcomes_of,
     routing_problems,
 )
@@ -55,7 +57,7 @@ def load(
     seed: int = 0,
     limit: int | None = None,
     llms: str | None = None,
-    objectives: Sequence[str] = tuple(OBJECTIVES),
+    objectives: Sequence[Wish] = tuple(OBJECTIVES),
     max_query_chars: int = 1000,
     task: str = TASK,
 ) -> Splits:
@@ -64,7 +66,7 @@ def load(
     llms: a file of what candidates show beside their names, and of prices. task: the first word of the tasks' names.
     """
     check_options(objectives, max_query_chars)
-    shown, asked = read(path, llms, need_costs=any(OBJECTIVES[name].cost for name in objectives))
+    shown, asked = read(path, llms, need_costs=any(objective_for(wish).cost for wish in objectives))
     return routing_problems(shown, asked, seed, limit, objectives, max_query_chars, task)
 
 

@@ -42,7 +42,7 @@ CURVES = "curves.json"
 """Points of routers; the pages have their tables."""
 NOT_RESULTS = ("models", "base", "data", "runs")
 """Folders of a run that are not published."""
-SCORES = ("MRR", "nDCG@10", "quality", "AIQ")
+SCORES = ("MRR", "nDCG@10", "quality", "utility", "AIQ")
 LONG = 20
 """Records of a benchmark above which a summary has their means instead of each."""
 

@@ -6,7 +6,8 @@ Every test question counts, also one that all LLMs answer alike. Nothing is fitt
 LLM and the best of each data set are those of training questions, the routers learn there, and how many neighbours and
 clusters they have is what reaches the best curve on dev. A router expects a score and a cost of each LLM on a question
 and takes the best score less price * cost, for many prices: these points are its curve. A ranker under test is asked
-with each objective, so it has three points.
+with each objective, so it has a point for each of the source's option `objectives`; the utility that everyone has at
+just these weights is a table of its own (`routing_weights`).
 
 Out: `results.json` and what else an evaluation writes, `curves.json`, and `curve-NAME.svg` for each source.
 """
@@ -32,7 +33,7 @@ from r1ranker.evaluation.results import AVERAGE, Comparison, Row, comparison, ro
 from r1ranker.evaluation.routing import Outcome, Outcomes, Point
 from r1ranker.evaluation.significance import BOOTSTRAP_SAMPLES, percentile_interval
 from r1ranker.experiments.report import Table, save_tables
-from r1ranker.experiments.routing_bench import OBJECTIVES, Bench, benches
+from r1ranker.experiments.routing_bench import Bench, benches
 from r1ranker.experiments.routing_tables import (
     LEVEL,
     SINGLE,
@@ -44,6 +45,7 @@ from r1ranker.experiments.routing_tables import (
     means,
     routers_table,
 )
+from r1ranker.experiments.routing_weights import UTILITY, utilities, weighed, weights_table
 from r1ranker.experiments.study import Study
 from r1ranker.io.files import replacing, write_whole
 from r1ranker.io.progress import track
@@ -65,19 +67,24 @@ def compare_routers(study: Study) -> None:
     points: list[dict[str, Any]] = []
     for bench in benches(study.sources, study.limit):
         known = bench.known["test"]
-        choices, lacking = routers(study, bench)
-        choices |= ranker_choices(study, bench)
+        expected, lacking = routers(study, bench)
+        asked = ranker_choices(study, bench)
+        choices = _along_prices(bench, expected) | asked
         curves = {"random": [_random(known)]} | {
             name: [routing.chosen_outcomes(one, known) for one in of_system] for name, of_system in choices.items()
         }
         level = next(name for name in (LEVEL, "kmeans", SINGLE) if name in choices)
-        of_bench = {name: {bench.name: _values(curve)} for name, curve in curves.items()}
+        shared = bench.in_shares()
+        at_weights = weighed(shared, expected if shared is bench else routers(study, shared)[0], asked)
+        useful = utilities(shared, at_weights)
+        of_bench = {name: {bench.name: _values(curve) | {UTILITY: useful[name].mean}} for name, curve in curves.items()}
         found = [row for name, value in of_bench.items() for row in rows_of(name, "test", value)]
         found = [row for row in found if row.task != AVERAGE] + aiq_rows(bench, curves)
         compared = _tests(of_bench, level)
         tables += [
             routers_table(bench, curves, found, compared, level, lacking),
             cost_table(bench, curves),
+            weights_table(bench, at_weights, useful, found, compared),
             gap_table(bench, routing.gap_parts(choices[SINGLE][0], choices[level][0], known), level),
             luck_table(bench, curves, level),
         ]
@@ -92,10 +99,9 @@ def compare_routers(study: Study) -> None:
     save_tables(study.out, tables)
 
 
-def routers(study: Study, bench: Bench) -> tuple[dict[str, list[dict[str, str]]], str]:
-    """Choices on test questions at each price by every router that learns; and what was left out, and why."""
+def routers(study: Study, bench: Bench) -> tuple[dict[str, Outcomes], str]:
+    """What every router that learns expects of test questions; and what was left out, and why."""
     train, known = bench.known["train"], bench.known["test"]
-    prices = _prices(train)
     expected: dict[str, Outcomes] = {SINGLE: routing.expected_by_kind(train, {}, known)}
     if bench.datasets:
         expected[LEVEL] = routing.expected_by_kind(train, bench.datasets, known)
@@ -105,12 +111,18 @@ def routers(study: Study, bench: Bench) -> tuple[dict[str, list[dict[str, str]]]
     except BackendError as error:
         lacking = f"kNN and k-means are left out: {error}"
     expected["oracle"] = known
+    return expected, lacking
+
+
+def _along_prices(bench: Bench, expected: Mapping[str, Outcomes]) -> dict[str, list[dict[str, str]]]:
+    """Choices on test questions at each price by every router."""
+    prices = _prices(bench.known["train"])
+    choices: dict[str, list[dict[str, str]]] = {}
     with track(len(expected) * len(prices), f"{bench.name}, curves") as advance:
-        choices: dict[str, list[dict[str, str]]] = {}
         for name, of_router in expected.items():
             choices[name] = routing.choices_by_price(of_router, prices)
             advance(len(prices))
-    return choices, lacking
+    return choices
 
 
 def _by_embeddings(study: Study, bench: Bench) -> dict[str, Outcomes]:
@@ -136,7 +148,7 @@ def _by_embeddings(study: Study, bench: Bench) -> dict[str, Outcomes]:
 
 def embedded(study: Study, bench: Bench, split: str) -> Any:
     """Unit vectors of a split's questions by MiniLM, kept on disk; shape (questions, dimensions)."""
-    texts = [problem.query for problem in bench.problems[split][OBJECTIVES[0]]]
+    texts = [problem.query for problem in next(iter(bench.problems[split].values()))]
     digest = hashlib.sha256("\0".join([DENSE, study.config.dtype, *texts]).encode()).hexdigest()[:12]
     file = study.models.with_name("embeddings") / f"{digest}.npy"
     if not file.is_file():
@@ -159,7 +171,8 @@ def ranker_choices(study: Study, bench: Bench) -> dict[str, list[dict[str, str]]
         return {}
     show = next((data.show for data in study.sources if data.options.get("task", "route") == bench.name), ())
     of_objective = {
-        name: noted_by(show, bench.problems["train"][name], bench.problems["test"][name]) for name in OBJECTIVES
+        name: noted_by(show, bench.problems["train"][name], problems)
+        for name, problems in bench.problems["test"].items()
     }
     together = [problem for problems in of_objective.values() for problem in problems]
     choices: dict[str, list[dict[str, str]]] = {}
@@ -258,9 +271,10 @@ def _points(bench: Bench, curves: Mapping[str, Curve]) -> list[dict[str, Any]]:
 
 
 def _tests(of_bench: Mapping[str, Any], level: str) -> list[Comparison]:
-    """Quality of every system against the best single LLM, and of those above it against `level`: two families."""
-    tests = comparison(SINGLE, of_bench, measures=["quality"])
+    """Every system against the best single LLM, and those above it against `level`: two families of each measure."""
+    measures = ["quality", UTILITY]
+    tests = comparison(SINGLE, of_bench, measures=measures)
     if level != SINGLE:
         others = {name: value for name, value in of_bench.items() if name != SINGLE}
-        tests += comparison(level, others, measures=["quality"])
+        tests += comparison(level, others, measures=measures)
     return tests

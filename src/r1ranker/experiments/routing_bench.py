@@ -3,12 +3,13 @@
     bench = read_bench(DataConfig(source="llmrouter", path=Path("data/llm-routing")), limit=None)
     bench.known["test"]["q7:performance"]["small"]      # Outcome(score=1.0, cost=0.04)
 
-Questions on which all LLMs tie are kept, unlike in training and in `evaluate`: they are asked and paid for too. A
-source's split by question text is kept.
+The objectives are those of the source's option `objectives`. Questions on which all LLMs tie are kept, unlike in
+training and in `evaluate`: they are asked and paid for too. A source's split by question text is kept.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +18,10 @@ from typing import Any
 from r1ranker import datasets
 from r1ranker.datasets import llmrouter, mini, mini_routing, routing_log
 from r1ranker.datasets.common import take
-from r1ranker.datasets.llm_outcomes import Asked
+from r1ranker.datasets.llm_outcomes import Asked, shares
 from r1ranker.datasets.mini_words import words
 from r1ranker.errors import ConfigError, DataError
-from r1ranker.evaluation.routing import Outcome, Outcomes
+from r1ranker.evaluation.routing import Outcome, Outcomes, Weights
 from r1ranker.io.config import DataConfig
 from r1ranker.problem import Problem, Splits, rng_for
 
@@ -28,7 +29,6 @@ log = logging.getLogger(__name__)
 
 READ: Mapping[str, Any] = {"llmrouter": llmrouter.read, "routing-log": routing_log.read}
 """Sources of outcomes: what a model reads of each LLM, and the questions."""
-OBJECTIVES = tuple(llmrouter.OBJECTIVES)
 BY_CALL = "money for a thousand questions, by what each call cost"
 BY_PRICE = "shares of the dearest LLM's price: what each call cost is not known"
 THOUSAND = 1000
@@ -39,8 +39,8 @@ QUERY_CHARS = 1000
 class Bench:
     """A source's questions, each named by the qid of its problem of quality alone.
 
-    problems: by split and objective, the same questions in the same order. known: score and cost by split, question
-    and LLM. datasets: of questions, where the source says so. unit: of costs.
+    problems: by split and objective, quality alone first, the same questions in the same order. known: score and cost
+    by split, question and LLM. datasets: of questions, where the source says so. unit: of costs.
     """
 
     name: str
@@ -48,6 +48,19 @@ class Bench:
     known: Mapping[str, Outcomes]
     datasets: Mapping[str, str]
     unit: str
+
+    @property
+    def weights(self) -> dict[str, Weights]:
+        """Weights of quality and of cost as a share, by objective."""
+        wishes = map(llmrouter.objective_for, self.problems["test"])
+        return {name: Weights(one.quality, one.cost) for name, one in zip(self.problems["test"], wishes, strict=True)}
+
+    def in_shares(self) -> Bench:
+        """The same with costs as shares of the dearest LLM's on each question, beside which qualities are weighed."""
+        if self.unit == BY_PRICE:
+            return self
+        known = {split: {qid: _shares(one) for qid, one in of_split.items()} for split, of_split in self.known.items()}
+        return dataclasses.replace(self, known=known, unit=BY_PRICE)
 
 
 def benches(sources: Sequence[DataConfig], limit: int | None) -> list[Bench]:
@@ -64,10 +77,11 @@ def benches(sources: Sequence[DataConfig], limit: int | None) -> list[Bench]:
 def read_bench(data: DataConfig, limit: int | None) -> Bench:
     """Read a source. data.limit: questions of each split, at most; limit: the first so many of test."""
     name, splits, asked = _mini(data) if data.source == "mini" else _logged(data)
+    objectives = _objectives(data)
     problems: dict[str, dict[str, list[Problem]]] = {}
     everywhere = {llm for one in asked.values() for llm in one.scores}
     for split, of_split in splits.items():
-        rows = list(zip(*(_of(of_split, objective) for objective in OBJECTIVES), strict=True))
+        rows = list(zip(*(_of(of_split, objective) for objective in objectives), strict=True))
         kept = [row for row in rows if asked[row[0].qid].scores.keys() == everywhere]
         if len(kept) < len(rows):
             log.warning("%s, %s: %d questions lack an LLM and are left out", name, split, len(rows) - len(kept))
@@ -75,9 +89,9 @@ def read_bench(data: DataConfig, limit: int | None) -> Bench:
             raise DataError(f"{name}, {split}: no question was answered by all {len(everywhere)} LLMs")
         kept = take(kept, data.limit, rng_for(data.seed, "limit", name, split))
         kept = kept[:limit] if split == "test" else kept
-        problems[split] = dict(zip(OBJECTIVES, map(list, zip(*kept, strict=True)), strict=True))
+        problems[split] = dict(zip(objectives, map(list, zip(*kept, strict=True)), strict=True))
     paid = all(one.paid is not None for one in asked.values())
-    names = {split: [p.qid for p in of_split[OBJECTIVES[0]]] for split, of_split in problems.items()}
+    names = {split: [p.qid for p in of_split[objectives[0]]] for split, of_split in problems.items()}
     return Bench(
         name=name,
         problems=problems,
@@ -92,6 +106,20 @@ def _outcomes(one: Asked, paid: bool) -> dict[str, Outcome]:
     return {llm: Outcome(score, costs[llm]) for llm, score in one.scores.items()}
 
 
+def _shares(of_query: Mapping[str, Outcome]) -> dict[str, Outcome]:
+    parts = shares({llm: outcome.cost for llm, outcome in of_query.items()})
+    return {llm: Outcome(outcome.score, parts[llm]) for llm, outcome in of_query.items()}
+
+
+def _objectives(data: DataConfig) -> list[str]:
+    """Names of the objectives, the highest weight of quality first."""
+    names = [llmrouter.name_of(wish) for wish in data.options.get("objectives", llmrouter.OBJECTIVES)]
+    ordered = sorted(names, key=lambda name: -llmrouter.objective_for(name).quality)
+    if not ordered or llmrouter.objective_for(ordered[0]).cost:
+        raise ConfigError("routing compares quality alone too: add performance, or 1, to the option objectives")
+    return ordered
+
+
 def _of(problems: Sequence[Problem], objective: str) -> list[Problem]:
     return [problem for problem in problems if problem.task.endswith(f"-{objective}")]
 
@@ -103,7 +131,7 @@ def _logged(data: DataConfig) -> tuple[str, Splits, dict[str, Asked]]:
     task, chars = options.pop("task", llmrouter.TASK), options.pop("max_query_chars", QUERY_CHARS)
     options.pop("objectives", None)
     shown, asked = READ[data.source](data.path.expanduser(), **options)
-    splits = llmrouter.routing_problems(shown, asked, data.seed, None, OBJECTIVES, chars, task, ties=True)
+    splits = llmrouter.routing_problems(shown, asked, data.seed, None, _objectives(data), chars, task, ties=True)
     qids = [problem.qid for problems in splits.values() for problem in problems]
     return task, splits, llmrouter.asked_of(asked, qids, task)
 
@@ -116,9 +144,9 @@ def _mini(data: DataConfig) -> tuple[str, Splits, dict[str, Asked]]:
     by_group = {f"route-{query.name}": query for query in queries}
     prices = {llm["name"]: float(llm["price"]) for llm in words()["routing"]["llms"]}
     most = max(prices.values())
-    shares = {llm: price / most for llm, price in prices.items()}
+    parts = {llm: price / most for llm, price in prices.items()}
     asked = {
-        problem.qid: Asked(row, query.text, query.scores, shares, None, query.category)
+        problem.qid: Asked(row, query.text, query.scores, parts, None, query.category)
         for problems in splits.values()
         for row, problem in enumerate(problems)
         for query in [by_group[problem.group]]

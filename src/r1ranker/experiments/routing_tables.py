@@ -68,7 +68,7 @@ def routers_table(
     known = bench.known["test"]
     few = [qid for qid, of_query in known.items() if 1 <= routing.solvers(of_query) <= FEW]
     found = {(row.system, row.measure): row for row in rows}
-    tested = {(test.system, test.baseline): test for test in tests}
+    tested = {(test.system, test.baseline): test for test in tests if test.measure == "quality"}
     lines = []
     for name, curve in curves.items():
         quality, cost = found[name, "quality"], found[name, "cost"]
@@ -76,11 +76,11 @@ def routers_table(
         lines.append(
             (
                 name,
-                _with_interval(quality),
-                *(_difference(tested.get((name, base))) for base in dict.fromkeys((SINGLE, level))),
+                with_interval(quality),
+                *(difference(tested.get((name, base))) for base in dict.fromkeys((SINGLE, level))),
                 f"{cost.value:.4g}",
-                _with_interval(found[name, "AIQ"]),
-                "" if name == SINGLE else _with_interval(found[name, "AIQ above"], sign="+"),
+                with_interval(found[name, "AIQ"]),
+                "" if name == SINGLE else with_interval(found[name, "AIQ above"], sign="+"),
                 f"{right:.3f}",
             )
         )
@@ -179,9 +179,9 @@ def _ends(part: Mapping[str, float]) -> str:
     return f"[{low:.3f}, {high:.3f}]"
 
 
-def _with_interval(row: Row, sign: str = "") -> str:
+def with_interval(row: Row, sign: str = "") -> str:
     return f"{row.value:{sign}.3f} [{row.ci_low:{sign}.3f}, {row.ci_high:{sign}.3f}]"
 
 
-def _difference(test: Comparison | None) -> str:
+def difference(test: Comparison | None) -> str:
     return f"{test.difference:+.3f} {stars(test)}".strip() if test else ""

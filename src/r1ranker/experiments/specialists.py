@@ -218,7 +218,7 @@ def _curve(points: Sequence[routing.Point], low: float, high: float) -> list[str
 
 
 def _weights(task: str) -> Weights:
-    objective = llmrouter.OBJECTIVES[task.rpartition("-")[2]]
+    objective = llmrouter.objective_for(task.rpartition("-")[2])
     return Weights(objective.quality, objective.cost)
 
 

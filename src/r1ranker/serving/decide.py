@@ -228,11 +228,13 @@ def _problem(call: str, query: str, asked: Asked, models: Mapping[str, ModelSett
 
 
 def _objective(router: RouterSettings, wishes: Wishes, wish: str) -> str:
-    """What the ranker reads of quality and cost: the request's wish, else the router's own text or its number."""
-    wanted = wishes.cost_quality if wishes.cost_quality is not None else WISHES.get(wish)
-    if wanted is None and router.objective is not None:
-        return router.objective
-    return objective_of(router.cost_quality if wanted is None else wanted)
+    """What the ranker reads of quality and cost: the request's number or name, else the router's text or number."""
+    wanted: float | str | None = wishes.cost_quality if wishes.cost_quality is not None else WISHES.get(wish)
+    if wanted is None:
+        if router.objective is not None:
+            return router.objective
+        wanted = WISHES["balance"] if router.cost_quality is None else router.cost_quality
+    return objective_of(wanted)
 
 
 def _wishes(values: Mapping[str, Any], headers: Mapping[str, str]) -> Wishes:

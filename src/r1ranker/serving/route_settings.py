@@ -23,8 +23,8 @@ from r1ranker.io.config import Strict
 
 NAME = re.compile(r"[!-~]+")
 """Names stand in HTTP headers, in lists parted by commas."""
-WISHES = {"quality": 1.0, "balance": 0.5, "cost": 0.0}
-"""`auto:quality` and the like: the value of cost_quality they stand for."""
+WISHES = {"quality": "performance", "balance": "balance", "cost": "cost"}
+"""`auto:quality` and the like: the objective of the routing data they stand for."""
 
 
 class UpstreamSettings(Strict):
@@ -80,8 +80,10 @@ class RouterSettings(Strict):
 
     ranker: str | None = Field(None, description="one of `rankers`; default: the default ranker")
     models: tuple[str, ...] = ()
-    cost_quality: float = Field(0.5, ge=0, le=1, description="0: only cost matters, 1: only quality; 3 wordings")
-    objective: str | None = Field(None, description="text in place of the wording, where a request does not choose")
+    cost_quality: float | None = Field(
+        None, ge=0, le=1, description="weight of quality, said as a number; default: both matter equally, in words"
+    )
+    objective: str | None = Field(None, description="text in place of that, where a request does not choose")
     prior: Mapping[str, float] = Field({}, description="mean utility by model; its places are shown to the ranker")
     fallbacks: int = Field(2, ge=0, le=20, description="how many of the next in order may be tried")
 
