@@ -5,7 +5,7 @@
 A judge gives each candidate a number and a query is one pass; an identifier is a decision that attends to all that are
 left. Every run is that of the quickstart with as many training tokens in all, some in two parts: the second begins from
 the model of the first, with another read-out. In: nothing. Out: `<out>/seed<N>`, rankings of the test queries by every
-system and an evaluation of them, each tested against `judge`.
+system and an evaluation of them, each tested against `judge` where it is asked for.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ SECOND_LOOK = 5
 LONGEST = 20
 """Candidates of the longest pool: so many leaving at once are all in one decision."""
 BEST: Overrides = ("design=iranker", "readout=judge", "ask=best", "ppo.objective=log")
-LABEL: Overrides = (*BEST, "readout=identifier")
-RELIST: Overrides = (*BEST, "layout=relist", "ppo.actor_lr=5e-5", "ppo.critic=head")
+STEPS: Overrides = ("ppo.validate_problems=10",)
+"""A ranking of many decisions costs as much on dev as hundreds of training samples, so fewer choose the model."""
+LABEL: Overrides = (*BEST, *STEPS, "readout=identifier")
+RELIST: Overrides = (*BEST, *STEPS, "layout=relist", "ppo.actor_lr=5e-5", "ppo.critic=head")
 RUNS: dict[str, tuple[Overrides, ...]] = {
     "judge": (BEST,),
     "judge-worst": ((*BEST, "ask=worst"),),
@@ -122,23 +124,25 @@ def main() -> None:
     """Train, rank and evaluate, seed by seed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS), help="`judge` is always there")
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--out", type=Path, default=Path("runs/elimination"), help="what is done is not done again")
     asked = parser.parse_args()
     for seed in asked.seeds:
         study = study_of(seed, asked.out)
         problems = study.problems("test")
-        given = {name: ranked(study, name, problems) for name in dict.fromkeys(["judge", *asked.systems])}
-        oracle = [by_oracle(*pair) for pair in zip(problems, given["judge"], strict=True)]
+        given = {name: ranked(study, name, problems) for name in asked.systems}
+        models, judged = list(given), given.get("judge", [])
+        if judged:
+            given["oracle-5"] = [by_oracle(*pair) for pair in zip(problems, judged, strict=True)]
         evaluate_systems(
             ["random", "prior"],
             problems,
             out=study.out,
-            baseline="judge",
+            baseline="judge" if judged else "prior",
             title="What elimination adds to judges",
             settings=study.settings,
-            given=given | {"oracle-5": oracle},
-            models=given,
+            given=given,
+            models=models,
         )
 
 
