@@ -34,16 +34,18 @@ STEPS: Overrides = ("ppo.validate_problems=10",)
 """A ranking of many decisions costs as much on dev as hundreds of training samples, so fewer choose the model."""
 LABEL: Overrides = (*BEST, *STEPS, "readout=identifier")
 RELIST: Overrides = (*BEST, *STEPS, "layout=relist", "ppo.actor_lr=5e-5", "ppo.critic=head")
-RUNS: dict[str, tuple[Overrides, ...]] = {
-    "judge": (BEST,),
-    "judge-worst": ((*BEST, "ask=worst"),),
-    "identifier": (LABEL,),
-    "identifier-worst": ((*LABEL, "ask=worst"),),
-    "judge, then identifier": (BEST, LABEL),
-    "judge, then relist": (BEST, RELIST),
-    "list": (("design=dranker", "readout=judge", "ppo.objective=surrogate"),),
+RUNS: dict[str, tuple[tuple[float, Overrides], ...]] = {
+    "judge": ((1.0, BEST),),
+    "judge-worst": ((1.0, (*BEST, "ask=worst")),),
+    "identifier": ((1.0, LABEL),),
+    "identifier-worst": ((1.0, (*LABEL, "ask=worst")),),
+    "judge, then identifier": ((0.5, BEST), (0.5, LABEL)),
+    "judge, and identifier": ((1.0, BEST), (0.25, LABEL)),
+    "judge, then relist": ((0.5, BEST), (0.5, RELIST)),
+    "list": ((1.0, ("design=dranker", "readout=judge", "ppo.objective=surrogate")),),
 }
-"""What each part of a run trains; the tokens are shared out evenly among its parts."""
+"""What each part of a run trains, and on how much of the token budget. `judge, and identifier` has a quarter more than
+the others: what it does not reach is not for want of tokens."""
 
 
 def judge(backend: TransformersBackend) -> Ranker:
@@ -76,6 +78,10 @@ SYSTEMS: dict[str, tuple[str, Callable[[TransformersBackend], Ranker]]] = {
     "taught-one-step": ("judge, then identifier", lambda b: named(b, drop=LONGEST)),
     "taught-judge": ("judge, then identifier", judge),
     "taught-judge-5": ("judge, then identifier", lambda b: again(b, named(b))),
+    "added": ("judge, and identifier", named),
+    "added-one-step": ("judge, and identifier", lambda b: named(b, drop=LONGEST)),
+    "added-judge": ("judge, and identifier", judge),
+    "added-judge-5": ("judge, and identifier", lambda b: again(b, named(b))),
     "judge-judge-5": ("judge", lambda b: again(b, judge(b))),
     "judge-relist-5": ("judge", lambda b: again(b, listed(b, "relist"))),
     "judge-append-5": ("judge", lambda b: again(b, listed(b, "append"))),
@@ -97,10 +103,9 @@ def study_of(seed: int, out: Path) -> Study:
 
 def trained(study: Study, run: str) -> Path:
     """The model of a run, its parts one after the other; what is done is not done again."""
-    parts, model = RUNS[run], study.config.model
-    budget = study.budget(1 / len(parts))
-    for overrides in parts:
-        model = str(study.trained([*overrides, f"model={model}", f"ppo.token_budget={budget}"]))
+    model = study.config.model
+    for share, overrides in RUNS[run]:
+        model = str(study.trained([*overrides, f"model={model}", f"ppo.token_budget={study.budget(share)}"]))
     return Path(model)
 
 
