@@ -29,6 +29,8 @@ Overrides = tuple[str, ...]
 SECOND_LOOK = 5
 LONGEST = 20
 """Candidates of the longest pool: so many leaving at once are all in one decision."""
+AT_ONCE = 60
+"""Queries between two writes of a file."""
 BEST: Overrides = ("design=iranker", "readout=judge", "ask=best", "ppo.objective=log")
 STEPS: Overrides = ("ppo.validate_problems=10",)
 """A ranking of many decisions costs as much on dev as hundreds of training samples, so fewer choose the model."""
@@ -95,10 +97,11 @@ SYSTEMS: dict[str, tuple[str, Callable[[TransformersBackend], Ranker]]] = {
 RANKINGS = TypeAdapter(list[Ranking])
 
 
-def study_of(seed: int, out: Path) -> Study:
+def study_of(seed: int, limit: int | None, out: Path) -> Study:
     """The quickstart's run with this seed; models are shared by all that ask for the same."""
     base = load_config(Path("quickstart"), [f"seed={seed}", "threads=1"])
-    return Study("elimination", "mini", base, out / f"seed{seed}", out / "models", None)
+    part = f"seed{seed}" + (f"-{limit}" if limit else "")
+    return Study("elimination", "mini", base, out / part, out / "models", limit)
 
 
 def trained(study: Study, run: str) -> Path:
@@ -110,13 +113,17 @@ def trained(study: Study, run: str) -> Path:
 
 
 def ranked(study: Study, system: str, problems: Sequence[Problem]) -> list[Ranking]:
-    """The rankings of a system, from its file where they are there."""
-    file = study.out / "rankings" / f"{system}.json"
-    if not file.is_file():
+    """The rankings of a system; those in its file are not made again."""
+    file = study.models.parent / "rankings" / f"seed{study.config.seed}" / f"{system}.json"
+    known = {ranking.qid: ranking for ranking in RANKINGS.validate_json(file.read_bytes())} if file.is_file() else {}
+    todo = [problem for problem in problems if problem.qid not in known]
+    if todo:
         run, ranker = SYSTEMS[system]
         backend = TransformersBackend.load(str(trained(study, run)))
-        write_whole(file, RANKINGS.dump_json(ranker(backend).rank_many(problems, progress=system)).decode())
-    return RANKINGS.validate_json(file.read_bytes())
+        for first in range(0, len(todo), AT_ONCE):
+            known |= {r.qid: r for r in ranker(backend).rank_many(todo[first : first + AT_ONCE])}
+            write_whole(file, RANKINGS.dump_json(list(known.values())).decode())
+    return [known[problem.qid] for problem in problems]
 
 
 def by_oracle(problem: Problem, ranking: Ranking) -> Ranking:
@@ -130,10 +137,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_argument("--limit", type=int, help="test queries of each task (all)")
     parser.add_argument("--out", type=Path, default=Path("runs/elimination"), help="what is done is not done again")
     asked = parser.parse_args()
     for seed in asked.seeds:
-        study = study_of(seed, asked.out)
+        study = study_of(seed, asked.limit, asked.out)
         problems = study.problems("test")
         given = {name: ranked(study, name, problems) for name in asked.systems}
         models, judged = list(given), given.get("judge", [])
