@@ -60,9 +60,9 @@ def named(backend: TransformersBackend, **settings: str | int) -> IRanker:
     return IRanker(backend, layout="blocks", readout="identifier", **({"ask": "best"} | settings))  # type: ignore[arg-type]
 
 
-def listed(backend: TransformersBackend, layout: str) -> IRanker:
-    """A decision a step over candidates that see each other."""
-    return IRanker(backend, layout=layout, ask="best")  # type: ignore[arg-type]
+def listed(backend: TransformersBackend, layout: str, ask: str = "worst") -> IRanker:
+    """A decision a step over candidates that see each other; the embedded model was made to remove the worst so."""
+    return IRanker(backend, layout=layout, ask=ask)  # type: ignore[arg-type]
 
 
 def again(backend: TransformersBackend, then: Ranker) -> Ranker:
@@ -86,12 +86,13 @@ SYSTEMS: dict[str, tuple[str, Callable[[TransformersBackend], Ranker]]] = {
     "added-judge-5": ("judge, and identifier", lambda b: again(b, named(b))),
     "judge-judge-5": ("judge", lambda b: again(b, judge(b))),
     "judge-relist-5": ("judge", lambda b: again(b, listed(b, "relist"))),
+    "judge-relist-5-best": ("judge", lambda b: again(b, listed(b, "relist", "best"))),
     "judge-append-5": ("judge", lambda b: again(b, listed(b, "append"))),
     "identifier-worst": ("identifier-worst", lambda b: named(b, ask="worst")),
     "identifier-worst-one-step": ("identifier-worst", lambda b: named(b, ask="worst", drop=LONGEST)),
-    "relisted": ("judge, then relist", lambda b: listed(b, "relist")),
+    "relisted": ("judge, then relist", lambda b: listed(b, "relist", "best")),
     "relisted-judge": ("judge, then relist", judge),
-    "relisted-judge-5": ("judge, then relist", lambda b: again(b, listed(b, "relist"))),
+    "relisted-judge-5": ("judge, then relist", lambda b: again(b, listed(b, "relist", "best"))),
 }
 """By name: the run whose model ranks, and how."""
 RANKINGS = TypeAdapter(list[Ranking])
