@@ -205,7 +205,7 @@ def main() -> None:
     table = Table(*columns, title="what elimination adds to judges")
     for row in rows:
         table.add_row(*(f"{row[name]:.3f}" if isinstance(row[name], float) else str(row[name]) for name in columns))
-    Console().print(table)
+    Console(width=140).print(table)
 
 
 if __name__ == "__main__":
