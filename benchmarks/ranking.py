@@ -105,10 +105,10 @@ def time_and_tokens(n: int, queries: int) -> list[dict[str, Any]]:
         add("paper's loop", think, seconds, computed)
         limit = THOUGHT_TOKENS if think else ANSWER_TOKENS * n
         rankers: dict[str, Ranker] = {
-            "relist": IRanker(backend, think, "relist", max_new_tokens=limit, think=True),
-            "append, recomputed": IRanker(recomputing, think, "append", max_new_tokens=limit, think=True),
-            "append": IRanker(backend, think, "append", max_new_tokens=limit, think=True),
-            "direct": DRanker(backend, think, max_new_tokens=limit, think=True),
+            "relist": IRanker(backend, think, "relist", max_new_tokens=limit),
+            "append, recomputed": IRanker(recomputing, think, "append", max_new_tokens=limit),
+            "append": IRanker(backend, think, "append", max_new_tokens=limit),
+            "direct": DRanker(backend, think, max_new_tokens=limit),
         }
         if n > 20:  # recomputing a hundred growing prompts is what nobody should wait for twice
             del rankers["append, recomputed"]
