@@ -228,7 +228,7 @@ class Usage:
 
 # A pool or probabilities may be a view (`ranking.luce`); files hold what it reads as.
 Pool = Annotated[Sequence[int], AfterValidator(tuple), PlainSerializer(tuple, return_type=tuple[int, ...])]
-Chances = Annotated[Mapping[int, float], PlainSerializer(dict, return_type=dict[int, float])]
+Probabilities = Annotated[Mapping[int, float], PlainSerializer(dict, return_type=dict[int, float])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +244,7 @@ class Step:
     removed: tuple[int, ...] = ()
     thought: str = ""
     completion: str = ""
-    probabilities: Chances = field(default_factory=dict)
+    probabilities: Probabilities = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
