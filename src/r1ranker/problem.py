@@ -20,9 +20,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal
-
-from pydantic import AfterValidator, PlainSerializer
+from typing import Annotated, Any, Literal
 
 from r1ranker.errors import DataError
 from r1ranker.scenarios import GENERAL, SCENARIOS, Scenario, unknown
@@ -226,9 +224,23 @@ class Usage:
         )
 
 
-# A pool or probabilities may be a view (`ranking.luce`); files hold what it reads as.
-Pool = Annotated[Sequence[int], AfterValidator(tuple), PlainSerializer(tuple, return_type=tuple[int, ...])]
-Probabilities = Annotated[Mapping[int, float], PlainSerializer(dict, return_type=dict[int, float])]
+@dataclass(frozen=True, slots=True)
+class _Plain:
+    """To pydantic, not loaded here: a field that may be a view (`ranking.luce`) is read and written as this."""
+
+    kind: Any
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        written = core_schema.plain_serializer_function_ser_schema(
+            self.kind, return_schema=handler.generate_schema(self.kind)
+        )
+        return core_schema.no_info_after_validator_function(self.kind, handler(source), serialization=written)
+
+
+Pool = Annotated[Sequence[int], _Plain(tuple[int, ...])]
+Probabilities = Annotated[Mapping[int, float], _Plain(dict[int, float])]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,17 +4,20 @@
 
 ListNet's top-one loss (Cao et al. 2007, ICML, eq. 6) with the labels themselves in place of their exponentials, so
 that what earns nothing is no target: supervised learning, here to compare with. Its optimum shares the probability out
-among all that earn anything; `log_expected` may put all of it on one. Where one answer earns, the two are one loss:
+among all that earn anything; `log_expected` may put all of it on one. Where one answer earns, the two are one loss,
+whose gradient is the truth over the expected reward:
 
     >>> import torch
-    >>> from r1ranker.training.algorithms.log_expected import log_expected_loss
-    >>> logprobs = torch.tensor([[0.2, 0.5, 0.3]]).log()
-    >>> one = torch.tensor([[0.0, 1.0, 0.0]])
-    >>> torch.allclose(listnet_loss(logprobs, one), log_expected_loss(logprobs, one))
+    >>> from r1ranker.training.algorithms.truth import Pool, first_place
+    >>> one = Pool(scores=(0.3, -1.1, 0.8), gains=(0, 0, 1), earned=first_place)
+    >>> torch.allclose(one.mean(one.credited(listnet_loss, one.own)), one.truth / one.values[0])
     True
-    >>> two = torch.tensor([[1.0, 1.0, 0.0]])
-    >>> round(float(listnet_loss(logprobs, two)), 3), round(float(log_expected_loss(logprobs, two)), 3)
-    (1.151, 0.357)
+
+Of a graded pool it is another aim than the expected reward:
+
+    >>> graded = Pool(scores=(0.3, -1.1, 0.8), gains=(3, 0, 1), earned=first_place)
+    >>> round(graded.off(graded.mean(graded.credited(listnet_loss, graded.own))), 3)
+    0.078
 """
 
 from __future__ import annotations
