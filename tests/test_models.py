@@ -23,9 +23,9 @@ from typer.testing import CliRunner
 from conftest import small_problem
 from hub_server import Hub, hub_server
 from r1ranker.backends import models
-from r1ranker.backends.loading import load, way_of
+from r1ranker.backends.loading import first_layers, load, way_of
 from r1ranker.backends.models import Source, resolve
-from r1ranker.backends.weights import add_adapter, first_layers, join_adapters
+from r1ranker.backends.weights import add_adapter, join_adapters
 from r1ranker.cli import app
 from r1ranker.errors import BackendError, ConfigError
 from r1ranker.io.problems import write_jsonl
@@ -240,7 +240,7 @@ def test_adapters_trained_one_on_top_of_the_other_join_into_one(base: Path, adap
 
 
 def test_the_first_layers_of_a_model_say_what_it_would_say_after_them(tmp_path: Path) -> None:
-    first_layers(resolve("nano"), 2, tmp_path / "cut")
+    first_layers("nano", 2, tmp_path / "cut")
     whole, tokenizer = load("nano", dtype="float32")
     cut, _ = load(str(tmp_path / "cut"), dtype="float32")
     tokens = tokenizer("how long do barn owls live", return_tensors="pt").input_ids
@@ -248,7 +248,11 @@ def test_the_first_layers_of_a_model_say_what_it_would_say_after_them(tmp_path: 
         after = whole(tokens, output_hidden_states=True).hidden_states[2]
         torch.testing.assert_close(cut(tokens).logits, whole.lm_head(whole.model.norm(after)))
     with pytest.raises(BackendError, match="has 3 layers: give a number from 1 to one fewer"):
-        first_layers(resolve("nano"), 3, tmp_path / "more")
+        first_layers("nano", 3, tmp_path / "more")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BackendError, match="empty"):
+        first_layers(str(tmp_path / "empty"), 2, tmp_path / "more")
+    assert not (tmp_path / "more").exists()
 
 
 def test_without_an_adapter_smol_says_so(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import time
@@ -12,13 +13,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from r1ranker.backends import models
 from r1ranker.backends.models import HUB_SECONDS, WAY, resolve
 from r1ranker.errors import BackendError, NotFiniteError
 from r1ranker.io.documents import parse_json
+from r1ranker.io.files import replacing
 from r1ranker.io.text import read_text
 
 transformers_logging.disable_progress_bar()  # a bar for each load and save would drown those of the work itself
@@ -86,6 +88,36 @@ def load(model: str, device: str = "auto", dtype: str = "auto", threads: int | N
         cast(network, pick_dtype(dtype, where, network))
     check_finite(network.state_dict(), f"the weights of {path} in {str(network.dtype).removeprefix('torch.')}")
     return network, tokenizer
+
+
+def first_layers(model: str, layers: int, out: Path) -> None:
+    """Write the first `layers` layers of a model as a whole model: its last norm and output stay behind them.
+
+    Raises BackendError where the model cannot be read, or has no more layers than that.
+    """
+    path = resolve(model)
+    _check_directory(path)
+    told = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # it would list the layers that are left out
+    transformers_logging.disable_progress_bar()
+    try:
+        shape = AutoConfig.from_pretrained(path)
+        whole, shape.num_hidden_layers = shape.num_hidden_layers, layers
+        if getattr(shape, "layer_types", None):
+            shape.layer_types = shape.layer_types[:layers]
+        network = AutoModelForCausalLM.from_pretrained(path, config=shape, dtype="auto") if layers < whole else None
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except Exception as error:  # as in `load`
+        raise BackendError(_remedy(path, error)) from error
+    finally:
+        transformers_logging.set_verbosity(told)
+    if network is None:
+        raise BackendError(f"{model} has {whole} layers: give a number from 1 to one fewer")
+    with replacing(out) as fresh:
+        network.save_pretrained(fresh)
+        tokenizer.save_pretrained(fresh)
+        if way := way_of(path):
+            (fresh / WAY).write_text(json.dumps(way) + "\n", encoding="utf-8")
 
 
 def _hub_is_silent(path: str) -> bool:

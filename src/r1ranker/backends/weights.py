@@ -21,7 +21,7 @@ import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from r1ranker.backends.models import WAY
@@ -118,31 +118,6 @@ def join_adapters(adapters: Sequence[Path], rank: int, out: Path) -> float:
         if (adapters[-1] / WAY).is_file():
             shutil.copy(adapters[-1] / WAY, fresh)
     return kept / whole
-
-
-def first_layers(model: str, layers: int, out: Path) -> None:
-    """Write the first `layers` layers of a model directory as a whole model: its last norm and output stay behind them.
-
-    Raises BackendError where the model has no more layers than that.
-    """
-    shape = AutoConfig.from_pretrained(model)
-    if not 0 < layers < shape.num_hidden_layers:
-        raise BackendError(f"{model} has {shape.num_hidden_layers} layers: give a number from 1 to one fewer")
-    shape.num_hidden_layers = layers
-    if getattr(shape, "layer_types", None):
-        shape.layer_types = shape.layer_types[:layers]
-    transformers_logging.disable_progress_bar()
-    told = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # it would list the layers that are left out
-    try:
-        network = AutoModelForCausalLM.from_pretrained(model, config=shape, dtype="auto")
-    finally:
-        transformers_logging.set_verbosity(told)
-    with replacing(out) as fresh:
-        network.save_pretrained(fresh)
-        AutoTokenizer.from_pretrained(model).save_pretrained(fresh)
-        if (Path(model) / WAY).is_file():
-            shutil.copy(Path(model) / WAY, fresh)
 
 
 def _sides(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:

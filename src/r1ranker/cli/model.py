@@ -62,13 +62,12 @@ def cut(
 
     Example: `r1ranker model cut smol-base --layers 15 --out models/half`
     """
-    from r1ranker.backends.models import resolve
-    from r1ranker.backends.weights import first_layers
+    from r1ranker.backends.loading import first_layers
 
     with errors():
         if out.exists():
             raise ConfigError(f"{out} exists; give another folder")
-        first_layers(resolve(model), layers, out)
+        first_layers(model, layers, out)
     console.print(f"model {out}   {layers} layers", highlight=False, markup=False, soft_wrap=True)
     write_json(json_, {"model": out, "layers": layers})
 
