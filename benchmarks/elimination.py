@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from pydantic import TypeAdapter
 from rich.console import Console
 from rich.table import Table
@@ -26,6 +26,7 @@ from rich.table import Table
 from r1ranker.baselines.notes import load_splits
 from r1ranker.cli.common import write_json
 from r1ranker.evaluation.measures import evaluate
+from r1ranker.evaluation.significance import bootstrap_means, percentile_interval
 from r1ranker.io.config import RunConfig, load_config
 from r1ranker.io.files import write_whole
 from r1ranker.io.provenance import provenance
@@ -41,7 +42,6 @@ LONGEST = 20
 """Candidates of the longest pool: so many leaving at once are all in one decision."""
 AT_ONCE = 60
 """Queries between two writes of a file."""
-RESAMPLES = 2000
 BEST: Overrides = ("design=iranker", "readout=judge", "ask=best", "ppo.objective=log")
 STEPS: Overrides = ("ppo.validate_problems=10",)
 """A ranking of many decisions costs as much on dev as hundreds of training samples, so fewer choose the model."""
@@ -161,10 +161,11 @@ def mean(values: Values) -> float:
 
 def interval(values: Values, baseline: Values) -> tuple[float, float]:
     """95 % bootstrap interval of the mean difference; queries are drawn anew within each task."""
-    rng = random.Random(0)
-    pairs = [[of_task[qid] - baseline[task][qid] for qid in of_task] for task, of_task in values.items()]
-    means = sorted(fmean(fmean(rng.choices(of_task, k=len(of_task))) for of_task in pairs) for _ in range(RESAMPLES))
-    return means[round(0.025 * RESAMPLES)], means[round(0.975 * RESAMPLES)]
+    means = [
+        bootstrap_means([value - baseline[task][qid] for qid, value in of_task.items()], seed=number)
+        for number, (task, of_task) in enumerate(values.items())
+    ]
+    return percentile_interval(np.mean(means, axis=0))
 
 
 def compared(given: Mapping[str, Sequence[Ranking]], problems: Sequence[Problem]) -> list[dict[str, Any]]:
