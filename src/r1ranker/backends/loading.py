@@ -47,6 +47,12 @@ def way_of(directory: str) -> dict[str, str]:
         raise BackendError(f"{path} is damaged: {error}; delete it and give layout and ask yourself") from error
 
 
+def save_way(directory: Path, way: Mapping[str, str]) -> None:
+    """Say in a directory of a model or an adapter how it is asked, for `way_of`; an empty `way` says nothing."""
+    if way:
+        (directory / WAY).write_text(json.dumps(way) + "\n", encoding="utf-8")
+
+
 def pick_device(device: str = "auto") -> torch.device:
     """`auto` is a GPU where there is one."""
     if device == "auto":
@@ -68,9 +74,7 @@ def load(model: str, device: str = "auto", dtype: str = "auto", threads: int | N
     where = pick_device(device)
     measured = dtype == "auto" and where.type == "cpu"  # which needs to know how large the model is
     torch_dtype = "auto" if measured else pick_dtype(dtype, where)
-    path = resolve(model)
-    _check_directory(path)
-    here = {"local_files_only": True} if _hub_is_silent(path) else {}
+    path, here = _source(model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **here)
         network, report = AutoModelForCausalLM.from_pretrained(
@@ -95,29 +99,35 @@ def first_layers(model: str, layers: int, out: Path) -> None:
 
     Raises BackendError where the model cannot be read, or has no more layers than that.
     """
-    path = resolve(model)
-    _check_directory(path)
+    path, here = _source(model)
     told = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # it would list the layers that are left out
     transformers_logging.disable_progress_bar()
     try:
-        shape = AutoConfig.from_pretrained(path)
+        shape = AutoConfig.from_pretrained(path, **here)
         whole, shape.num_hidden_layers = shape.num_hidden_layers, layers
         if getattr(shape, "layer_types", None):
             shape.layer_types = shape.layer_types[:layers]
-        network = AutoModelForCausalLM.from_pretrained(path, config=shape, dtype="auto") if layers < whole else None
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        if cut := 0 < layers < whole:
+            network = AutoModelForCausalLM.from_pretrained(path, config=shape, dtype="auto", **here)
+            tokenizer = AutoTokenizer.from_pretrained(path, **here)
     except Exception as error:  # as in `load`
         raise BackendError(_remedy(path, error)) from error
     finally:
         transformers_logging.set_verbosity(told)
-    if network is None:
+    if not cut:
         raise BackendError(f"{model} has {whole} layers: give a number from 1 to one fewer")
     with replacing(out) as fresh:
         network.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
-        if way := way_of(path):
-            (fresh / WAY).write_text(json.dumps(way) + "\n", encoding="utf-8")
+        save_way(fresh, way_of(path))
+
+
+def _source(model: str) -> tuple[str, dict[str, bool]]:
+    """(where a model is read from, what keeps transformers from asking a hub that does not answer)."""
+    path = resolve(model)
+    _check_directory(path)
+    return path, {"local_files_only": True} if _hub_is_silent(path) else {}
 
 
 def _hub_is_silent(path: str) -> bool:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig
 
-from r1ranker.backends.loading import check_finite
-from r1ranker.backends.models import WAY, resolve
+from r1ranker.backends.loading import check_finite, save_way
+from r1ranker.backends.models import resolve
 from r1ranker.errors import ConfigError
 from r1ranker.io.files import recover, remove, replacing
 from r1ranker.io.fingerprint import differing, fingerprint_model, fingerprint_problems
@@ -58,8 +58,7 @@ def save_model(
         shape.dtype = dtype
         shape.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
-        if way:
-            (fresh / WAY).write_text(json.dumps(way) + "\n", encoding="utf-8")
+        save_way(fresh, way or {})
 
 
 @contextmanager

@@ -6,7 +6,6 @@ In and out: a network of transformers. Adapters sit inside its linear layers, an
 from __future__ import annotations
 
 import ctypes
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -19,7 +18,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from r1ranker.backends.models import WAY
+from r1ranker.backends.loading import save_way
 from r1ranker.io.extras import library
 from r1ranker.io.files import replacing
 from r1ranker.training.sharding import gathered
@@ -100,7 +99,7 @@ def save_adapter(network: Any, directory: Path, way: Mapping[str, str]) -> None:
             {name: value.cpu().contiguous() for name, value in state.items()}, fresh / "adapter_model.safetensors"
         )
         network.peft_config["default"].save_pretrained(fresh)
-        (fresh / WAY).write_text(json.dumps(way) + "\n", encoding="utf-8")
+        save_way(fresh, way)
 
 
 @contextmanager
