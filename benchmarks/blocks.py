@@ -156,7 +156,7 @@ def training(model: str, pools: int = 2) -> dict[str, float]:
         ("ours", torch.bfloat16, True),
     ):
         network, _ = load(model, "cpu", "float32")
-        add_lora(network, 16)
+        add_lora(network, 16, dtype if sparse else torch.float32)
         if sparse:
             make_maskable(network, model)
         else:

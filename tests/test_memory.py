@@ -53,6 +53,15 @@ def test_adapters_alone_are_trained_and_begin_at_the_model(network: Any) -> None
     assert all("lora_" in name for name in trained)
 
 
+def test_adapters_stay_in_float32_where_the_rest_is_kept_in_the_narrower_dtype_of_its_passes(network: Any) -> None:
+    pytest.importorskip("peft")
+    add_lora(network, 2, torch.bfloat16)
+    kinds = {("lora_" in name, parameter.dtype) for name, parameter in network.named_parameters()}
+    assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
+    merged = plain_state(network, torch.float32)
+    assert {value.dtype for value in merged.values() if value.is_floating_point()} == {torch.float32}
+
+
 def test_without_adapters_the_network_is_the_reference(tiny: TransformersBackend, adapted: Any) -> None:
     assert not torch.allclose(logits(adapted), logits(tiny.network))
     with without_lora(adapted):

@@ -239,6 +239,21 @@ def test_adapters_trained_one_on_top_of_the_other_join_into_one(base: Path, adap
     assert 0 < join_adapters([adapter], 2, tmp_path / "half") < 1
 
 
+def test_an_adapter_of_the_first_layers_makes_a_model_of_them_alone(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    join_adapters([adapter], 4, tmp_path / "of_one", layers=1)
+    assert all(".layers.0." in name for name in load_file(tmp_path / "of_one" / "adapter_model.safetensors"))
+    add_adapter(base, tmp_path / "of_one", tmp_path / "short")
+    add_adapter(base, adapter, tmp_path / "long")
+    first_layers(str(tmp_path / "long"), 1, tmp_path / "cut")
+    short, cut = (load(str(tmp_path / name), dtype="float32")[0] for name in ("short", "cut"))
+    assert short.config.num_hidden_layers == 1
+    for name, value in cut.state_dict().items():
+        torch.testing.assert_close(short.state_dict()[name], value, rtol=0.02, atol=0.02, msg=name)
+    assert way_of(str(tmp_path / "short")) == way_of(str(adapter))
+
+
 def test_the_first_layers_of_a_model_say_what_it_would_say_after_them(tmp_path: Path) -> None:
     first_layers("nano", 2, tmp_path / "cut")
     whole, tokenizer = load("nano", dtype="float32")

@@ -10,6 +10,7 @@ sees, H heads (G times as many for queries), D their size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -65,9 +66,18 @@ class Sight:
 
 def sight(kinds: Sequence[Sequence[Part]], first: int = 0) -> Sight:
     """Of parts by kind, which together hold each token of the row from `first` on once."""
-    kinds = [parts for parts in kinds if parts]
+    kinds = [parts for of_kind in kinds for parts in _alike(of_kind)]
     tokens = torch.tensor([token for parts in kinds for part in parts for token in part.own])
     return Sight(tuple(_kind(parts, first) for parts in kinds), tokens.argsort(), first)
+
+
+def _alike(parts: Sequence[Part]) -> list[list[Part]]:
+    """Parts of about one size together, since all are padded to the longest: whose logarithms to 2 round alike."""
+    sizes: dict[tuple[int, int], list[Part]] = {}
+    for part in parts:
+        size = round(math.log2(len(part.own))), round(math.log2(len(part.before) + 1))
+        sizes.setdefault(size, []).append(part)
+    return list(sizes.values())
 
 
 def _kind(parts: Sequence[Part], first: int) -> Kind:

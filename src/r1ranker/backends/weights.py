@@ -1,4 +1,4 @@
-"""Model directories made of other things: a GGUF file, or a base and an adapter. Next in the data flow: `loading`.
+"""Model directories made of other things: a GGUF file, or a base and an adapter. Used by `models`.
 
 Weights are kept in float16. Of SmolLM2's 4-bit weights it keeps three quarters as they are and the rest to 11 bits:
 the network's predictions differ by 1e-6 nats from those of float32, with bfloat16 by 5e-5 at the same size.
@@ -10,8 +10,10 @@ import contextlib
 import importlib.util
 import io
 import json
+import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from r1ranker.backends.models import WAY
+from r1ranker.backends.loading import first_layers, save_way, way_of
 from r1ranker.errors import BackendError
 from r1ranker.io.documents import read_json
 from r1ranker.io.files import replacing
@@ -41,6 +43,8 @@ PLAIN_LORA = {
 """What an adapter's settings may say beside rank and scale: what `add_adapter` does is W + (alpha / r) B A, no more."""
 SCALE = 2
 """LoRA's alpha over its rank, as training has it."""
+LAYERS = "layers"
+"""What an adapter of the first layers of its base says beside how it is asked: how many these are."""
 
 
 def check_gguf() -> None:
@@ -74,7 +78,21 @@ def dequantize(path: Path, out: Path) -> None:
 
 
 def add_adapter(base: Path, adapter: Path, out: Path) -> None:
-    """Write `base` with a LoRA adapter of peft's layout added into its weights: W + (alpha / r) B A."""
+    """Write `base` with a LoRA adapter of peft's layout added into its weights: W + (alpha / r) B A.
+
+    An adapter that says so is one of the first layers of its base, and the others are left out.
+    """
+    way = way_of(str(adapter))
+    if layers := way.pop(LAYERS, None):
+        with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
+            first_layers(str(base), int(layers), Path(scratch) / "cut")
+            _add(Path(scratch) / "cut", adapter, out)
+    else:
+        _add(base, adapter, out)
+    save_way(out, way)
+
+
+def _add(base: Path, adapter: Path, out: Path) -> None:
     scale, added = _plain(adapter)
     weights = _read(base / WEIGHTS)
     for name, up in _pairs(added, adapter):
@@ -84,15 +102,16 @@ def add_adapter(base: Path, adapter: Path, out: Path) -> None:
         delta = scale * up.float() @ added[f"{name}.lora_A.weight"].float()
         weights[weight] = weights[weight].float() + delta
     shutil.copytree(base, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(WEIGHTS))
-    if (adapter / WAY).is_file():
-        shutil.copy(adapter / WAY, out)
     narrow = all(_fits(value) for value in weights.values())
     kept = {name: value.half() if narrow else value.float() for name, value in weights.items()}
     save_file(kept, out / WEIGHTS, metadata={"format": "pt"})
 
 
-def join_adapters(adapters: Sequence[Path], rank: int, out: Path) -> float:
+def join_adapters(adapters: Sequence[Path], rank: int, out: Path, layers: int | None = None) -> float:
     """Write adapters that were trained one on top of the other as one: of each layer, the nearest sum of rank `rank`.
+
+    layers: the model is only the first `layers` of its base (`loading.first_layers`), which the adapter then says; what
+        the adapters have for higher ones is left out.
 
     Returns the share of the sum's squares that it keeps, 0 to 1. How a model is asked is what the last one says.
     Raises BackendError where an adapter is no plain LoRA.
@@ -101,6 +120,8 @@ def join_adapters(adapters: Sequence[Path], rank: int, out: Path) -> float:
     for adapter in adapters:
         scale, added = _plain(adapter)
         for name, up in _pairs(added, adapter):
+            if layers is not None and _layer(name) >= layers:
+                continue
             factors.setdefault(name, []).append((scale * up.float(), added[f"{name}.lora_A.weight"].float()))
     state, kept, whole = dict[str, Tensor](), 0.0, 0.0
     for name, pairs in factors.items():
@@ -115,9 +136,14 @@ def join_adapters(adapters: Sequence[Path], rank: int, out: Path) -> float:
         fresh.mkdir()
         save_file(state, fresh / ADAPTER, metadata={"format": "pt"})
         (fresh / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        if (adapters[-1] / WAY).is_file():
-            shutil.copy(adapters[-1] / WAY, fresh)
+        save_way(fresh, way_of(str(adapters[-1])) | ({LAYERS: str(layers)} if layers is not None else {}))
     return kept / whole
+
+
+def _layer(name: str) -> int:
+    """The number in the name of a layer's part, -1 where there is none."""
+    found = re.search(r"\.(\d+)\.", name)
+    return int(found[1]) if found else -1
 
 
 def _sides(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:

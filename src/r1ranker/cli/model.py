@@ -35,18 +35,21 @@ def join(
     adapters: Annotated[list[Path], typer.Argument(help="Folders of adapters, each trained on top of those before.")],
     out: Annotated[Path, typer.Option(help="Folder of the adapter; it must not exist.")],
     rank: Annotated[int, typer.Option(min=1, help="Its rank: a smaller one is lighter and keeps less.")] = 16,
+    layers: Annotated[int | None, typer.Option(min=1, help="Of a model that was cut: how many layers it has.")] = None,
     json_: Json = None,
 ) -> None:
     """Write LoRA adapters that were trained one on top of the other as one.
 
     Example: `r1ranker model join src/r1ranker/smol runs/more/adapter --out runs/joined`
+
+    The last was trained on `r1ranker model cut smol --layers 15`: the same with `--layers 15`.
     """
     from r1ranker.backends.weights import join_adapters
 
     with errors():
         if out.exists():
             raise ConfigError(f"{out} exists; give another folder")
-        share = join_adapters(adapters, rank, out)
+        share = join_adapters(adapters, rank, out, layers)
     console.print(f"adapter {out}   keeps {share:.1%} of the sum's squares", highlight=False)
     write_json(json_, {"adapter": out, "rank": rank, "kept": share})
 

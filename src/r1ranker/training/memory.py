@@ -27,11 +27,17 @@ ALPHA = 2
 """LoRA's scale, as a multiple of the rank."""
 
 
-def add_lora(network: Any, rank: int) -> None:
-    """Adapters of `rank` on all linear layers but the output; only they are trained (Hu et al. 2022)."""
+def add_lora(network: Any, rank: int, dtype: torch.dtype = torch.float32) -> None:
+    """Adapters of `rank` on all linear layers but the output; only they are trained (Hu et al. 2022).
+
+    They are in float32, and what stays as it was in `dtype`: so the states between the layers are, too.
+    """
     peft = library("peft", "lora")
     settings = peft.LoraConfig(r=rank, lora_alpha=ALPHA * rank, target_modules="all-linear", task_type="CAUSAL_LM")
     peft.inject_adapter_in_model(settings, network)
+    for parameter in network.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
     for layer in _adapted(network):
         layer.forward = partial(_adapted_linear, layer)
 
