@@ -239,9 +239,7 @@ def test_adapters_trained_one_on_top_of_the_other_join_into_one(base: Path, adap
     assert 0 < join_adapters([adapter], 2, tmp_path / "half") < 1
 
 
-def test_an_adapter_of_the_first_layers_makes_a_model_of_them_alone(
-    base: Path, adapter: Path, tmp_path: Path
-) -> None:
+def test_an_adapter_of_the_first_layers_makes_a_model_of_them_alone(base: Path, adapter: Path, tmp_path: Path) -> None:
     join_adapters([adapter], 4, tmp_path / "of_one", layers=1)
     assert all(".layers.0." in name for name in load_file(tmp_path / "of_one" / "adapter_model.safetensors"))
     add_adapter(base, tmp_path / "of_one", tmp_path / "short")
