@@ -78,11 +78,11 @@ def new_learner(config: RunConfig) -> Learner:
     torch.manual_seed(config.seed)
     critic = Critic(network, config.ppo.critic) if needs_critic(config) else None
     reference = None
-    sharded = config.ppo.shard and crew.size > 1
     if config.ppo.lora:
-        add_lora(network, config.ppo.lora, torch.float32 if sharded else dtype)
+        add_lora(network, config.ppo.lora, dtype)
     elif config.ppo.kl:
         reference = cast(copy.deepcopy(network).requires_grad_(False), dtype)
+    sharded = config.ppo.shard and crew.size > 1
     for each in passing(network, reference, critic) if sharded else ():
         shard(each, dtype)
     trained = [p for p in network.parameters() if p.requires_grad]
