@@ -111,7 +111,8 @@ def test_an_adapted_layer_says_what_pefts_own_says(adapted: Any, dtype: torch.dt
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         ours = layers[0](x)
         theirs = type(layers[0]).forward(layers[0], x)
-    torch.testing.assert_close(ours, theirs, atol=1e-6 if dtype == torch.float32 else 2e-2, rtol=0)
+    last_bits = 0 if dtype == torch.float32 else 2**-7  # the order of sums moves a bfloat16 by a bit or two
+    torch.testing.assert_close(ours, theirs, atol=1e-6 if dtype == torch.float32 else 2e-2, rtol=last_bits)
 
 
 def test_lora_training_changes_the_model_only_where_there_are_adapters(
