@@ -250,6 +250,8 @@ def test_an_adapter_of_the_first_layers_makes_a_model_of_them_alone(base: Path, 
     for name, value in cut.state_dict().items():
         torch.testing.assert_close(short.state_dict()[name], value, rtol=0.02, atol=0.02, msg=name)
     assert way_of(str(tmp_path / "short")) == way_of(str(adapter))
+    join_adapters([tmp_path / "of_one", adapter], 4, tmp_path / "more")  # the second says nothing of layers
+    assert way_of(str(tmp_path / "more")) == {"layers": "1"}
 
 
 def test_the_first_layers_of_a_model_say_what_it_would_say_after_them(tmp_path: Path) -> None:

@@ -111,11 +111,14 @@ def join_adapters(adapters: Sequence[Path], rank: int, out: Path, layers: int | 
     """Write adapters that were trained one on top of the other as one: of each layer, the nearest sum of rank `rank`.
 
     layers: the model is only the first `layers` of its base (`loading.first_layers`), which the adapter then says; what
-        the adapters have for higher ones is left out.
+        the adapters have for higher ones is left out. Where one of them says so already, that holds.
 
     Returns the share of the sum's squares that it keeps, 0 to 1. How a model is asked is what the last one says.
     Raises BackendError where an adapter is no plain LoRA.
     """
+    ways = [way_of(str(adapter)) for adapter in adapters]
+    if layers is None:
+        layers = min((int(way[LAYERS]) for way in ways if LAYERS in way), default=None)
     factors: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for adapter in adapters:
         scale, added = _plain(adapter)
@@ -136,7 +139,7 @@ def join_adapters(adapters: Sequence[Path], rank: int, out: Path, layers: int | 
         fresh.mkdir()
         save_file(state, fresh / ADAPTER, metadata={"format": "pt"})
         (fresh / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        save_way(fresh, way_of(str(adapters[-1])) | ({LAYERS: str(layers)} if layers is not None else {}))
+        save_way(fresh, ways[-1] | ({LAYERS: str(layers)} if layers is not None else {}))
     return kept / whole
 
 
