@@ -211,6 +211,11 @@ class Usage:
     cut: int = 0
     cut_short: int = 0
 
+    @property
+    def tokens(self) -> int:
+        """Those read and those written."""
+        return self.prompt_tokens + self.generated_tokens
+
     def __add__(self, other: Usage) -> Usage:
         return Usage(
             self.calls + other.calls,

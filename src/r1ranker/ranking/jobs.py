@@ -190,7 +190,7 @@ def _rank_file(
         done = ((i, _done(ranking, str(spec.design), traced)) for i, ranking in itertools.chain(first, finished))
         _write(files, tally, zip(places, _in_order(done), strict=True), advance)
     seconds = time.perf_counter() - began
-    tokens = _tokens(tally.usage) - _tokens(before)
+    tokens = tally.usage.tokens - before.tokens
     return JobResult(
         queries=total,
         kept=total - left,
@@ -399,7 +399,3 @@ def _append(file: IO[bytes], content: bytes) -> None:
 
 def _line(record: dict[str, Any]) -> bytes:
     return f"{json.dumps(record, ensure_ascii=False)}\n".encode()
-
-
-def _tokens(usage: Usage) -> int:
-    return usage.prompt_tokens + usage.generated_tokens

@@ -76,10 +76,9 @@ class Budget:
     seconds: float | None = None
 
     def allows(self, spent: Usage) -> bool:
-        """Whether there is something left of everything. Tokens are those read and those written."""
-        used = ((self.calls, spent.calls), (self.seconds, spent.seconds))
-        tokens = (self.tokens, spent.prompt_tokens + spent.generated_tokens)
-        return all(limit is None or amount < limit for limit, amount in (*used, tokens))
+        """Whether there is something left of everything."""
+        used = ((self.calls, spent.calls), (self.tokens, spent.tokens), (self.seconds, spent.seconds))
+        return all(limit is None or amount < limit for limit, amount in used)
 
 
 def direct(problem: Problem, *, think: bool, max_new_tokens: int) -> Plan:
