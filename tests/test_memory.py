@@ -107,12 +107,11 @@ def few() -> Splits:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_an_adapted_layer_says_what_pefts_own_says(adapted: Any, dtype: torch.dtype) -> None:
     layers = [module for module in adapted.modules() if hasattr(module, "lora_A")]
-    x = torch.randn(3, 5, layers[0].in_features)
+    x = torch.randn(3, 5, layers[0].in_features) / 4  # what comes out is below 4, whose last bit is within the bound
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         ours = layers[0](x)
         theirs = type(layers[0]).forward(layers[0], x)
-    last_bits = 0 if dtype == torch.float32 else 2**-7  # the order of sums moves a bfloat16 by a bit or two
-    torch.testing.assert_close(ours, theirs, atol=1e-6 if dtype == torch.float32 else 2e-2, rtol=last_bits)
+    torch.testing.assert_close(ours, theirs, atol=1e-6 if dtype == torch.float32 else 2e-2, rtol=0)
 
 
 def test_lora_training_changes_the_model_only_where_there_are_adapters(
