@@ -8,6 +8,8 @@ whose figures are not what they seem is marked, and the lines below say why (`wa
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,6 +28,10 @@ MARK = "†"
 """Behind the name of a system that `warnings_of` has something to say about."""
 MANY_BROKEN = 0.1
 """From this share of broken answers on, a ranking is more what the parser made of them than what the model said."""
+WIDTH = 118
+"""Of a paragraph's lines in a page."""
+_OPENS = re.compile(r" (?=(?:[-+*>]|#+|\d+[.)]) )")
+"""The space before what would open a list, a quotation or a heading at the beginning of a line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +87,15 @@ def markdown_table(rows: Sequence[Row], comparisons: Sequence[Comparison] = (), 
     for line in lines_of(rows, comparisons, measures):
         cells = [f"**{_escaped(c.text)}**" if c.best else _escaped(c.text) for c in line.cells]
         lines.append(_pipes([_escaped(line.task), line.measure, *cells]))
-    told = [part for of_system in warned.values() for text in of_system for part in ("", _escaped(text))]
-    return "\n".join([*lines, "", _escaped(caption(comparisons)), *told, ""])
+    below = [caption(comparisons), *(text for of_system in warned.values() for text in of_system)]
+    return "\n".join([*lines, *(part for text in below for part in ("", *wrap(_escaped(text)))), ""])
+
+
+def wrap(text: str) -> list[str]:
+    """Lines of a paragraph, none of which begins as a list or a heading would."""
+    held = _OPENS.sub("\0", text)
+    lines = textwrap.wrap(held, WIDTH, break_on_hyphens=False, break_long_words=False)
+    return [line.replace("\0", " ") for line in lines]
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> Table:

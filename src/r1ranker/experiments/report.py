@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -22,7 +20,7 @@ from typing import Any
 
 from r1ranker.errors import DataError
 from r1ranker.evaluation.results import AVERAGE, Comparison, Row, read_results
-from r1ranker.evaluation.table import caption, lines_of, markdown_table, systems_of
+from r1ranker.evaluation.table import caption, lines_of, markdown_table, systems_of, wrap
 from r1ranker.experiments import EXPERIMENTS
 from r1ranker.io.documents import read_json
 from r1ranker.io.files import write_whole
@@ -31,9 +29,6 @@ from r1ranker.io.provenance import provenance
 TABLES = "tables.json"
 ROWS = "results.json"
 PACKED = ".gz"
-WIDTH = 118
-_OPENS = re.compile(r" (?=(?:[-+*>]|#+|\d+[.)]) )")
-"""The space before what would open a list, a quotation or a heading at the beginning of a line."""
 MEASURES = ("MRR", "nDCG@5", "nDCG@10", "nDCG@20")
 """Shown where they were measured."""
 
@@ -176,13 +171,6 @@ def _machine(machine: dict[str, Any]) -> str:
 def _relative(value: Any, out: Path) -> str:
     """Text of a setting; paths below the folder of all experiments without it."""
     return str(value).replace(f"{out.resolve()}/", "").replace(f"{out}/", "")
-
-
-def wrap(text: str) -> list[str]:
-    """Lines of a paragraph, none of which begins as a list or a heading would."""
-    held = _OPENS.sub("\0", text)
-    lines = textwrap.wrap(held, WIDTH, break_on_hyphens=False, break_long_words=False)
-    return [line.replace("\0", " ") for line in lines]
 
 
 def found(path: Path) -> Path | None:
