@@ -30,7 +30,8 @@ from r1ranker.io.problems import iter_jsonl, write_jsonl
 from r1ranker.io.runs import read_run
 from r1ranker.problem import Candidate, Problem
 from r1ranker.ranking.drive import AHEAD
-from r1ranker.ranking.jobs import JobResult, failed_of, journal_of, rank_file
+from r1ranker.ranking.jobs import JobResult, rank_file
+from r1ranker.ranking.journal import failed_of, journal_of
 from r1ranker.ranking.rankers import IRanker
 from r1ranker.ranking.spec import RankerSpec
 

@@ -219,7 +219,7 @@ def evaluate(
     from r1ranker import api
     from r1ranker.evaluation.table import results_table
     from r1ranker.io.files import write_whole
-    from r1ranker.ranking.jobs import failed_of
+    from r1ranker.ranking.journal import failed_of
 
     with errors("the same command begins anew; `rank --resume` can go on, and --run NAME=FILE takes what it wrote"):
         written = {f"{name} of --out": out / name for name in EVALUATION}

@@ -158,7 +158,8 @@ def rank_job(
     """
     from r1ranker.io.config import read_scenarios
     from r1ranker.io.locks import check_outputs
-    from r1ranker.ranking.jobs import check_unused, failed_of, journal_of, rank_file
+    from r1ranker.ranking.jobs import rank_file
+    from r1ranker.ranking.journal import check_unused, failed_of, journal_of
 
     out, trace, resume, json_ = (options[name] for name in ("out", "trace", "resume", "json_"))
     with errors(f"go on by the same command with --resume: what is finished stands in {out}"):

@@ -15,31 +15,29 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from r1ranker.backends.models import resolve
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.io.files import naming
-from r1ranker.io.fingerprint import differing, fingerprint_file, fingerprint_model
+from r1ranker.io.fingerprint import fingerprint_file, fingerprint_model
 from r1ranker.io.locks import check_outputs, held
 from r1ranker.io.problems import NO_RECORDS, iter_jsonl
 from r1ranker.io.progress import track
 from r1ranker.io.runs import run_lines
 from r1ranker.problem import Problem, Ranking, Usage, name_fault
 from r1ranker.ranking.drive import RANKING, Finished
+from r1ranker.ranking.journal import RETRY, JobFiles, Tally, Written, begin, check_unused, cut, read_journal, write
 from r1ranker.ranking.spec import RankerSpec
 from r1ranker.ranking.store import CandidateStore
 from r1ranker.scenarios import Scenario
 
-RETRY = {"retry": True}
-"""A line of the journal: the queries that had failed before it are tried again."""
 WHERE = {"batch_size", "device", "engine", "base_urls", "concurrency", "prices", "cache", "store"}
 """Settings that say where and how fast a job runs, not what it ranks: another value may finish it."""
 
@@ -63,64 +61,6 @@ class JobResult:
     tokens_per_second: float
 
 
-@dataclass(slots=True)
-class _Tally:
-    """What the journal says so far. `end`: the place after the last; `again`: earlier places to be tried again.
-
-    out, trace: bytes of the files. failed: qid and error by place.
-    """
-
-    end: int = 0
-    again: set[int] = field(default_factory=set)
-    out: int = 0
-    trace: int = 0
-    failed: dict[int, tuple[str, str]] = field(default_factory=dict)
-    broken: int = 0
-    unasked: int = 0
-    usage: Usage = field(default_factory=Usage)
-
-    def add(self, entry: dict[str, Any]) -> None:
-        """Take one line of the journal."""
-        if "retry" in entry:
-            self.again |= self.failed.keys()
-            self.failed.clear()
-            return
-        place = entry["place"]
-        self.end = max(self.end, place + 1)
-        self.again.discard(place)
-        if entry["error"]:
-            self.failed[place] = (entry["qid"], entry["error"])
-        self.out, self.trace = entry["out"], entry["trace"]
-        self.broken += entry["broken"]
-        self.unasked += entry["unasked"]
-        self.usage += Usage(**entry["usage"])
-
-
-@dataclass(frozen=True, slots=True)
-class _Done:
-    """A finished query as it will be written, which is smaller than a ranking while it waits for its turn."""
-
-    run: bytes
-    trace: bytes
-    entry: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class _Files:
-    """The files of a job."""
-
-    out: Path
-    trace: Path | None
-
-    @property
-    def journal(self) -> Path:
-        return journal_of(self.out)
-
-    @property
-    def failed(self) -> Path:
-        return failed_of(self.out)
-
-
 def rank_file(
     problems: Path,
     spec: RankerSpec,
@@ -140,7 +80,7 @@ def rank_file(
     Raises DataError for a fault in the problems before anything is ranked, and ConfigError for files that are there
     already, were begun with something else, or are being written by another job.
     """
-    files = _Files(out, trace)
+    files = JobFiles(out, trace)
     spec.check()
     read = {"the problems": problems, "the thoughts": Path(spec.thoughts) if spec.thoughts else None}
     check_outputs(
@@ -156,7 +96,7 @@ def rank_file(
 def _rank_file(
     problems: Path,
     spec: RankerSpec,
-    files: _Files,
+    files: JobFiles,
     resume: bool,
     ray: str | None,
     scenarios: Mapping[str, Scenario],
@@ -166,7 +106,7 @@ def _rank_file(
     going = resume and files.out.exists()
     if not going:
         check_unused(files.out, files.trace)
-    tally, length = _read(files, header) if going else (_Tally(), 0)
+    tally, length = read_journal(files, header) if going else (Tally(), 0)
     retry = bool(tally.failed) and not files.failed.exists()
     if retry:
         tally.add(RETRY)
@@ -182,13 +122,13 @@ def _rank_file(
         header = _header(problems, spec, files, scenarios)  # a model from the hub is known when it is here
         if going:
             if header != known:
-                _read(files, header)
-            _cut(files, tally, length, retry)
+                read_journal(files, header)
+            cut(files, tally, length, retry)
         else:
-            _begin(files, header)
+            begin(files, header)
         traced = files.trace is not None
         done = ((i, _done(ranking, str(spec.design), traced)) for i, ranking in itertools.chain(first, finished))
-        _write(files, tally, zip(places, _in_order(done), strict=True), advance)
+        write(files, tally, zip(places, _in_order(done), strict=True), advance)
     seconds = time.perf_counter() - began
     tokens = tally.usage.tokens - before.tokens
     return JobResult(
@@ -201,36 +141,6 @@ def _rank_file(
         seconds=seconds,
         tokens_per_second=tokens / seconds,
     )
-
-
-def journal_of(out: Path) -> Path:
-    """The journal beside a run file."""
-    return out.with_name(f"{out.name}.journal.jsonl")
-
-
-def failed_of(out: Path) -> Path:
-    """The failed queries beside a run file."""
-    return out.with_name(f"{out.name}.failed.jsonl")
-
-
-def _write(
-    files: _Files, tally: _Tally, queries: Iterable[tuple[int, _Done]], advance: Callable[[int], object]
-) -> None:
-    with ExitStack() as opened:
-        run, journal = opened.enter_context(files.out.open("ab")), opened.enter_context(files.journal.open("ab"))
-        trace = opened.enter_context(files.trace.open("ab")) if files.trace else None
-        for place, query in queries:
-            _append(run, query.run)
-            if trace:
-                _append(trace, query.trace)
-            if query.entry["error"]:
-                with files.failed.open("ab") as failed:
-                    failed.write(_line({"qid": query.entry["qid"], "error": query.entry["error"]}))
-            reach = {"out": tally.out + len(query.run), "trace": tally.trace + len(query.trace)}
-            entry = {"place": place} | query.entry | reach
-            _append(journal, _line(entry))  # last: what the journal names is there
-            tally.add(entry)
-            advance(1)
 
 
 def _check(problems: Path, spec: RankerSpec, scenarios: Mapping[str, Scenario]) -> int:
@@ -252,7 +162,7 @@ def _check(problems: Path, spec: RankerSpec, scenarios: Mapping[str, Scenario]) 
     return len(seen)
 
 
-def _header(problems: Path, spec: RankerSpec, files: _Files, scenarios: Mapping[str, Scenario]) -> dict[str, Any]:
+def _header(problems: Path, spec: RankerSpec, files: JobFiles, scenarios: Mapping[str, Scenario]) -> dict[str, Any]:
     """What the job is of. The model is empty where it is not on this machine, or not yet."""
     here = {} if spec.base_urls else fingerprint_model(resolve(spec.model))
     thoughts = Path(spec.thoughts) if spec.thoughts else None
@@ -264,91 +174,6 @@ def _header(problems: Path, spec: RankerSpec, files: _Files, scenarios: Mapping[
         "model": here,
         "trace": os.path.relpath(files.trace, files.out.parent) if files.trace else None,
     }
-
-
-def check_unused(out: Path, trace: Path | None) -> None:
-    """Raises ConfigError rather than have a job that begins write over what is there."""
-    if out.exists():
-        raise ConfigError(f"{out} exists; go on with that job by --resume, or remove the file to begin anew")
-    if _size(trace):  # an empty one is of a job that was killed before its first query
-        raise ConfigError(f"{trace} exists and is not of this job: name another trace, or remove the file")
-
-
-def _read(files: _Files, header: dict[str, Any]) -> tuple[_Tally, int]:
-    """The state of a job that goes on, and the length of the journal that holds it.
-
-    A line that was not written whole does not count, nor do queries that the files do not reach any more.
-    """
-    out, journal = files.out, files.journal
-    sizes = {"out": _size(out), "trace": _size(files.trace)}
-    tally = _Tally()
-    try:
-        with journal.open("rb") as lines:
-            first = next(lines, b"")
-            _check_same(json.loads(first), header, out)
-            length = len(first)
-            for line in lines:
-                entry = json.loads(line) if line.endswith(b"\n") else None
-                if entry is None or any(entry.get(file, 0) > size for file, size in sizes.items()):
-                    break
-                tally.add(entry)
-                length += len(line)
-    except FileNotFoundError as error:
-        raise ConfigError(f"{out} has no {journal.name} beside it to go on from; remove it to begin anew") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{journal} is damaged ({error}); remove {out} to begin anew") from error
-    return tally, length
-
-
-def _check_same(old: dict[str, Any], new: dict[str, Any], out: Path) -> None:
-    remedy = f"go on with the same, or remove {out} to begin anew"
-    for key in sorted(old["spec"].keys() | new["spec"].keys()):
-        was, now = old["spec"].get(key), new["spec"].get(key)
-        if was != now:
-            raise ConfigError(f"{out} was begun with {key}={was}, not {key}={now}; {remedy}")
-    if old["problems"] != new["problems"]:
-        raise ConfigError(f"{out} was begun with other problems: the file has changed or is another one; {remedy}")
-    if old.get("scenarios") != new["scenarios"]:
-        raise ConfigError(f"{out} was begun with other scenarios: their records (--scenarios) differ; {remedy}")
-    if old["thoughts"] != new["thoughts"]:
-        raise ConfigError(f"{out} was begun with other thoughts: their file has changed; {remedy}")
-    if new["model"] and (parts := differing(old["model"], new["model"])):
-        raise ConfigError(f"{out} was begun with a model of which this has changed: {', '.join(parts)}; {remedy}")
-    if old["trace"] != new["trace"]:
-        begun = f"the trace {old['trace']}" if old["trace"] else "a trace"
-        raise ConfigError(f"{out} was begun {'with' if old['trace'] else 'without'} {begun}; {remedy}")
-
-
-def _begin(files: _Files, header: dict[str, Any]) -> None:
-    """The empty files. The run file comes last: where it is, the journal has its header."""
-    files.out.parent.mkdir(parents=True, exist_ok=True)
-    files.failed.unlink(missing_ok=True)
-    files.journal.write_bytes(_line(header))
-    if files.trace:
-        files.trace.parent.mkdir(parents=True, exist_ok=True)
-        files.trace.touch()
-    files.out.touch()
-
-
-def _cut(files: _Files, tally: _Tally, length: int, retry: bool) -> None:
-    """Take off what was being written when the job was killed."""
-    os.truncate(files.out, tally.out)
-    os.truncate(files.journal, length)
-    if files.trace:
-        files.trace.touch()
-        os.truncate(files.trace, tally.trace)
-    if retry:
-        with files.journal.open("ab") as journal:
-            journal.write(_line(RETRY))
-    if tally.failed:
-        failures = sorted(tally.failed.items())
-        files.failed.write_bytes(b"".join(_line({"qid": qid, "error": error}) for _, (qid, error) in failures))
-    else:  # one that was written when the job was killed, before the journal said so
-        files.failed.unlink(missing_ok=True)
-
-
-def _size(path: Path | None) -> int:
-    return path.stat().st_size if path and path.exists() else 0
 
 
 def _ranked(problems: Iterable[Problem], spec: RankerSpec, ray: str | None) -> Iterator[Finished]:
@@ -366,8 +191,8 @@ def _ranked_here(problems: Iterable[Problem], spec: RankerSpec) -> Iterator[Fini
         CandidateStore(ranker.backend).save(spec.store)
 
 
-def _done(ranking: Ranking, tag: str, traced: bool) -> _Done:
-    return _Done(
+def _done(ranking: Ranking, tag: str, traced: bool) -> Written:
+    return Written(
         run="".join(f"{line}\n" for line in run_lines(ranking, tag)).encode(),
         trace=RANKING.dump_json(ranking) + b"\n" if traced else b"",
         entry={
@@ -380,22 +205,12 @@ def _done(ranking: Ranking, tag: str, traced: bool) -> _Done:
     )
 
 
-def _in_order(finished: Iterable[tuple[int, _Done]]) -> Iterator[_Done]:
+def _in_order(finished: Iterable[tuple[int, Written]]) -> Iterator[Written]:
     """What is finished, in the order it was given; what came too early waits."""
-    early: dict[int, _Done] = {}
+    early: dict[int, Written] = {}
     turn = 0
     for index, query in finished:
         early[index] = query
         while turn in early:
             yield early.pop(turn)
             turn += 1
-
-
-def _append(file: IO[bytes], content: bytes) -> None:
-    """Write and hand over to the system, so that it is there even when this process is killed."""
-    file.write(content)
-    file.flush()
-
-
-def _line(record: dict[str, Any]) -> bytes:
-    return f"{json.dumps(record, ensure_ascii=False)}\n".encode()
