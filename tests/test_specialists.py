@@ -18,7 +18,7 @@ import torch
 from conftest import save_bert, small_problem
 from r1ranker.baselines.encoders import cross_encoder, dense, question
 from r1ranker.baselines.recommenders import bpr, item_knn, sasrec
-from r1ranker.baselines.routers import encoder_router, factor_router, knn_router, mlp_router
+from r1ranker.baselines.routers import cluster_router, encoder_router, factor_router, knn_router, mlp_router
 from r1ranker.baselines.specialists import SERVES, SPECIALISTS
 from r1ranker.datasets.interactions import interactions
 from r1ranker.datasets.movielens import load as load_movielens
@@ -294,10 +294,11 @@ def test_routers_learn_which_word_asks_for_which_llm(sklearn: Any, name: str) ->
     assert right >= 38
 
 
-def test_an_encoder_router_learns_from_the_embeddings_of_a_local_model(sklearn: Any, encoder_dir: str) -> None:
+@pytest.mark.parametrize("router", [encoder_router, partial(cluster_router, clusters=2)])
+def test_routers_over_embeddings_learn_from_those_of_a_local_model(sklearn: Any, encoder_dir: str, router: Any) -> None:
     train = [routed(k, query="zzz", gains={"coder": 10}) for k in range(20)]
     train += [routed(20 + k, query="aaa", gains={"poet": 10}) for k in range(20)]
-    rankings = encoder_router(train, [train[0], train[-1]], model=encoder_dir)
+    rankings = router(train, [train[0], train[-1]], model=encoder_dir)
     assert [ranking.docids[0] for ranking in rankings] == ["coder", "poet"]
 
 

@@ -26,6 +26,7 @@ from r1ranker.problem import Problem, Ranking
 Array = np.ndarray[Any, np.dtype[Any]]
 Featurise = Callable[[Sequence[str]], Any]
 NEIGHBOURS = 50
+CLUSTERS = 32
 DIRECTIONS = 64
 """Numbers that describe a query after SVD."""
 EPOCHS = 20
@@ -61,6 +62,14 @@ def encoder_router(
     """`mlp_router` over a BERT-style encoder's embeddings. The encoder itself is not tuned."""
     fit = partial(_fit_router, features=partial(_embeddings, model=model), learn=partial(_mlp, seed=seed))
     return fit_and_rank(fit, train, test, "router-encoder", "routing")
+
+
+def cluster_router(
+    train: Sequence[Problem], test: Sequence[Problem], *, model: str = DENSE, clusters: int = CLUSTERS, seed: int = 0
+) -> list[Ranking]:
+    """Mean gain of each LLM on the training queries of the nearest k-means cluster of an encoder's embeddings."""
+    features, learn = partial(_embeddings, model=model), partial(clustered, clusters=clusters, seed=seed)
+    return fit_and_rank(partial(_fit_router, features=features, learn=learn), train, test, "router-kmeans", "routing")
 
 
 def _fit_router(

@@ -14,7 +14,7 @@ from r1ranker.baselines.common import fits
 from r1ranker.baselines.encoders import cross_encoder, dense
 from r1ranker.baselines.fusion import lambdamart
 from r1ranker.baselines.recommenders import bpr, item_knn, sasrec
-from r1ranker.baselines.routers import encoder_router, factor_router, knn_router, mlp_router
+from r1ranker.baselines.routers import cluster_router, encoder_router, factor_router, knn_router, mlp_router
 from r1ranker.problem import Problem, Ranking
 from r1ranker.scenarios import SCENARIOS
 
@@ -28,6 +28,7 @@ SPECIALISTS: dict[str, Specialist] = {
     "router-mlp": mlp_router,
     "router-mf": factor_router,
     "router-encoder": encoder_router,
+    "router-kmeans": cluster_router,
     "dense": dense,
     "cross-encoder": cross_encoder,
     "lambdamart": lambdamart,
@@ -42,6 +43,7 @@ SERVES: dict[str, tuple[str, ...]] = {
     "router-mlp": ("routing",),
     "router-mf": ("routing",),
     "router-encoder": ("routing",),
+    "router-kmeans": ("routing",),
     "dense": ALL,
     "cross-encoder": ALL,
     "lambdamart": ALL,
