@@ -32,9 +32,10 @@ from r1ranker.io.problems import read_jsonl, write_jsonl
 from r1ranker.problem import Candidate, Problem, rng_for
 
 PACKAGES = (
-    "numpy scipy pandas sklearn networkx sympy matplotlib requests aiohttp transformers torch fastapi starlette "
-    "pydantic peft trl datasets accelerate sentence_transformers huggingface_hub lightgbm rich uvicorn joblib werkzeug"
-).split()
+    *("numpy", "scipy", "pandas", "sklearn", "networkx", "sympy", "matplotlib", "requests", "aiohttp", "transformers"),
+    *("torch", "fastapi", "starlette", "pydantic", "peft", "trl", "datasets", "accelerate", "sentence_transformers"),
+    *("huggingface_hub", "lightgbm", "rich", "uvicorn", "joblib", "werkzeug"),
+)
 """BSD, MIT, Apache-2.0 or matplotlib's licence (of the PSF's kind)."""
 POOL = 14
 
@@ -43,12 +44,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with metatool, nl2bash, medquad, selqa, route")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--packages", nargs="+", default=PACKAGES, help="whose functions are taken (%(default)s)")
     args = parser.parse_args()
     sets = {name: read_jsonl(args.data / name / "train.jsonl") for name in ("metatool", "nl2bash", "medquad", "selqa")}
     made = {
         "tools-unnamed": [unnamed_tools(p) for p in sets["metatool"]],
         "sections": list(sections(sets["selqa"])),
-        "functions": list(functions(PACKAGES)),
+        "functions": list(functions(args.packages)),
         "routes-unnamed": [unnamed_llms(p) for p in read_jsonl(args.data / "route" / "train.jsonl")],
         "shown": [p for problems in sets.values() for p in shown(problems)],
     }
@@ -74,7 +76,7 @@ def shown(problems: Iterable[Problem]) -> list[Problem]:
 def unnamed_llms(problem: Problem) -> Problem:
     """Some of its LLMs under drawn names, without descriptions; places are those among them."""
     rng = rng_for("unnamed", problem.qid)
-    some = rng.sample(problem.candidates, rng.randint(4, 12))
+    some = rng.sample(problem.candidates, min(rng.randint(4, 12), len(problem.candidates)))
     prior = {c.docid: problem.prior[c.docid] for c in some}
     place = {docid: i for i, docid in enumerate(sorted(prior, key=lambda d: -prior[d]), start=1)}
     names = {c.docid: f"{_name(rng)}-{i}" for i, c in enumerate(some, start=1)}
@@ -87,7 +89,7 @@ def unnamed_llms(problem: Problem) -> Problem:
         qid=f"unnamed:{problem.qid}",
         task=f"{problem.task}-unnamed",
         candidates=candidates,
-        gains={names[d]: problem.gains[d] for d in names},
+        gains={names[d]: problem.gains.get(d, 0) for d in names},
         prior={names[d]: prior[d] for d in names},
     )
 
