@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from r1ranker.baselines.fusion import lambdamart
 from r1ranker.errors import DataError
 from r1ranker.evaluation.charts import number
 from r1ranker.evaluation.results import (
@@ -59,9 +58,9 @@ def main(study: Study) -> None:
     test = study.problems("test")
     fused = all(data.show for data in study.sources)  # whoever reads other rankers stands beside what they give
     rows = study.evaluate(
-        ["random", "prior", "bm25", *models],
+        ["random", "prior", "bm25", *(["lambdamart"] if fused else []), *models],
         test,
-        given={"lambdamart": lambdamart(study.problems("train"), test)} if fused else {},
+        train=study.problems("train"),
         title=f"R1-Ranker, main table ({study.scale})",
         curves={"dranker": read_log(dranker.parent), "iranker": read_log(iranker.parent)},
     )

@@ -23,12 +23,14 @@ from r1ranker.problem import Problem, Ranking, Usage, by_task, first_by_task, pa
 ORDERS = 5
 PER_TASK = 30
 """Problems per task that are ranked in every order: each order costs as much as an evaluation of them."""
+WITHOUT_ORDER = 3
+"""The same where candidates are read side by side: no order reaches the model, and a few problems show that."""
 
 
 def sanity(study: Study, systems: Sequence[ModelSystem]) -> None:
     """Save both tables."""
     test = study.problems("test")
-    few = first_by_task(test, PER_TASK)
+    few = first_by_task(test, WITHOUT_ORDER if study.reads_pools_whole else PER_TASK)
     tables = [label_table(test, study.problems("train")), order_table(study, systems, few)]
     save_tables(study.out / "sanity", tables, study.settings)
 

@@ -46,6 +46,8 @@ SHORT = 0.25
 """Share of the token budget in experiments that train many models."""
 LEAST = 100_000
 """Tokens of training below which another process takes longer to start than it saves."""
+IN_CONFIG = {"curves", "train", "workers"}
+"""What an evaluation is given that its config has said already, or that changes no result."""
 WARMSTART_KEYS = {"model", "data", "scenarios", "seed", "device", "dtype", "threads", "warmstart"}
 """The settings that the supervised start reads."""
 
@@ -172,7 +174,7 @@ class Study:
                 "problems": self._problem_file(problems).stem,
                 "measures": MEASURES,
                 "config": self.config.model_dump(mode="json", exclude={"out"}),
-                "more": {key: str(value) for key, value in more.items() if key not in ("curves", "workers")},
+                "more": {key: str(value) for key, value in more.items() if key not in IN_CONFIG},
             }
         )
         if (out / STAMP).is_file() and (out / STAMP).read_text(encoding="utf-8") == stamp:
