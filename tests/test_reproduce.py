@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from statistics import fmean
@@ -310,6 +311,13 @@ def test_labels_that_their_place_gives_away_and_leaked_queries_are_shown(make_pr
     (line,) = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
     assert (line["as listed"], line["reversed"], line["leaked"]) == ("1.000", "0.250", "1")
     assert (line["best tied"], line["equal pairs"]) == ("0%", "50%")
+
+
+def test_a_query_for_which_nothing_was_found_counts_0_in_the_table_of_labels(make_problem: MakeProblem) -> None:
+    empty = replace(make_problem(4, qid="empty"), candidates=(), prior={}, nothing_found=True)
+    table = sanity.label_table([make_problem(4, positive=1, qid="full"), empty], [])
+    (line,) = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    assert (line["queries"], line["as listed"], line["best tied"]) == ("2", "0.500", "0%")
 
 
 def test_a_ranker_that_reads_places_is_found_out(finished: Path, make_problem: MakeProblem) -> None:

@@ -99,7 +99,7 @@ def _mrr(rankings: Sequence[Ranking], problems: Sequence[Problem]) -> float:
 
 def _best_tied(problem: Problem) -> bool:
     gains = [problem.gain(k) for k in problem.identifiers]
-    return gains.count(max(gains)) > 1
+    return gains.count(max(gains, default=0)) > 1
 
 
 def _equal_pairs(problem: Problem) -> float:
