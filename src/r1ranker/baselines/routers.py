@@ -11,7 +11,7 @@ last; one that lacks a gain for some query counts there as it does on average.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -112,11 +112,20 @@ def _main_directions(queries: Sequence[str], seed: int) -> Featurise:
     return lambda texts: scaler.transform(svd.transform(tfidf(texts)))
 
 
+@lru_cache(maxsize=1)
+def _embedded(model: str) -> dict[str, Array]:
+    """Vectors by text. Tasks that differ in their objective alone, and folds of each, ask for the same queries."""
+    return {}
+
+
 def _embeddings(queries: Sequence[str], model: str) -> Featurise:
-    encoder = load("SentenceTransformer", model)
+    encoder, known = load("SentenceTransformer", model), _embedded(model)
 
     def featurise(texts: Sequence[str]) -> Any:
-        return encoder.encode(list(texts), batch_size=TEXTS_AT_ONCE, show_progress_bar=False)
+        if fresh := [text for text in dict.fromkeys(texts) if text not in known]:
+            vectors = encoder.encode(fresh, batch_size=TEXTS_AT_ONCE, show_progress_bar=False)
+            known.update(zip(fresh, vectors, strict=True))
+        return np.stack([known[text] for text in texts])
 
     scaler = library("sklearn.preprocessing").StandardScaler().fit(featurise(queries))
     return lambda texts: scaler.transform(featurise(texts))
