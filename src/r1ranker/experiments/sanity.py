@@ -24,7 +24,7 @@ ORDERS = 5
 PER_TASK = 30
 """Problems per task that are ranked in every order: each order costs as much as an evaluation of them."""
 WITHOUT_ORDER = 3
-"""The same where candidates are read side by side: no order reaches the model, and a few problems show that."""
+"""The same where candidates are read side by side: no order reaches the model, only the rounding of its passes."""
 
 
 def sanity(study: Study, systems: Sequence[ModelSystem]) -> None:
