@@ -17,7 +17,6 @@ import argparse
 import ast
 import dataclasses
 import importlib.util
-import inspect
 import random
 import re
 import textwrap
@@ -77,21 +76,17 @@ def unnamed_llms(problem: Problem) -> Problem:
     """Some of its LLMs under drawn names, without descriptions; places are those among them."""
     rng = rng_for("unnamed", problem.qid)
     some = rng.sample(problem.candidates, min(rng.randint(4, 12), len(problem.candidates)))
-    prior = {c.docid: problem.prior[c.docid] for c in some}
-    place = {docid: i for i, docid in enumerate(sorted(prior, key=lambda d: -prior[d]), start=1)}
     names = {c.docid: f"{_name(rng)}-{i}" for i, c in enumerate(some, start=1)}
-    candidates = tuple(
-        Candidate(names[c.docid], " | ".join([names[c.docid], *c.text.split(" | ")[1:3]]), f"average {place[c.docid]}")
-        for c in some
-    )
-    return dataclasses.replace(
+    candidates = (Candidate(names[c.docid], " | ".join([names[c.docid], *c.text.split(" | ")[1:3]])) for c in some)
+    unnamed = dataclasses.replace(
         problem,
         qid=f"unnamed:{problem.qid}",
         task=f"{problem.task}-unnamed",
-        candidates=candidates,
+        candidates=tuple(candidates),
         gains={names[d]: problem.gains.get(d, 0) for d in names},
-        prior={names[d]: prior[d] for d in names},
+        prior={names[d]: problem.prior[d] for d in names},
     )
+    return noted_by(["prior"], [], [unnamed])[0]
 
 
 def _name(rng: random.Random) -> str:
@@ -149,9 +144,10 @@ def _described(source: str) -> Iterator[tuple[str, str]]:
     except SyntaxError:
         return
     for node in ast.walk(tree):
-        doc = ast.get_docstring(node) if isinstance(node, ast.FunctionDef) and len(node.body) > 1 else None
-        first, _, rest = inspect.cleandoc(doc or "").partition("\n\n")
-        if not doc or not isinstance(node, ast.FunctionDef) or not 4 <= len(first.split()) <= 25:
+        if not isinstance(node, ast.FunctionDef):
+            continue
+        first, _, rest = (ast.get_docstring(node) or "").partition("\n\n")
+        if not 4 <= len(first.split()) <= 25:
             continue
         signature = f"def {node.name}({', '.join(a.arg for a in node.args.args)}):"
         body = "\n".join(ast.unparse(part) for part in node.body[1:])

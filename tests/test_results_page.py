@@ -132,10 +132,12 @@ def test_the_records_of_a_benchmark_stand_on_its_page(tmp_path: Path) -> None:
     file = tmp_path / "threads.json"
     write_whole(file, '{"rows": [{"way": "a", "n": 2, "at": {"end": 0.123456}, "curve": [1, 2]}], "note": [1]}')
     experiment = tmp_path / "results" / "threads"
-    publish(file, experiment, title="Threads", commands=["python benchmarks/threads.py"])
+    publish(file, experiment, title="Threads", commands=["python benchmarks/threads.py", f"# {'remark ' * 30}"])
     assert summary(experiment) == {"figures": {"threads.json": {"rows": {"1 a": {"n": 2, "at: end": 0.1235}}}}}
     page = write_pages(tmp_path / "results", tmp_path / "pages").with_name("threads.md").read_text()
     assert page.startswith("# Threads\n") and "python benchmarks/threads.py" in page and "| a | 2 | 0.1235 |" in page
+    remarks = [line for line in page.splitlines() if line.startswith("# remark")]
+    assert len(remarks) == 2 and all(len(line) <= 120 for line in remarks)
 
 
 def test_the_same_rows_are_packed_to_the_same_bytes(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import yaml
 
 from r1ranker.errors import DataError
 from r1ranker.evaluation.results import AVERAGE, Row, read_results
+from r1ranker.evaluation.table import wrap
 from r1ranker.experiments import EXPERIMENTS
 from r1ranker.experiments.report import (
     PACKED,
@@ -134,7 +135,8 @@ def write_pages(out: Path, pages: Path) -> Path:
             target = pages / f"{folder.name}.md"
             known = _known(folder)
             lines = [f"# {known['title']}", "", f"Rows, settings and versions: `{out.name}/{folder.name}`.", ""]
-            lines += ["```sh", *known["command"], "```", ""] if known["command"] else []
+            shell = (line for command in known["command"] for line in _shell(command))
+            lines += ["```sh", *shell, "```", ""] if known["command"] else []
             lines += [*_runs(folder, runs, target), *_rest(folder, others)]
             write_whole(target, "\n".join(lines).rstrip() + "\n")
             index.append(f"- [{known['title']}]({folder.name}.md)")
@@ -180,6 +182,11 @@ def _benchmark(path: Path, experiment: Path) -> list[str]:
         lines += markdown(Table(title, columns, cells), "##")
     origin = content.get("provenance", content if "versions" in content else {}) if isinstance(content, dict) else {}
     return [*lines, *origin_lines(origin, f"File `{path.relative_to(experiment.parent)}`", experiment), ""]
+
+
+def _shell(command: str) -> list[str]:
+    """A command as it is pasted; a remark among commands, `# ...`, in lines that can be read."""
+    return [f"# {line}" for line in wrap(command.removeprefix("# "))] if command.startswith("# ") else [command]
 
 
 def _known(experiment: Path) -> dict[str, Any]:
