@@ -6,11 +6,12 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 
-from r1ranker.backends.blocks import Blocks, Question, packed, read_all
+from r1ranker.backends.blocks import Blocks, Question, packed, read_all, separate
 from r1ranker.backends.models import resolve
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.backends.weights import add_adapter
@@ -128,7 +129,27 @@ def test_any_order_of_the_candidates_gives_the_same_ranking(
 
     first = ranked(TEXTS)
     rng = random.Random(1)
-    assert all(ranked(rng.sample(TEXTS, len(TEXTS))) == first for _ in range(4))
+    assert all(ranked(texts) == first for texts in orders(rng, 4))
+
+
+@pytest.mark.parametrize("query", ["first", "last"])
+def test_one_row_is_read_for_any_order_of_the_candidates(
+    nano: TransformersBackend, query: Literal["first", "last"]
+) -> None:
+    """So that no rounding of a pass, which may go by what stands where, tells the orders apart."""
+    rng = random.Random(1)
+    pools = [nano.block_ids(block_prompt(problem(texts), "judge", "best", query=query)) for texts in orders(rng, 6)]
+    rows = [[packed([part]).ids_L.tolist() for _, part in separate(pool, 60)] for pool in pools]
+    assert len(rows[0]) > 1
+    assert all(row == rows[0] for row in rows)
+    for pool in pools:
+        for places, part in separate(pool, 60):
+            assert part == pool.part(places)
+
+
+def orders(rng: random.Random, many: int) -> list[list[str]]:
+    """The texts, shuffled."""
+    return [rng.sample(TEXTS, len(TEXTS)) for _ in range(many)]
 
 
 def test_worst_and_best_of_one_judge_give_one_order(nano: TransformersBackend) -> None:

@@ -163,23 +163,31 @@ def read_all(
     longer than `max_tokens` is read in parts, each behind the head. An identifier: (questions, n), the logits of all
     labels at the end of each question.
     """
-    parts = [(i, part) for i, pool in enumerate(pools) for part in separate(pool, max_tokens)]
+    parts = [(i, places, part) for i, pool in enumerate(pools) for places, part in separate(pool, max_tokens)]
     hidden: list[list[Tensor]] = [[] for _ in pools]
-    for group in _groups([part.tokens for _, part in parts], max_tokens):
-        row = packed([parts[j][1] for j in group])
+    read: list[list[int]] = [[] for _ in pools]
+    for group in _groups([part.tokens for _, _, part in parts], max_tokens):
+        row = packed([parts[j][2] for j in group])
         hidden_S_H = ends(network, row)
-        places = [-1 if parts[j][1].questions else j for j in group for _ in parts[j][1].blocks]
-        places += [j for j in group for _ in parts[j][1].questions]
+        of_part = [-1 if parts[j][2].questions else j for j in group for _ in parts[j][2].blocks]
+        of_part += [j for j in group for _ in parts[j][2].questions]
         for j in group:
-            asked = [s for s, place in enumerate(places) if place == j]
-            hidden[parts[j][0]].append(hidden_S_H[asked])
-    return [_said(network, pool, torch.cat(of_pool), yes_no) for pool, of_pool in zip(pools, hidden, strict=True)]
+            i, places, _ = parts[j]
+            hidden[i].append(hidden_S_H[[s for s, part in enumerate(of_part) if part == j]])
+            read[i] += places
+    return [
+        _said(network, pool, torch.cat(of_pool), places, yes_no)
+        for pool, of_pool, places in zip(pools, hidden, read, strict=True)
+    ]
 
 
-def _said(network: Any, pool: Blocks, hidden_S_H: Tensor, yes_no: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _said(
+    network: Any, pool: Blocks, hidden_S_H: Tensor, places: list[int], yes_no: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
     if not pool.judged:
         return token_logits(network, hidden_S_H, pool.labels), hidden_S_H
-    return by_judge(network, hidden_S_H, yes_no), hidden_S_H
+    by_place_S_H = hidden_S_H[torch.tensor(places).argsort()]
+    return by_judge(network, by_place_S_H, yes_no), by_place_S_H
 
 
 def by_judge(network: Any, hidden_S_H: Tensor, yes_no: tuple[int, int]) -> Tensor:
@@ -232,18 +240,23 @@ def ask_behind(network: Any, pool: Blocks, cache: DynamicCache) -> Tensor:
 
 def read_tokens(pools: Sequence[Blocks], max_tokens: int) -> list[int]:
     """Tokens that `read_all` reads for each pool: the head counts once for every part."""
-    return [sum(part.tokens for part in separate(pool, max_tokens)) for pool in pools]
+    return [sum(part.tokens for _, part in separate(pool, max_tokens)) for pool in pools]
 
 
-def separate(pool: Blocks, max_tokens: int) -> Iterator[Blocks]:
-    """The pool in parts of at most `max_tokens` (at least one block each); whole where questions see all of it."""
+def separate(pool: Blocks, max_tokens: int) -> Iterator[tuple[list[int], Blocks]]:
+    """The places of some blocks, and the pool of these, of at most `max_tokens` (at least one block).
+
+    A judge's blocks go by what they say: in bfloat16 a pass rounds by what stands where in a row, and so the order in
+    which candidates come changes nothing. Whole, as it is, where questions see all of it.
+    """
     if not pool.judged:
-        yield pool
+        yield list(range(len(pool.blocks))), pool
         return
+    order = sorted(range(len(pool.blocks)), key=pool.blocks.__getitem__)
     asked = [len(question.ids) for question in pool.questions] or [0] * len(pool.blocks)
-    sizes = [len(block) + more for block, more in zip(pool.blocks, asked, strict=True)]
-    for places in _groups(sizes, max_tokens - len(pool.head)):
-        yield pool.part(places)
+    for group in _groups([len(pool.blocks[n]) + asked[n] for n in order], max_tokens - len(pool.head)):
+        places = [order[n] for n in group]
+        yield places, pool.part(places)
 
 
 def _groups(sizes: Sequence[int], most: int) -> Iterator[list[int]]:

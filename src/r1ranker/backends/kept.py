@@ -56,7 +56,7 @@ class Kept:
         if not missing:
             return 0
         read = 0
-        for part in separate(Blocks(pool.head, missing), max_tokens):
+        for _, part in separate(Blocks(pool.head, missing), max_tokens):
             cache, tokens = read_cached(self.network, part)
             self._add(part, _chunk(cache))
             read += tokens
@@ -77,9 +77,11 @@ class Kept:
     def judged(self, pool: Blocks, yes_no: tuple[int, int], max_tokens: int) -> tuple[Tensor, int]:
         """(what a judge says of each block behind its question (n,), tokens read). See `blocks.read_all`."""
         read = self.read(pool, max_tokens)
-        parts = separate(pool, max_tokens)
-        hidden_S_H = torch.cat([ask_behind(self.network, part, self.behind(part)) for part in parts])
-        return by_judge(self.network, hidden_S_H, yes_no), read + sum(len(question.ids) for question in pool.questions)
+        parts = list(separate(pool, max_tokens))
+        hidden_S_H = torch.cat([ask_behind(self.network, part, self.behind(part)) for _, part in parts])
+        by_place_S_H = hidden_S_H[torch.tensor([place for places, _ in parts for place in places]).argsort()]
+        said = by_judge(self.network, by_place_S_H, yes_no)
+        return said, read + sum(len(question.ids) for question in pool.questions)
 
     def _add(self, part: Blocks, chunk: Tensor) -> None:
         begin = 0
