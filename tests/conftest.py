@@ -41,6 +41,12 @@ def small_problem(n: int = 4, *, positive: int = 1, qid: str = "q1", task: str =
     return Problem(qid=qid, task=task, **values)  # type: ignore[arg-type]
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_model_of_your_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What a developer has fetched would change what is tested."""
+    os.environ["R1RANKER_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def make_problem() -> MakeProblem:
     return small_problem
