@@ -13,9 +13,9 @@ import torch
 
 from conftest import small_problem
 from r1ranker.backends import loading
-from r1ranker.backends.loading import bfloat16_gain, cast, load, pick_dtype, way_of
-from r1ranker.backends.models import WAY
+from r1ranker.backends.loading import bfloat16_gain, cast, load, pick_dtype
 from r1ranker.backends.transformers_ import TransformersBackend
+from r1ranker.backends.way import WAY, way_of
 from r1ranker.errors import BackendError, DataError
 from r1ranker.io.config import RunConfig
 from r1ranker.ranking.spec import RankerSpec

@@ -23,8 +23,9 @@ from typer.testing import CliRunner
 from conftest import small_problem
 from hub_server import Hub, hub_server
 from r1ranker.backends import models
-from r1ranker.backends.loading import first_layers, load, way_of
+from r1ranker.backends.loading import first_layers, load
 from r1ranker.backends.models import Source, resolve
+from r1ranker.backends.way import WAY, way_of
 from r1ranker.backends.weights import add_adapter, join_adapters
 from r1ranker.cli import app
 from r1ranker.errors import BackendError, ConfigError
@@ -216,7 +217,7 @@ def test_smol_is_the_base_with_the_adapter_as_peft_applies_it(base: Path, adapte
 
 def test_smol_is_asked_as_its_adapter_was_trained_to_be(adapter: Path) -> None:
     assert way_of(resolve("smol")) == {}
-    (adapter / models.WAY).write_text('{"layout": "blocks", "ask": "best"}')
+    (adapter / WAY).write_text('{"layout": "blocks", "ask": "best"}')
     assert way_of(resolve("smol")) == {"layout": "blocks", "ask": "best"}
 
 

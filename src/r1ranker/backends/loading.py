@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import time
@@ -13,15 +12,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from r1ranker.backends import models
-from r1ranker.backends.models import HUB_SECONDS, WAY, resolve
+from r1ranker.backends.models import HUB_SECONDS, resolve
+from r1ranker.backends.weights import write_first_layers
 from r1ranker.errors import BackendError, NotFiniteError
-from r1ranker.io.documents import parse_json
-from r1ranker.io.files import replacing
-from r1ranker.io.text import read_text
 
 transformers_logging.disable_progress_bar()  # a bar for each load and save would drown those of the work itself
 
@@ -33,24 +30,6 @@ PROBE_SECONDS = 0.15
 
 BESIDE = re.compile(r"(inv_freq|attn\.bias|masked_bias|position_ids)$|^v_head\.|^score\.")
 """Tensors that older releases and trainers save with a network and that no pass of it needs."""
-
-
-def way_of(directory: str) -> dict[str, str]:
-    """How the model in a directory was trained to be asked; empty where that is not known."""
-    path = Path(directory) / WAY
-    if not path.is_file():
-        return {}
-    try:
-        way = parse_json(read_text(path))
-        return {key: str(value) for key, value in way.items()}
-    except (ValueError, AttributeError) as error:
-        raise BackendError(f"{path} is damaged: {error}; delete it and give layout and ask yourself") from error
-
-
-def save_way(directory: Path, way: Mapping[str, str]) -> None:
-    """Say in a directory of a model or an adapter how it is asked, for `way_of`; an empty `way` says nothing."""
-    if way:
-        (directory / WAY).write_text(json.dumps(way) + "\n", encoding="utf-8")
 
 
 def pick_device(device: str = "auto") -> torch.device:
@@ -95,32 +74,14 @@ def load(model: str, device: str = "auto", dtype: str = "auto", threads: int | N
 
 
 def first_layers(model: str, layers: int, out: Path) -> None:
-    """Write the first `layers` layers of a model as a whole model: its last norm and output stay behind them.
-
-    Raises BackendError where the model cannot be read, or has no more layers than that.
-    """
+    """`weights.write_first_layers` of a model by hub name or directory. Raises BackendError where it cannot be read."""
     path, here = _source(model)
-    told = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # it would list the layers that are left out
-    transformers_logging.disable_progress_bar()
     try:
-        shape = AutoConfig.from_pretrained(path, **here)
-        whole, shape.num_hidden_layers = shape.num_hidden_layers, layers
-        if getattr(shape, "layer_types", None):
-            shape.layer_types = shape.layer_types[:layers]
-        if cut := 0 < layers < whole:
-            network = AutoModelForCausalLM.from_pretrained(path, config=shape, dtype="auto", **here)
-            tokenizer = AutoTokenizer.from_pretrained(path, **here)
+        write_first_layers(path, layers, out, **here)
+    except BackendError:
+        raise
     except Exception as error:  # as in `load`
         raise BackendError(_remedy(path, error)) from error
-    finally:
-        transformers_logging.set_verbosity(told)
-    if not cut:
-        raise BackendError(f"{model} has {whole} layers: give a number from 1 to one fewer")
-    with replacing(out) as fresh:
-        network.save_pretrained(fresh)
-        tokenizer.save_pretrained(fresh)
-        save_way(fresh, way_of(path))
 
 
 def _source(model: str) -> tuple[str, dict[str, bool]]:

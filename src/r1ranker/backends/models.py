@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from r1ranker.backends.way import WAY
 from r1ranker.errors import BackendError, ConfigError
 from r1ranker.io.files import share
 
@@ -30,9 +31,7 @@ NANO, SMOL, SMOL_BASE, MINILM = "nano", "smol", "smol-base", "minilm"
 PACKAGE = Path(str(files("r1ranker")))
 ADAPTER = PACKAGE / SMOL
 """What makes `smol` of `smol-base`: adapter_config.json and adapter_model.safetensors, as peft writes them, and the
-file that says how a model is asked (`loading.way_of`)."""
-WAY = "r1ranker.json"
-"""Beside a model's weights: the layout it was trained in, its read-out and what it was asked."""
+file that says how a model is asked (`way`)."""
 ORIGIN = "origin.json"
 HUB_SECONDS = 10
 """How long the hub may take to say what it has; a machine behind a wall should not wait for it."""

@@ -19,12 +19,13 @@ from r1ranker.backends.base import STOP, Choice, Completion, PromptError
 from r1ranker.backends.blocks import Blocks, Question
 from r1ranker.backends.encoding import Encoder, IdentifierTrie, Path, batches
 from r1ranker.backends.kept import Kept
-from r1ranker.backends.loading import end_ids, load, way_of
+from r1ranker.backends.loading import end_ids, load
 from r1ranker.backends.models import resolve
 from r1ranker.backends.padding import left_pad, positions
 from r1ranker.backends.prefix import PrefixCache, Row, read_rows
 from r1ranker.backends.probe import keeps_prefixes, takes_padding
 from r1ranker.backends.sampling import Settings, Trace, Written, check_logits, write
+from r1ranker.backends.way import way_of
 from r1ranker.prompts import Prompt
 
 log = logging.getLogger(__name__)

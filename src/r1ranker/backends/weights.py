@@ -1,4 +1,4 @@
-"""Model directories made of other things: a GGUF file, or a base and an adapter. Used by `models`.
+"""Model directories made of others: a GGUF file, the first layers, a base and an adapter. Used by `models`.
 
 Weights are kept in float16. Of SmolLM2's 4-bit weights it keeps three quarters as they are and the rest to 11 bits:
 the network's predictions differ by 1e-6 nats from those of float32, with bfloat16 by 5e-5 at the same size.
@@ -23,10 +23,10 @@ import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from r1ranker.backends.loading import first_layers, save_way, way_of
+from r1ranker.backends.way import save_way, way_of
 from r1ranker.errors import BackendError
 from r1ranker.io.documents import read_json
 from r1ranker.io.files import replacing
@@ -77,6 +77,32 @@ def dequantize(path: Path, out: Path) -> None:
     tokenizer.save_pretrained(out)
 
 
+def write_first_layers(path: str, layers: int, out: Path, **reading: bool) -> None:
+    """Write the first `layers` layers of a model as a whole model: its last norm and output stay behind them.
+
+    path, reading: what transformers reads it from, and how. Raises BackendError where it has no more layers than that,
+    and what transformers raises where it cannot be read.
+    """
+    told = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # it would list the layers that are left out
+    transformers_logging.disable_progress_bar()
+    try:
+        shape = AutoConfig.from_pretrained(path, **reading)
+        whole, shape.num_hidden_layers = shape.num_hidden_layers, layers
+        if not 0 < layers < whole:
+            raise BackendError(f"{path} has {whole} layers: give a number from 1 to one fewer")
+        if getattr(shape, "layer_types", None):
+            shape.layer_types = shape.layer_types[:layers]
+        network = AutoModelForCausalLM.from_pretrained(path, config=shape, dtype="auto", **reading)
+        tokenizer = AutoTokenizer.from_pretrained(path, **reading)
+    finally:
+        transformers_logging.set_verbosity(told)
+    with replacing(out) as fresh:
+        network.save_pretrained(fresh)
+        tokenizer.save_pretrained(fresh)
+        save_way(fresh, way_of(path))
+
+
 def add_adapter(base: Path, adapter: Path, out: Path) -> None:
     """Write `base` with a LoRA adapter of peft's layout added into its weights: W + (alpha / r) B A.
 
@@ -85,7 +111,7 @@ def add_adapter(base: Path, adapter: Path, out: Path) -> None:
     way = way_of(str(adapter))
     if layers := way.pop(LAYERS, None):
         with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
-            first_layers(str(base), int(layers), Path(scratch) / "cut")
+            write_first_layers(str(base), int(layers), Path(scratch) / "cut")
             _add(Path(scratch) / "cut", adapter, out)
     else:
         _add(base, adapter, out)
@@ -110,7 +136,7 @@ def _add(base: Path, adapter: Path, out: Path) -> None:
 def join_adapters(adapters: Sequence[Path], rank: int, out: Path, layers: int | None = None) -> float:
     """Write adapters that were trained one on top of the other as one: of each layer, the nearest sum of rank `rank`.
 
-    layers: the model is only the first `layers` of its base (`loading.first_layers`), which the adapter then says; what
+    layers: the model is only the first `layers` of its base (`write_first_layers`), which the adapter then says; what
         the adapters have for higher ones is left out. Where one of them says so already, that holds.
 
     Returns the share of the sum's squares that it keeps, 0 to 1. How a model is asked is what the last one says.

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig
 
-from r1ranker.backends.loading import check_finite, save_way
+from r1ranker.backends.loading import check_finite
 from r1ranker.backends.models import resolve
+from r1ranker.backends.way import save_way
 from r1ranker.errors import ConfigError
 from r1ranker.io.files import recover, remove, replacing
 from r1ranker.io.fingerprint import differing, fingerprint_model, fingerprint_problems
@@ -45,7 +46,7 @@ def save_model(
 ) -> None:
     """An ordinary transformers model directory, replaced as a whole; adapters are added into the weights.
 
-    way: how it is asked (`RunConfig.way`), for `loading.way_of`. All processes of a crew call this, and the leading one
+    way: how it is asked (`RunConfig.way`), for `way.way_of`. All processes of a crew call this, and the leading one
     `writes`. Raises NotFiniteError rather than write what is no model.
     """
     state = plain_state(network, dtype)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from r1ranker.backends.loading import save_way
+from r1ranker.backends.way import save_way
 from r1ranker.io.extras import library
 from r1ranker.io.files import replacing
 from r1ranker.training.sharding import gathered
