@@ -149,6 +149,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
                 "nano": {"model": "nano", "design": "iranker"},
                 "direct": {"model": "nano", "design": "dranker"},
                 "best": {"model": "nano", "ask": "best"},
+                "short": {"model": "nano", "design": "iranker", "truncate": 120},
                 "slow": {"model": "m", "base_urls": [hangs.base_url], "concurrency": 1},
                 "refused": {"model": "m", "base_urls": [refuses.base_url]},
             },

@@ -6,7 +6,8 @@
 
 What it does is said by the model's name: `good` answers; `429`, `500`, `503`, `400` are statuses; `cut` closes the
 connection, `timeout` says nothing, `malformed` is no JSON, `midway` cuts a stream after two parts, `openly` ends one
-without its last line, `error-first` begins a stream with an error. A ninth failure is a port where nobody listens.
+without its last line, `error-first` begins a stream with an error; `REFUSALS` are errors in words. A ninth failure is a
+port where nobody listens.
 """
 
 from __future__ import annotations
@@ -23,6 +24,12 @@ from threaded_server import ThreadedServer
 
 FAILING = ("429", "500", "503", "cut", "timeout", "malformed", "error-first")
 ANSWER = "Owls live long é."
+VLLM = "This model's maximum context length is 8192 tokens. However, your request has 9000 input tokens."
+REFUSALS = {
+    "too-long": (400, {"message": "x", "code": "context_length_exceeded"}),
+    "vllm-too-long": (400, {"message": VLLM, "type": "BadRequestError", "code": 400}),
+    "refused": (200, {"message": "overloaded"}),
+}
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,7 @@ class LLMServer(ThreadedServer):
     def __init__(self) -> None:
         self.asked: list[Asked] = []
         self.closed = threading.Event()
-        """Set when a client left in the middle of a slow stream."""
+        """Set when a client left before a late answer, or in the middle of a slow stream."""
 
     async def serve(self, ready: threading.Event, stop: asyncio.Event) -> None:
         app = web.Application()
@@ -63,12 +70,13 @@ class LLMServer(ThreadedServer):
         if model.isdigit():
             wait = {"Retry-After": "7"} if model == "429" else {}
             return web.json_response({"error": {"message": f"told to say {model}"}}, status=int(model), headers=wait)
-        if model == "too-long":
-            return web.json_response({"error": {"message": "x", "code": "context_length_exceeded"}}, status=400)
+        if model in REFUSALS:
+            status, error = REFUSALS[model]
+            return web.json_response({"error": error}, status=status)
         if model == "moved":
             return web.Response(status=302, headers={"Location": "http://127.0.0.1:1/"})
-        if model == "timeout":
-            await asyncio.sleep(60)
+        if model in ("timeout", "long"):
+            await self._think()
         if model == "cut":
             assert request.transport is not None
             request.transport.close()
@@ -78,6 +86,13 @@ class LLMServer(ThreadedServer):
         if body.get("stream"):
             return await self._stream(request, body, model)
         return web.json_response(whole(body), headers={"X-Upstream": "yes", "Set-Cookie": "a=b"})
+
+    async def _think(self) -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            self.closed.set()
+            raise
 
     async def _stream(self, request: web.Request, body: dict[str, Any], model: str) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})

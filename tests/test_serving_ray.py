@@ -36,9 +36,11 @@ def test_without_ray_serve_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) 
 def test_replicas_find_the_files_of_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("mine").mkdir()
-    settings = ray_serve.elsewhere(ServeSettings.model_validate({"rankers": {"a": {"model": "mine"}}}))
+    given = {"rankers": {"a": {"model": "mine"}}, "catalogues": {"shop": {"items": "items.csv"}}}
+    settings = ray_serve.elsewhere(ServeSettings.model_validate(given))
     assert settings.rankers["a"].model == str(tmp_path / "mine")
     assert settings.store == tmp_path / "serve.sqlite"
+    assert settings.catalogues["shop"].items == tmp_path / "items.csv"
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import random
@@ -15,7 +16,10 @@ from typing import Any
 import pytest
 
 from r1ranker.backends.scripted import ScriptedBackend
+from r1ranker.problem import Candidate, Problem
 from r1ranker.ranking.rankers import DRanker, IRanker, Ranker
+from r1ranker.serving.errors import HttpError
+from r1ranker.serving.rerank import _all_ranked
 from r1ranker.serving.settings import ServeSettings
 from serving_server import Server, malformed
 
@@ -164,6 +168,38 @@ def test_what_is_late_is_ordered_by_what_is_known_and_says_so(served: Server) ->
     assert "warnings" not in rerank(served)["meta"]
 
 
+@pytest.mark.parametrize("path", ["/voyage/v1/rerank", "/rerank", "/v1/rerank", "/score"])
+def test_warnings_stand_in_a_header_whatever_the_shape(served: Server, path: str) -> None:
+    texts = "texts" if path == "/rerank" else "documents"
+    asked = {"query": "q", "queries": "q", texts: [12 * f"{text} " for text in DOCUMENTS]}
+    _, headers, _ = served.post(path, asked | {"model": "short"})
+    assert headers["x-r1ranker-warnings"] == "texts were cut to fit the model"
+    assert "x-r1ranker-warnings" not in served.post(path, asked)[1]
+
+
+def test_where_one_query_of_scores_is_refused_the_others_are_dropped() -> None:
+    dropped = []
+
+    class Refusing:
+        async def rank(self, problem: Problem, **_: object) -> None:
+            if problem.query == "b":
+                raise HttpError(422, "too long")
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                dropped.append(problem.query)
+                raise
+
+    async def score() -> None:
+        problems = [Problem(q, "t", "passage", (Candidate("1", "x"),), query=q) for q in ("a", "b")]
+        with pytest.raises(HttpError):
+            await _all_ranked(Refusing(), problems, None, "")  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+
+    asyncio.run(score())
+    assert dropped == ["a"]
+
+
 def test_a_query_whose_client_has_gone_is_dropped(served: Server) -> None:
     def dropped() -> float:
         found = re.search(r'te_request_failure_total{err="gone",model="slow"} (\S+)', served.get("/metrics")[2])
@@ -261,7 +297,7 @@ def test_pairs_of_one_query_are_ranked_together(served: Server) -> None:
 
 def test_what_there_is_can_be_asked(served: Server) -> None:
     models = served.get("/v1/models")[2]
-    assert [model["id"] for model in models["data"]] == ["nano", "direct", "best", "slow", "refused"]
+    assert [model["id"] for model in models["data"]] == ["nano", "direct", "best", "short", "slow", "refused"]
     assert served.get("/health")[2]["rankers"]["nano"] == "ok"
     assert served.get("/ready")[0] == 200
     schema = served.get("/openapi.json")[2]

@@ -32,7 +32,7 @@ from serving_server import free_port, hashed
 ASK = [{"role": "user", "content": "how long do owls live"}]
 IMAGE = [{"role": "user", "content": [{"type": "text", "text": "what is it"}, {"type": "image_url", "image_url": {}}]}]
 TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "x-odd": [1.0, None]}}}
-WAYS = [*FAILING, "dead", "keyless", "moved", "too-long"]
+WAYS = [*FAILING, "dead", "keyless", "moved", "refused", "too-long", "vllm-too-long"]
 MEANINGLESS = [("error-first", False)]
 
 
@@ -52,11 +52,12 @@ def configuration(upstream: str, ranker: str, folder: Path) -> dict[str, Any]:
     """The ranker at the endpoint puts the last LLM of a router first, so `r-500` tries `500`, then `good`."""
     failing = {f"m-{name}": llm(name, "impatient" if name == "timeout" else "main") for name in FAILING}
     failing |= {"m-dead": llm("good", "dead"), "m-keyless": llm("401"), "m-moved": llm("moved")}
-    failing |= {"m-too-long": llm("too-long"), "m-400": llm("400")}
+    failing |= {f"m-{name}": llm(name) for name in ("400", "refused", "too-long", "vllm-too-long")}
     models = {
         "good": llm("vendor/good", tools=False, context=2000, description="Quick."),
         "eyes": llm("good", images=True, input_price=10.0, output_price=20.0, size="70B", context=100_000),
         "slow": llm("slow"),
+        "long": llm("long"),
         "midway": llm("midway"),
         "openly": llm("openly"),
     }
@@ -319,6 +320,39 @@ def test_a_client_that_leaves_ends_the_call_upstream_and_its_cost_is_counted(
     assert rows
 
 
+def test_a_client_that_leaves_before_the_answer_begins_ends_the_call_upstream_too(
+    proxy: Proxy, client: openai.OpenAI
+) -> None:
+    proxy.upstream.closed.clear()
+    with pytest.raises(openai.APITimeoutError):
+        client.with_options(timeout=0.5).chat.completions.create(model="long", messages=ASK)
+    assert proxy.upstream.closed.wait(10)
+    for _ in range(50):
+        if (rows := spend(proxy, "model = 'long'")) and rows[0][1] == 0:
+            break
+        time.sleep(0.1)
+    assert rows and rows[0][1] == 0, "what was set aside for it is free again"
+
+
+@pytest.mark.parametrize("limit", [10**30, 10**400])
+def test_a_limit_beyond_all_numbers_takes_nothing_from_what_was_spent(
+    proxy: Proxy, client: openai.OpenAI, limit: int
+) -> None:
+    client.chat.completions.create(model="eyes", messages=ASK)
+    ((_, before, _, _),) = spend(proxy, "key = 'all' AND model = 'eyes'")
+    body = {"model": "eyes", "messages": ASK, "max_tokens": limit, "n": limit}
+    assert post(proxy, "/chat/completions", body)[0] == 200
+    ((_, after, _, _),) = spend(proxy, "key = 'all' AND model = 'eyes'")
+    assert after == pytest.approx(before + 0.012, abs=1e-6)
+
+
+def test_a_request_that_is_too_dear_for_its_key_is_told_what_is_left(proxy: Proxy) -> None:
+    body = {"model": "good", "messages": ASK, "max_tokens": 9000}
+    status, _, answer = post(proxy, "/chat/completions", body, "key-poor")
+    assert status == 429
+    assert "the budget of 0.003 dollars a day has 0.0030 left, and this may cost 0.0180" in answer["error"]["message"]
+
+
 def spend(proxy: Proxy, where: str) -> list[Any]:
     with closing(sqlite3.connect(proxy.settings.store)) as db:
         return db.execute(
@@ -468,7 +502,7 @@ def test_feedback_becomes_a_line_that_a_router_learns_from(proxy: Proxy, client:
     }
     other = client.chat.completions.with_raw_response.create(model="good", messages=ASK).headers["x-r1ranker-id"]
     assert post(proxy, "/feedback", {"id": other, "score": 0.5})[0] == 200
-    splits = load("routing-log", log, llms="llm_candidates.json", objectives=["performance"])
+    splits = load("routing-log", log, llms="serve.llms.json", objectives=["performance"])
     (problem,) = [problem for problems in splits.values() for problem in problems]
     asked = read_ask("auto:quality", {}, {}, proxy.settings)
     assert asked is not None

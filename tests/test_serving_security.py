@@ -7,10 +7,13 @@ import hmac
 import http.client
 import io
 import json
+import os
 import pickle
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +22,7 @@ from typing import Any
 
 import pytest
 import starlette
+import yaml
 from typer.testing import CliRunner
 
 import r1ranker.serving
@@ -28,7 +32,7 @@ from r1ranker.errors import ConfigError
 from r1ranker.serving import guard as guard_module
 from r1ranker.serving.guard import Guard
 from r1ranker.serving.settings import ServeSettings, load_settings
-from serving_server import Server, hashed, running
+from serving_server import Server, free_port, hashed, running
 
 ASKED: dict[str, Any] = {"query": "what do owls eat", "documents": ["mice", "salt"]}
 SECRET = "a private matter 4711"
@@ -289,8 +293,9 @@ def test_the_own_origin_may_ask_and_no_other_is_invited(served: Server) -> None:
 
 
 def test_names_that_were_allowed_are_known() -> None:
-    settings = ServeSettings(allowed_hosts=("ranker.example",))
-    for name, status in (("Ranker.Example:8100", True), ("other.example", False)):
+    settings = ServeSettings(allowed_hosts=("ranker.example", "https://page.example", "port.example:8443"))
+    known = ("Ranker.Example:8100", "page.example", "port.example:1")
+    for name, status in (*((name, True) for name in known), ("other.example", False)):
         headers = starlette.datastructures.Headers(raw=[(b"host", name.encode())])
         if status:
             assert Guard(None, settings).check(headers, "/rerank") == ""  # type: ignore[arg-type]
@@ -336,6 +341,18 @@ def test_a_wrong_setting_is_refused_with_its_name(settings: dict[str, Any], says
 
 
 # The end.
+
+
+def test_a_server_that_is_told_to_stop_while_it_reads_a_catalogue_ends(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "items.csv")  # which says nothing for as long as nobody writes
+    settings = {"port": free_port(), "rankers": {"nano": {}}, "catalogues": {"shop": {"items": "items.csv"}}}
+    (tmp_path / "serve.yaml").write_text(yaml.safe_dump(settings))
+    command = [sys.executable, "-m", "r1ranker", "serve", "--config", "serve.yaml"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert any("shop" in line for line in process.stderr)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == -signal.SIGTERM
 
 
 def test_what_runs_is_finished_when_the_server_is_told_to_stop(tmp_path: Path) -> None:

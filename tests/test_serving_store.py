@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import resource
 import sqlite3
 import time
 from contextlib import closing
@@ -33,6 +34,42 @@ def test_an_estimate_is_set_aside_until_the_cost_is_known(tmp_path: Path) -> Non
     assert store.spent_today("team") == 0.5
     (row,) = store.spend()
     assert (row.model, row.calls, row.failed, row.prompt_tokens, row.completion_tokens) == ("large", 1, 0, 7, 3)
+
+
+def test_a_score_that_finds_no_room_is_not_taken_and_leaves_no_half_line(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    store.begin(call("a"))
+    store.feedback.write_text("x" * (1 << 20) + "\n")  # longer than the store itself, so that it alone is short of room
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (store.feedback.stat().st_size + 20, before[1]))
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            store.score("a", 1.0, "team")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    store.score("a", 1.0, "team")
+    _, line = store.feedback.read_text().splitlines()
+    assert json.loads(line)["score"] == 1.0
+
+
+def test_a_line_that_a_killed_process_left_half_is_not_the_begin_of_the_next(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    store.begin(call("a"))
+    store.feedback.write_text('{"prompt": "wh')
+    store.score("a", 1.0, "team")
+    half, line = store.feedback.read_text().splitlines()
+    assert half == '{"prompt": "wh'
+    assert json.loads(line)["score"] == 1.0
+
+
+def test_what_is_known_of_an_llm_outlives_its_service_and_no_file_of_another_name_is_touched(tmp_path: Path) -> None:
+    own = tmp_path / "llm_candidates.json"
+    own.write_text('{"mine": {"feature": "by hand"}}')
+    store = opened(tmp_path)
+    store.describe({"small": {"size": "7B"}, "large": {"size": "70B"}})
+    store.describe({"small": {"size": "8B"}})
+    assert json.loads(store.llms.read_text()) == {"small": {"size": "8B"}, "large": {"size": "70B"}}
+    assert "by hand" in own.read_text()
 
 
 def test_what_routing_cost_counts_too(tmp_path: Path) -> None:

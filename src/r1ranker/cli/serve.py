@@ -59,16 +59,17 @@ def serve(
             return
         if replicas > 1:
             raise ConfigError("replicas are of Ray Serve: give --ray local too, or start as many servers yourself")
+        app = create_app(settings)  # told to stop while it reads catalogues, the process ends
         # uvicorn finishes what runs, and then raises the signal again: told to stop, it has done as it was told.
         signal.signal(signal.SIGTERM, lambda *_: None)
         log_to_stderr(level)
         uvicorn.run(
-            create_app(settings),
+            app,
             host=settings.host,
             port=settings.port,
             http="h11",  # whose limit on headers can be set
             h11_max_incomplete_event_size=settings.limits.header_bytes,
-            limit_concurrency=settings.limits.connections,
+            limit_concurrency=settings.limits.connections + 1,  # at which uvicorn refuses
             timeout_graceful_shutdown=int(GRACE_SECONDS),
             server_header=False,
             log_config=None,

@@ -150,7 +150,7 @@ def entries(settings: RouteSettings, allowed: Collection[str] | None) -> list[di
 
 
 def as_data(settings: RouteSettings) -> dict[str, dict[str, Any]]:
-    """LLMs as `llm_candidates.json` of the routing data: with it, feedback reads as the proxy's problems do."""
+    """LLMs as a file `llms` of the routing data has them: with it, feedback reads as the proxy's problems do."""
     return {
         name: {
             "size": model.size,

@@ -39,7 +39,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, settings: ServeSettings) -> None:
         self.app, self.settings = app, settings
-        self.hosts = {settings.host.lower(), *HERE, *(host.lower() for host in settings.allowed_hosts)}
+        self.hosts = {settings.host.lower(), *HERE, *map(_allowed, settings.allowed_hosts)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -84,6 +84,11 @@ class Guard:
             if given is not None and "*" not in self.hosts and _host(given) not in self.hosts:
                 message = f"{what} is none that this server knows; add it to allowed_hosts if it should be"
                 raise HttpError(403, message, code="host_not_allowed")
+
+
+def _allowed(host: str) -> str:
+    """A host as settings name it: with or without a scheme and a port, or `*`."""
+    return host if host == "*" else _host(host if "//" in host else f"//{host}")
 
 
 def _host(url: str) -> str:

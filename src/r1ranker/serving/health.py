@@ -64,7 +64,7 @@ async def info(request: Request) -> Response:
             "max_batch_tokens": limits.all_characters,
             "max_batch_requests": service.settings.rankers[name].batch_size,
             "max_client_batch_size": limits.documents,
-            "auto_truncate": True,
+            "auto_truncate": service.settings.rankers[name].truncate is not None,
             "tokenization_workers": 1,
             "version": "1.8.0",
         }

@@ -22,6 +22,8 @@ BYTES_A_TOKEN = 4
 TOKENS_AN_IMAGE = 1000
 OUTPUT_TOKENS = 500
 """Counted for an answer where the request sets no limit."""
+MOST_TOKENS, MOST_ANSWERS = 10_000_000, 128
+"""Of a request's own limits; what is above them the upstream refuses, and an estimate of it would be no number."""
 QUERY_CHARS = 1000
 """As in the routing data the ranker was trained on."""
 IMAGES = ("image_url", "input_image", "image")
@@ -52,11 +54,11 @@ def needs_of(values: Mapping[str, Any]) -> Needs:
     form = values.get("response_format")
     form = form if isinstance(form, dict) and form.get("type") != "text" else None
     opaque = sum(len(json.dumps(one, ensure_ascii=False).encode(errors="replace")) for one in (*tools, form) if one)
-    limit = _count(values.get("max_completion_tokens")) or _count(values.get("max_tokens"))
+    limit = _count(values.get("max_completion_tokens"), MOST_TOKENS) or _count(values.get("max_tokens"), MOST_TOKENS)
     return Needs(
         query=_query(messages),
         prompt_tokens=(texts + opaque) // BYTES_A_TOKEN + TOKENS_AN_IMAGE * images + 4 * len(messages),
-        output_tokens=(_count(values.get("n")) or 1) * (limit or OUTPUT_TOKENS),
+        output_tokens=(_count(values.get("n"), MOST_ANSWERS) or 1) * (limit or OUTPUT_TOKENS),
         limit=limit,
         images=images > 0,
         tools=bool(tools) or any(message.get("role") in ("tool", "function") for message in messages),
@@ -130,6 +132,6 @@ def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _count(value: Any) -> int:
-    """A number above 0, else 0."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+def _count(value: Any, most: int) -> int:
+    """A number above 0, at most `most`; else 0."""
+    return min(value, most) if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0

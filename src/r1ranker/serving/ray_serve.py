@@ -19,6 +19,7 @@ from typing import Any
 from r1ranker.errors import BackendError, ConfigError
 from r1ranker.ranking.distributed import absolute
 from r1ranker.serving.app import GRACE_SECONDS, create_app, log_to_stderr
+from r1ranker.serving.catalogue import CatalogueSettings
 from r1ranker.serving.settings import ServeSettings
 
 NAME = "r1ranker"
@@ -102,7 +103,13 @@ def _application(ray: Any, serve: Any, settings: ServeSettings, replicas: int, l
 def elsewhere(settings: ServeSettings) -> ServeSettings:
     """The same in another directory, where replicas run: files are named by their whole paths."""
     rankers = {name: absolute(spec) for name, spec in settings.rankers.items()}
-    return settings.model_copy(update={"rankers": rankers, "store": Path(settings.store).absolute()})
+    catalogues = {name: _whole_paths(one) for name, one in settings.catalogues.items()}
+    changes = {"rankers": rankers, "catalogues": catalogues, "store": Path(settings.store).absolute()}
+    return settings.model_copy(update=changes)
+
+
+def _whole_paths(catalogue: CatalogueSettings) -> CatalogueSettings:
+    return catalogue.model_copy(update={key: value.absolute() for key, value in catalogue if isinstance(value, Path)})
 
 
 def _libraries() -> tuple[Any, Any]:

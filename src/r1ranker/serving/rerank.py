@@ -56,7 +56,9 @@ async def rerank(request: Request) -> Response:
     served = await while_there(request, work)
     tell(request, served, len(texts))
     if tei:
-        return json_response([_tei_result(i, score, texts, body) for i, score in _places(served)])
+        return json_response(
+            [_tei_result(i, score, texts, body) for i, score in _places(served)], headers=warned(served)
+        )
     places = _places(served)[: body.top_n or None]
     usage = served.ranking.usage
     answer: dict[str, Any] = {
@@ -78,7 +80,7 @@ async def rerank(request: Request) -> Response:
         answer["meta"]["warnings"] = list(served.warnings)
     if body.explain:
         answer["explain"] = explained(problem, served, service.rankers[served.ranker].ranker)
-    return json_response(answer)
+    return json_response(answer, headers=warned(served))
 
 
 @router.post("/voyage/v1/rerank", openapi_extra=takes(VoyageBody))
@@ -97,7 +99,8 @@ async def voyage(request: Request) -> Response:
         for i, score in _places(served)[: body.top_k or None]
     ]
     total = usage_of([served.ranking.usage])["total_tokens"]
-    return json_response({"object": "list", "data": data, "model": served.ranker, "usage": {"total_tokens": total}})
+    answer = {"object": "list", "data": data, "model": served.ranker, "usage": {"total_tokens": total}}
+    return json_response(answer, headers=warned(served))
 
 
 @router.post("/score", openapi_extra=takes(ScoreBody))
@@ -131,12 +134,18 @@ async def score(request: Request) -> Response:
             "model": served[0].ranker,
             "data": [{"index": i, "object": "score", "score": scores[i]} for i in range(len(pairs))],
             "usage": usage_of([one.ranking.usage for one in served]),
-        }
+        },
+        headers=warned(*served),
     )
 
 
 async def _all_ranked(service: Service, problems: Sequence[Problem], ranker: str | None, key: str) -> list[Served]:
-    return await asyncio.gather(*(service.rank(problem, ranker=ranker, key=key) for problem in problems))
+    tasks = [asyncio.ensure_future(service.rank(problem, ranker=ranker, key=key)) for problem in problems]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:  # where one is refused, nobody waits for the others
+        for task in tasks:
+            task.cancel()
 
 
 def _pairs(queries: Sequence[str], texts: Sequence[str]) -> list[tuple[str, str]]:
@@ -192,6 +201,12 @@ def _places(served: Served) -> list[tuple[int, float]]:
 def _tei_result(place: int, value: float, texts: Sequence[str], body: RerankBody) -> dict[str, Any]:
     shown = {"text": texts[place]} if body.return_text else {}
     return {"index": place, "score": value} | shown
+
+
+def warned(*served: Served) -> dict[str, str]:
+    """The header that says what a reader of these orders should know: some shapes have no other place for it."""
+    warnings = dict.fromkeys(warning for one in served for warning in one.warnings)
+    return {"x-r1ranker-warnings": "; ".join(warnings)} if warnings else {}
 
 
 def usage_of(usages: Sequence[Usage]) -> dict[str, int]:

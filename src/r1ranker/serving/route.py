@@ -22,12 +22,11 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from starlette.responses import StreamingResponse
 
 from r1ranker.errors import DataError
-from r1ranker.io.files import write_whole
 from r1ranker.serving.body import Body, BodyError, parse
 from r1ranker.serving.decide import Asked, Decision, as_data, decision_of, pool_of, read_ask, refuse_addresses
 from r1ranker.serving.errors import HttpError, json_response
 from r1ranker.serving.needs import Needs, needs_of
-from r1ranker.serving.service import Service
+from r1ranker.serving.service import Service, while_there
 from r1ranker.serving.settings import Key, ServeSettings
 from r1ranker.serving.store import BudgetError, Call, ScoredError, Store, seconds_left
 from r1ranker.serving.upstreams import OWN_PREFIX, Answer, UpstreamError, ask, forwarded
@@ -71,7 +70,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     session = aiohttp.ClientSession(connector=connector, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar())
     async with session:
         store = await asyncio.to_thread(Store, settings.store)
-        await asyncio.to_thread(write_whole, store.llms, json.dumps(as_data(settings), indent=1) + "\n")
+        await asyncio.to_thread(store.describe, as_data(settings))
         proxy = app.state.proxy = Proxy(service, settings, session, store)
         yield
         await asyncio.gather(*proxy.tasks, return_exceptions=True)
@@ -109,8 +108,12 @@ class Routed:
 @router.post("/chat/completions")
 async def chat(request: Request) -> Response:
     """Answer a conversation by the LLM that suits it; OpenAI's shape, with `model` a router or one of the LLMs."""
-    proxy = _proxy(request)
-    routed = await _route(proxy, request)
+    proxy, body = _proxy(request), _parsed(await request.body())
+    return await while_there(request, _chat(proxy, request, body))
+
+
+async def _chat(proxy: Proxy, request: Request, body: Body) -> Response:
+    routed = await _route(proxy, request, body)
     first = routed.decision.order[0]
     call = Call(
         routed.id,
@@ -133,7 +136,8 @@ async def chat(request: Request) -> Response:
 @router.post("/v1/route")
 async def route(request: Request) -> Response:
     """What `/v1/chat/completions` would do with the same body: order, costs, who is left out. No LLM is asked."""
-    routed = await _route(_proxy(request), request)
+    proxy, body = _proxy(request), _parsed(await request.body())
+    routed = await while_there(request, _route(proxy, request, body))
     return json_response({"object": "route", "model": routed.decision.order[0]} | routed.decision.as_json())
 
 
@@ -156,9 +160,8 @@ async def feedback(request: Request) -> Response:
     return json_response({"object": "feedback", "id": call, "score": float(score)})
 
 
-async def _route(proxy: Proxy, request: Request) -> Routed:
+async def _route(proxy: Proxy, request: Request, body: Body) -> Routed:
     """Read a request and decide. HttpError where nothing can serve it, or where its key may not ask."""
-    body = _parsed(await request.body())
     model = body.values.get("model")
     if not isinstance(model, str) or not model:
         raise HttpError(400, "model: name a router, such as auto, or a model", "model")

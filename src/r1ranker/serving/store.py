@@ -12,18 +12,21 @@ what feedback needs; calls that nobody scored are forgotten after `KEEP_DAYS`, a
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from r1ranker.errors import ConfigError, DataError, R1RankerError
+from r1ranker.io.documents import read_json
+from r1ranker.io.files import write_whole
 
 KEEP_DAYS = 30
 WAIT_SECONDS = 10.0
@@ -92,7 +95,7 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path = path.expanduser()
         self.feedback = self.path.with_name("feedback.jsonl")
-        self.llms = self.path.with_name("llm_candidates.json")
+        self.llms = self.path.with_suffix(".llms.json")
         self._lock = threading.Lock()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +127,8 @@ class Store:
         day = today()
         with self._writing() as db:
             if budget is not None and (spent := _spent(db, call.key, day)) + call.estimate > budget:
-                raise BudgetError(f"the budget of {budget:g} dollars a day is spent ({spent:.4f} so far)")
+                left = f"the budget of {budget:g} dollars a day has {max(0.0, budget - spent):.4f} left"
+                raise BudgetError(f"{left}, and this may cost {call.estimate:.4f}")
             _add(db, call.key, day, call.model, 1, 0, 0, 0, call.estimate)
             if call.router:
                 _add(db, call.key, day, call.router, 1, 0, 0, 0, call.router_cost, call.router_seconds)
@@ -190,6 +194,15 @@ class Store:
             }
             _append(self.feedback, json.dumps(line, ensure_ascii=False) + "\n")
 
+    def describe(self, llms: Mapping[str, object]) -> None:
+        """Keep beside the file what each LLM is, by name; also of those that are served no more: feedback names them.
+
+        Raises DataError where what stands there is no JSON.
+        """
+        with self._writing():
+            known = read_json(self.llms) if self.llms.exists() else {}
+            write_whole(self.llms, json.dumps({**known, **llms}, indent=1) + "\n")
+
     def spend(self, day: str | None = None) -> list[Spent]:
         """Sums of one day (YYYY-MM-DD, UTC), or of all."""
         with self._lock:
@@ -253,9 +266,14 @@ def _add(
 
 
 def _append(path: Path, line: str) -> None:
-    """One write at the file's end, so that lines of several processes stay whole."""
-    number = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    """A whole line at the file's end, or nothing: OSError. Only one process at a time comes here."""
+    number = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
     try:
-        os.write(number, line.encode())
+        size = os.fstat(number).st_size
+        broken = size and os.pread(number, 1, size - 1) != b"\n"  # a process that ended while it wrote
+        data = (b"\n" if broken else b"") + line.encode()
+        if os.write(number, data) < len(data):
+            os.ftruncate(number, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     finally:
         os.close(number)

@@ -36,7 +36,8 @@ NOT_DOWNSTREAM = HOP_BY_HOP.union(("content-length", "set-cookie", "server", "da
 OWN_PREFIX = "x-r1ranker-"
 FALLS_BACK = frozenset((401, 402, 403, 404, 408, 409, 413, 425, 429))
 """Statuses below 500 that say nothing against the request: another upstream may well take it."""
-TOO_LONG = "context_length_exceeded"
+TOO_LONG = (b"context_length_exceeded", b"exceed_context_size_error", b"maximum context length", b"prompt is too long")
+"""In a refusal with status 400: OpenAI's, llama.cpp's, vLLM's and Anthropic's words for a context that is too long."""
 
 
 class UpstreamError(Exception):
@@ -126,6 +127,7 @@ class Watch:
             return False
         if not isinstance(content, dict):
             return False
+        self.failed = bool(content.get("error"))
         self._count(content)
         return True
 
@@ -147,7 +149,7 @@ class Watch:
         self.id = self.id or str(content.get("id") or "")
         for choice in _objects(content.get("choices")):
             for said in _objects([choice.get("delta"), choice.get("message")]):
-                texts = (said.get(key) for key in ("content", "reasoning_content", "refusal"))
+                texts = (said.get(key) for key in ("content", "reasoning", "reasoning_content", "refusal"))
                 self.written += sum(len(text.encode(errors="replace")) for text in texts if isinstance(text, str))
                 if said.get("tool_calls"):
                     self.written += len(json.dumps(said["tool_calls"]))
@@ -214,6 +216,8 @@ async def _begun(response: aiohttp.ClientResponse, streams: bool) -> Answer:
         first = await _whole(response)
         if not watch.read(first) and "content-encoding" not in response.headers:
             raise UpstreamError("the answer is not a JSON object")
+        if watch.failed:
+            raise UpstreamError("the answer is an error")
         return Answer(response.status, _headers(response), first, False, response, watch)
     first = b""
     async for part in response.content.iter_any():
@@ -230,7 +234,8 @@ async def _begun(response: aiohttp.ClientResponse, streams: bool) -> Answer:
 def _refuse(answer: Answer) -> None:
     """UpstreamError for a status that another upstream may not give; others are the answer."""
     status = answer.status
-    if status < 400 or status >= 500 or status in FALLS_BACK or TOO_LONG.encode() in answer.first:
+    too_long = status == 400 and any(words in answer.first for words in TOO_LONG)
+    if status < 400 or status >= 500 or status in FALLS_BACK or too_long:
         raise UpstreamError(f"status {status}", status, answer)
 
 
