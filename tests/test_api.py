@@ -12,7 +12,7 @@ import pytest
 
 import r1ranker
 from r1ranker import arank, aroute, compare, evaluate, rank, recommend, route
-from r1ranker.datasets.inline import candidates_of, llms_of, objective_of
+from r1ranker.datasets.inline import candidates_of, llms_of, objective_of, titles_of
 from r1ranker.errors import BackendError, ConfigError, DataError
 from r1ranker.problem import Candidate
 from r1ranker.ranking.loaded import loaded
@@ -79,6 +79,11 @@ def test_data_frames_are_taken_by_their_columns_or_their_index() -> None:
     assert [candidate.docid for candidate in candidates_of(named)] == ["a", "b"]
     assert candidates_of(frame["text"]) == (Candidate("10", "space"), Candidate("20", "heist"))
     assert [candidate.docid for candidate in candidates_of(named.assign(docid=[3, 4]))] == ["3", "4"]
+    twice = pandas.concat([frame["text"], frame["text"] + "s"])
+    assert [candidate.text for candidate in candidates_of(twice)] == ["space", "heist", "spaces", "heists"]
+    assert titles_of(twice) == ("space", "heist", "spaces", "heists")
+    with pytest.raises(DataError, match="'10' occurs more than once"):
+        rank("q", twice, model="nano")
 
 
 @pytest.mark.parametrize(

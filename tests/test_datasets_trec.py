@@ -125,6 +125,55 @@ def test_without_a_run_file_the_first_stage_is_bm25_over_the_corpus(tmp_path: Pa
     assert scores == sorted(scores, reverse=True)
 
 
+def test_bm25_retrieves_as_many_as_are_asked_for(tmp_path: Path) -> None:
+    corpus, queries = tmp_path / "corpus.tsv", tmp_path / "queries.tsv"
+    corpus.write_text("".join(f"d{n}\towls live {n} years\n" for n in range(1200)))
+    queries.write_text("1\towls\n")
+    (problem,) = trec.from_files(corpus, queries, depth=1100)
+    assert len(problem.candidates) == 1100
+
+
+def test_files_named_one_by_one_are_measured_alike_whatever_split_their_name_says(tmp_path: Path) -> None:
+    folder = small(tmp_path / "x", qrels_txt="1 0 d1 1\n2 0 d1 1\n", queries_tsv="1\towl\n2\tzebra\n", run_txt="")
+    (folder / "qrels").mkdir()
+    (folder / "qrels.txt").rename(folder / "qrels" / "train.tsv")
+    found = trec.from_files(folder / "corpus.tsv", folder / "queries.tsv", qrels=folder / "qrels" / "train.tsv")
+    assert {p.qid: len(p.candidates) for p in found} == {"1": 2, "2": 0}, "what BM25 does not find counts 0"
+
+
+@pytest.mark.parametrize(
+    ("queries", "corpus"),
+    [
+        ("qid\tquery", "doc_id\ttext"),
+        ("query_id\tquestion", "docno\tdocument"),
+        ("query-id\ttext", "corpus-id\tpassage"),
+    ],
+)
+def test_a_first_line_that_names_its_columns_is_no_text(tmp_path: Path, queries: str, corpus: str) -> None:
+    (tmp_path / "queries.tsv").write_text(f"{queries}\n1\towls live\n")
+    (tmp_path / "corpus.tsv").write_text(f"{corpus}\nd1\towls live long\nd2\tthis is a query, a question, a text\n")
+    (problem,) = load("trec", tmp_path)["test"]
+    assert (problem.qid, problem.query, [c.docid for c in problem.candidates]) == ("1", "owls live", ["d1"])
+
+
+def test_queries_of_json_lines_may_have_their_own_names(tmp_path: Path) -> None:
+    folder = small(tmp_path / "x", queries_tsv="", queries_jsonl='{"qid": 1, "query": "an owl lived"}\n')
+    assert first_of(folder).query == "an owl lived"
+
+
+def test_the_folder_here_has_its_own_name_as_a_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(beir(tmp_path / "owls"))
+    assert {p.task for p in load("trec", Path())["test"]} == {"owls"}
+
+
+def test_one_query_of_two_tasks_is_refused(tmp_path: Path) -> None:
+    path = trec_files(tmp_path / "x")
+    (path / "qrels.dl20-passage.txt").write_text("q1 0 d1 1\n")
+    with pytest.raises(DataError, match=r"'q1' stands in dl19-passage and in dl20-passage.*option qrels"):
+        load("trec", path)
+    assert len(load("trec", path, qrels="qrels.dl20-passage.txt")["test"]) == 1
+
+
 def test_judgements_of_train_and_dev_make_those_splits(tmp_path: Path) -> None:
     path = beir(tmp_path / "x", split="train")
     (path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq3\td2\t1\n")
@@ -363,6 +412,8 @@ def test_what_this_program_ranked_is_never_taken_for_a_first_stage(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = small(tmp_path / "x", run_trec=BM25_RUN.replace(" x\n", " r1ranker-iranker\n"))
+    for beside in ("problems", "journal", "failed", "traces"):
+        (path / f"run.trec.{beside}.jsonl").write_text('{"qid": "1"}\n')
     with caplog.at_level(logging.INFO):
         assert [c.docid for c in first_of(path).candidates] == ["d1", "d2"]
     assert "run.trec: is what this program ranked" in caplog.text

@@ -78,3 +78,24 @@ def test_weights_can_be_read_by_whom_the_umask_lets(umask: int, mode: int, tmp_p
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["model.safetensors"]
     assert stat.S_IMODE((tmp_path / "model" / "model.safetensors").stat().st_mode) == mode
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_what_a_link_leads_to_is_replaced_and_the_link_stays(tmp_path: Path) -> None:
+    target, link = tmp_path / "there" / "target.json", tmp_path / "link.json"
+    target.parent.mkdir()
+    target.write_text("old")
+    link.symlink_to(target)
+    write_whole(link, "new")
+    assert link.is_symlink() and target.read_text() == "new"
+
+
+def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_whole(pipe, "said")
+        assert os.read(reader, 100) == b"said"
+        assert stat.S_ISFIFO(pipe.stat().st_mode)
+    finally:
+        os.close(reader)

@@ -139,3 +139,5 @@ def test_the_weight_chosen_on_dev_is_that_of_the_better_one() -> None:
     assert choose_weight([ranked(p, 1, 2, 3) for p in by_prior], by_prior) == 0.5  # nothing to choose
     with pytest.raises(DataError, match="have no ranking"):
         choose_weight([ranked(by_prior[0], 1, 2, 3)], by_prior)
+    empty = Problem("empty", "t", "passage", (), query="q", gains={"x": 1}, nothing_found=True)
+    assert choose_weight([ranked(p, 3, 2, 1) for p in by_prior], [*by_prior, empty]) < 0.5

@@ -66,6 +66,10 @@ def test_outputs_are_no_inputs_and_differ_from_each_other(given: Path, data: tup
     assert "--json and the problems are the same file" in refused("rank", given, "--out", out, "--json", given)
     assert "--out and the problems are the same file" in refused("rank", given, "--out", given)
     assert "--trace and --out are the same file" in refused("rank", given, "--out", out, "--trace", out)
+    assert "--json and the problems are the same file" in refused("data", "validate", given.parent, "--json", given)
+    for more in ([], ["-s", "data.0.limit=1"], ["-s", "data.0.splits=[train]"]):
+        told = refused("data", "convert", given.parent, *data, *more, "--overwrite")
+        assert "test.jsonl and data.0.path are the same file" in told
     journal = out.with_name("run.trec.journal.jsonl")
     assert "are the same file" in refused("rank", given, "--out", out, "--json", journal)
     assert "--json and the problems" in refused("data", "validate", given, "--json", given)

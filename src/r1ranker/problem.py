@@ -79,6 +79,8 @@ class Problem:
 
     def __post_init__(self) -> None:
         where = f"problem {self.qid!r} of task {self.task!r}"
+        if not self.task:
+            raise DataError(f"{where}: has no task; name the set that it belongs to")
         self._check_scenario(where)
         if self.nothing_found and self.candidates:
             raise DataError(f"{where}: nothing_found is for an empty pool, this one has candidates")

@@ -59,7 +59,11 @@ def load(
 
 def _problems(path: Path, domain: str, top_k: int, max_chars: int | None, run: Path | None) -> list[Problem]:
     examples = list(_rows(path, "examples", domain))
-    queries = {row["id"]: spaced(text_of(row["query"], "the query")) for row in examples}
+    queries: dict[str, str] = {}
+    for row in examples:
+        query = spaced(text_of(row["query"], "the query"))
+        if queries.setdefault(row["id"], query) != query:
+            raise DataError(f"{path}: query {row['id']!r} of {domain} stands twice, with unequal texts")
     grades = {row["id"]: _grades(row) for row in examples}
     documents: dict[str, Document] = {}
     for row in _rows(path, "documents", domain):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Collection as Names
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,13 @@ from r1ranker.io.text import MissingFileError, bare, list_files, read_lines
 log = logging.getLogger(__name__)
 
 ID_KEYS = ("_id", "id", "docid", "pid", "qid")
+OTHER_IDS = re.compile(r"(query|topic|q|corpus|document|doc|passage|p)[-_]?(id|no)", re.IGNORECASE)
+OTHER_TEXTS = re.compile(r"query|question|topic|document", re.IGNORECASE)
+"""Other names of identifiers and texts, where none of the usual ones is there."""
 OTHERS = re.compile(
     r"(readme|licen[cs]e|copying|notice|provenance|citation|changelog|makefile).*"
     r"|.*\.(md|rst|pdf|html?|sh|py|ya?ml|toml|lock|md5|sha\d+|zip|tar|tgz|log|png|svg)"
-    r"|.*\.(journal|failed)\.jsonl"
+    r"|.*\.(journal|failed|problems|traces)\.jsonl"
 )
 """Names of files that hold neither texts, judgements nor rankings."""
 ROLES = {
@@ -180,14 +184,21 @@ def _documents(file: Path) -> Iterator[tuple[int, str, Document]]:
 def _is_header(line: str) -> bool:
     """Whether a line names its columns: one identifier, one text, perhaps a title."""
     names = [name.strip().lower() for name in line.split("\t")]
-    kinds = ["id" if name in ID_KEYS else "text" if name in TEXT_KEYS else name for name in names]
-    return sorted(kinds) in (["id", "text"], ["id", "text", "title"])
+    named, said = _id_key(names), _text_key(names)
+    return None not in (named, said) and {*names} - {named, said} <= {"title"} and len(names) == len({*names})
 
 
 def _record(record: Mapping[str, object]) -> tuple[str, Document]:
-    keys = [next((key for key in of_kind if key in record), of_kind[0]) for of_kind in (ID_KEYS, TEXT_KEYS)]
-    missing = next((key for key in keys if key not in record), None)
-    if missing:
-        raise ValueError(f"no field {missing!r}")
-    title, body = text_of(record.get("title"), "the title"), text_of(record[keys[1]], "the text")
-    return identifier_of(record[keys[0]], "the identifier"), Document(spaced(title), spaced(body))
+    named, said = _id_key(record), _text_key(record)
+    if named is None or said is None:
+        raise ValueError(f"no field {'_id' if named is None else 'text'!r}")
+    title, body = text_of(record.get("title"), "the title"), text_of(record[said], "the text")
+    return identifier_of(record[named], "the identifier"), Document(spaced(title), spaced(body))
+
+
+def _id_key(names: Names[str]) -> str | None:
+    return next((key for key in ID_KEYS if key in names), None) or next(filter(OTHER_IDS.fullmatch, names), None)
+
+
+def _text_key(names: Names[str]) -> str | None:
+    return next((key for key in TEXT_KEYS if key in names), None) or next(filter(OTHER_TEXTS.fullmatch, names), None)

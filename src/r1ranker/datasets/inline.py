@@ -58,12 +58,9 @@ def entries(given: Texts, id_keys: Sequence[str] = ID_KEYS, *, named: bool = Fal
     """(docid, text or dict) of each entry; named: a text by itself is its own docid, not its place in the list."""
     if is_table(given):
         return _rows(given, id_keys)
-    if hasattr(given, "to_dict"):  # one column of a table
-        given = given.to_dict()
-    if isinstance(given, Mapping):
-        return [
-            (identifier_of(key, f"the name of entry {place}"), one) for place, (key, one) in enumerate(given.items())
-        ]
+    if isinstance(given, Mapping) or hasattr(given, "to_dict"):  # or one column of a table, whose index may repeat
+        pairs = enumerate(given.items())
+        return [(identifier_of(_plain(key), f"the name of entry {place}"), one) for place, (key, one) in pairs]
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise DataError(f"a {type(given).__name__} holds no candidates: give a list, a mapping of docids, or a table")
     return [_entry(place, one, id_keys, named) for place, one in enumerate(given)]

@@ -110,6 +110,7 @@ def load(
         raise ConfigError("run, qrels, topics and corpus name files of a folder: with datasets give a run as the path")
     parts = [_by_name(name, path, top_k) for name in names] or _from_folder(path, top_k, named)
     splits: Splits = {split: [] for split in SPLIT_NAMES}
+    _check_distinct([judged for judged, _ in parts])
     for judged, requests in parts:
         splits[judged.split] += [problem_of(r, judged, top_k, relevant_at, max_chars) for r in ready(judged, requests)]
     _need_any((problem for problems in splits.values() for problem in problems), str(path or names))
@@ -128,9 +129,23 @@ def from_files(
     folder = corpus.absolute().parent
     log.info("the first stage is %s", run or f"the first {depth} of BM25 over {corpus}")
     ((judged, requests),) = _of_collection(folder, files, top_k)
+    judged = replace(judged, split="test")  # whatever its name says: nothing is trained on
     problems = [problem_of(r, judged, top_k, 1, None) for r in ready(judged, requests)]
     _need_any(problems, str(run or queries))
     return problems
+
+
+def _check_distinct(parts: Sequence[Judged]) -> None:
+    """DataError where two tasks of a split have a query of one name: results name queries, not tasks."""
+    whose: dict[tuple[str, str], str] = {}
+    for judged in parts:
+        for qid in judged.grades:
+            before = whose.setdefault((judged.split, qid), judged.task)
+            if before != judged.task:
+                raise DataError(
+                    f"query {qid!r} stands in {before} and in {judged.task}, two tasks, and a qid names one problem: "
+                    "load them one by one, by the option qrels or datasets"
+                )
 
 
 def ready(judged: Judged, requests: Sequence[Request]) -> list[Request]:
@@ -185,7 +200,7 @@ def _of_collection(path: Path, files: Collection, top_k: int) -> list[tuple[Judg
     requests = _from_requests(files.requests, qrels) if files.requests else _from_corpus(path, files, qrels, top_k)
     if not qrels:
         log.info("%s: has no qrels, so its queries can be ranked, but not trained on or evaluated", path)
-        return [(Judged(path.name, "test", {request.qid: {} for request in requests}), requests)]
+        return [(Judged(_name(path), "test", {request.qid: {} for request in requests}), requests)]
     return [(one, [request for request in requests if request.qid in one.grades]) for one in qrels]
 
 
@@ -236,9 +251,14 @@ def _judged(file: Path, folder: Path) -> Judged:
     name, grades = bare(file.name), read_qrels(file)
     if file.parent.name == "qrels":
         stem = Path(name).stem
-        return Judged(folder.name, stem if stem in SPLIT_NAMES else "test", grades)
+        return Judged(_name(folder), stem if stem in SPLIT_NAMES else "test", grades)
     task = name.removesuffix(".txt").removesuffix(".tsv").replace("qrels", "", 1).strip(".-_")
-    return Judged(task or folder.name, "test", grades)
+    return Judged(task or _name(folder), "test", grades)
+
+
+def _name(folder: Path) -> str:
+    """Of `.` too."""
+    return folder.absolute().name
 
 
 def scores_of(file: Path) -> Scored:
@@ -254,7 +274,7 @@ def collected(
     known: Mapping[str, Document] = {}
     if first is None:
         known = texts(set())
-        first = bm25(asked, _read(known), stem=True)
+        first = bm25(asked, _read(known), top_k + 1 + max(map(_excluded, grades.values()), default=0), stem=True)
     top = {qid: _best(first.get(qid, {}), top_k + 1 + _excluded(grades[qid])) for qid in asked}
     wanted = {docid for best in top.values() for docid, _ in best}
     if wanted and not known:
@@ -284,7 +304,7 @@ def _best(scores: Mapping[str, float], count: int) -> list[tuple[str, float]]:
     return sorted(scores.items(), key=lambda pair: -pair[1])[:count]
 
 
-def bm25(queries: Mapping[str, str], texts: Mapping[str, str], keep: int = 1000, *, stem: bool = False) -> Scored:
+def bm25(queries: Mapping[str, str], texts: Mapping[str, str], keep: int, *, stem: bool = False) -> Scored:
     """A first stage by bm25s over all `texts`: the best `keep` that share a word with the query."""
     from r1ranker.io.bm25 import scorer
 

@@ -26,6 +26,7 @@ def choose_weight(
 
     Raises DataError where a problem has no ranking or no prior.
     """
+    problems = [problem for problem in problems if problem.candidates]  # a run holds none of the others
     by_qid = {ranking.qid: ranking for ranking in rankings}
     if missing := [problem.qid for problem in problems if problem.qid not in by_qid]:
         raise DataError(f"{len(missing)} problems have no ranking, the first {missing[0]!r}; rank all of dev")

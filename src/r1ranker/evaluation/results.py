@@ -233,7 +233,12 @@ def _compared(
     levels: dict[str, float] = {}
     for task in filter(others.__contains__, values):
         mine, theirs = values[task].get(measure), others[task].get(measure)
-        if mine is None or theirs is None or mine.keys() != theirs.keys():
+        if mine is None or theirs is None:
+            without = system if mine is None else baseline
+            raise DataError(
+                f"task {task!r}: {without!r} has no {measure}, as a run that was read from a file has no cost"
+            )
+        if mine.keys() != theirs.keys():
             raise DataError(f"task {task!r}: {system!r} and {baseline!r} were not run on the same queries")
         differences[task] = [mine[qid] - theirs[qid] for qid in mine]
         levels[task] = fmean(theirs.values())

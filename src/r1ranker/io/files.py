@@ -23,8 +23,14 @@ OWNER_ALONE = 0o600
 def replacing(path: Path) -> Iterator[Path]:
     """Where to write the file or folder that is then renamed to `path`; after an error `path` stays as it was.
 
-    Whatever cannot be written is an OSError that names the path: a full disk has another name in each library.
+    What a link leads to is replaced, not the link; a device or a pipe is written to as it is. Whatever cannot be
+    written is an OSError that names the path: a full disk has another name in each library.
     """
+    if _is_stream(path):
+        with naming(path):
+            yield path
+        return
+    path = path.resolve() if path.is_symlink() else path
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh, old = path.with_name(f"{path.name}.new"), path.with_name(f"{path.name}.old")
     recover(path)
@@ -44,6 +50,12 @@ def replacing(path: Path) -> Iterator[Path]:
         path.rename(old)
     fresh.rename(path)
     remove(old)
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether it is no file or folder to rename something onto, or stands for one that a process has open."""
+    known = path.exists() and not (path.is_file() or path.is_dir())
+    return known or path.absolute().parts[1:2] in (("dev",), ("proc",))
 
 
 @contextmanager

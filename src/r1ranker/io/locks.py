@@ -16,6 +16,8 @@ from filelock import FileLock, Timeout
 
 from r1ranker.errors import ConfigError
 
+PROBLEMS = ("train.jsonl", "dev.jsonl", "test.jsonl")
+
 
 @contextmanager
 def held(path: Path) -> Iterator[None]:
@@ -39,8 +41,14 @@ def held(path: Path) -> Iterator[None]:
 
 
 def check_outputs(outputs: dict[str, Path | None], inputs: dict[str, Path | None]) -> None:
-    """ConfigError where an output is an input or another output, or where it cannot be written. Names are for words."""
+    """ConfigError where an output is an input or another output, or where it cannot be written. Names are for words.
+
+    Of a folder that is an input its problems are.
+    """
     taken = {_place(path): name for name, path in inputs.items() if path}
+    folders = {name: path for name, path in inputs.items() if path and path.is_dir()}
+    problems = [(name, folder / file) for name, folder in folders.items() for file in PROBLEMS]
+    taken |= {_place(file): name for name, file in problems if file.exists()}
     for name, path in outputs.items():
         if path is None:
             continue

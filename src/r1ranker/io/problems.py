@@ -206,6 +206,8 @@ def _faults(record: dict[str, Any]) -> Iterator[str]:
             yield f"field {key!r} has a wrong type or form; write it as {form}"
     if record.get("qid") == "":
         yield "field 'qid' is empty; give each problem its own qid"
+    if record.get("task") == "":
+        yield "field 'task' is empty; name the set that the problem belongs to"
     if record.get("task") == "average":
         yield "a task cannot be named 'average': the mean over tasks has that name in results; rename it"
 

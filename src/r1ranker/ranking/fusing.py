@@ -58,7 +58,7 @@ def check(how: Fusion) -> None:
 def check_prior(problem: Problem, how: Fusion) -> None:
     """Raises DataError for a problem that cannot be fused so, ConfigError for what is no way to fuse."""
     check(how)
-    if how != "rrf" and not _prior(problem):
+    if how != "rrf" and problem.candidates and not _prior(problem):
         raise DataError(
             f"problem {problem.qid!r} of task {problem.task!r}: has no prior, so there is nothing to weigh the model "
             "against; give the first stage's scores as `prior`, or rank without fuse"
