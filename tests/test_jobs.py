@@ -284,6 +284,7 @@ def test_a_job_that_asks_nothing_is_refused_and_one_that_asks_little_says_so(
 ) -> None:
     with pytest.raises(ConfigError, match=r"top_k=8 asks nothing: no problem of .* has more than 8 candidates"):
         rank(given, tmp_path / "none.trec", RankerSpec(top_k=8))
+    assert rank(given, tmp_path / "best.trec", RankerSpec(top_k=8, ask="best")).unasked == 0
     small = sum(len(problem.candidates) <= 4 for problem in iter_jsonl(given))
     assert rank(given, tmp_path / "few.trec", RankerSpec(top_k=4)).unasked == small > 0
     assert rank(given, tmp_path / "all.trec").unasked == 0

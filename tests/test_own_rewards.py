@@ -37,6 +37,7 @@ def by_docid(problem, pool): return [problem.candidate(k).docid for k in pool]
 def level(problem, pool): return dict.fromkeys(pool, 7)
 def nan(problem, pool): return dict.fromkeys(pool, math.nan)
 def judged(answer, problem, pool): return float(sum(answer.ids)) / len(pool)
+def worse(answer, problem, pool): return 0.0 if problem.is_relevant(answer.ids[0]) else -1.0
 def infinite(answer, problem, pool): return math.inf
 def nothing(answer, problem, pool): pass
 def fails(answer, problem, pool): return answer.ids[99]
@@ -134,6 +135,17 @@ def test_lists_that_are_judged_as_a_whole_cannot_credit_all_answers() -> None:
     with pytest.raises(ConfigError, match=r"mine:judged judges whole lists.*write it as a table.*ppo.answer=sampled"):
         run("dranker", "mine:judged")
     assert run("dranker", "mine:worth") and run("iranker", "mine:judged") and run("iranker", "mine:worth")
+
+
+@pytest.mark.parametrize("objective", ["log", "listnet"])
+def test_an_objective_that_takes_no_reward_below_0_says_so(
+    objective: str, config: Callable[..., RunConfig], mini_splits: Splits
+) -> None:
+    ppo = {"reward": "mine:worse", "objective": objective, "answer": "expected", "critic": "head", "kl": 0.0}
+    with pytest.raises(
+        ConfigError, match=rf"objective={objective} takes rewards of 0 and more, and mine:worse gave -1"
+    ):
+        train(config(layout="blocks", ask="best", ppo=ppo), mini_splits)
 
 
 def test_verl_scores_by_it_and_its_workers_find_it(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.errors import ConfigError
 from r1ranker.problem import Candidate, Problem, Ranking
 from r1ranker.prompts import Prompt
-from r1ranker.ranking.plans import Budget, OutOfTime, Reply
-from r1ranker.ranking.rankers import DRanker, Hybrid, IRanker, Ranker, Shuffled, Tournament, Windows
+from r1ranker.ranking.plans import Budget, OutOfTime, Reply, judged
+from r1ranker.ranking.rankers import DRanker, Hybrid, IRanker, Ranker, Shuffled, Tournament, Windows, Within
 from r1ranker.ranking.spec import RankerSpec, parse_spec
 
 MakeProblem = Callable[..., Problem]
@@ -229,12 +229,42 @@ def test_composed_rankers_share_batches(tiny: TransformersBackend, make_problem:
 
 
 def test_a_spec_builds_what_it_names() -> None:
-    ranker = RankerSpec(head=5, window=20, shuffles=2, max_calls=7, drop=2).around(BACKEND)
+    whole = RankerSpec(head=5, window=20, shuffles=2, max_calls=7, drop=2).around(BACKEND)
+    assert isinstance(whole, Within) and whole.budget == Budget(calls=7)
+    ranker = whole.inner
     assert isinstance(ranker, Shuffled)
     assert isinstance(ranker.inner, Windows)
     assert ranker.inner.stride == 10
     assert isinstance(ranker.inner.inner, Hybrid)
-    assert ranker.inner.inner.inner == eliminating(budget=Budget(calls=7), drop=2)
+    assert ranker.inner.inner.inner == eliminating(drop=2)
+    assert RankerSpec(design="iranker", max_calls=7).around(BACKEND) == eliminating(budget=Budget(calls=7))
+
+
+@pytest.mark.parametrize("parts", [{"window": 6}, {"tournament": 6}, {"shuffles": 3}])
+def test_a_budget_is_of_the_whole_query_however_it_is_ranked(parts: dict[str, int], make_problem: MakeProblem) -> None:
+    problem = make_problem(20)
+    ranking = RankerSpec(design="iranker", max_calls=4, **parts).around(BACKEND).rank(problem)  # type: ignore[arg-type]
+    assert ranking.usage.calls == len(ranking.steps) == 4
+    assert sorted(ranking.docids) == sorted(c.docid for c in problem.candidates)
+    assert not ranking.usage.cut_short, "no deadline came"
+    free, ample = (RankerSpec(design="iranker", max_calls=most, **parts) for most in (None, 1000))  # type: ignore[arg-type]
+    assert free.around(BACKEND).rank(problem).steps == ample.around(BACKEND).rank(problem).steps
+
+
+@pytest.mark.parametrize("parts", [{"window": 5}, {"depth": 5}, {"head": 5}])
+def test_where_the_best_is_asked_for_a_part_of_top_k_is_asked_about(
+    parts: dict[str, int], make_problem: MakeProblem
+) -> None:
+    ranker = RankerSpec(design="iranker", ask="best", top_k=5, **parts).around(BACKEND)  # type: ignore[arg-type]
+    assert ranker.rank(make_problem(8)).usage.calls > 0
+
+
+def test_a_judge_that_may_leave_all_is_not_asked(make_problem: MakeProblem) -> None:
+    plan = judged(make_problem(3), "worst", top_k=5)
+    with pytest.raises(StopIteration) as done:
+        next(plan)
+    assert done.value.value.usage.calls == 0
+    assert done.value.value.docids == ("d1", "d2", "d3")
 
 
 @pytest.mark.parametrize(
@@ -254,6 +284,7 @@ def test_a_spec_builds_what_it_names() -> None:
         ({"tournament": 4, "top_k": 9}, "tournament=4 with top_k=9 asks nothing"),
         ({"head": 1}, "head=1 with top_k=1 asks nothing"),
         ({"depth": 10, "top_k": 10}, "depth=10 with top_k=10 asks nothing"),
+        ({"batch_size": 0}, "batch_size=0 ranks nothing"),
         ({"max_calls": 0}, "a budget of 0 calls asks nothing"),
         ({"max_tokens": -5}, "a budget of -5 tokens asks nothing"),
         ({"max_seconds": 0.0}, "a budget of 0.0 seconds asks nothing"),

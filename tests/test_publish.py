@@ -190,6 +190,7 @@ def test_a_folder_that_is_no_run_or_no_evaluation_is_named(bare: Path, model: Pa
     "settings",
     [
         {"layout": "append"},
+        {"ask": "best"},
         {"layout": "blocks", "ask": "best", "ppo": {"critic": "head"}},
         {"layout": "blocks", "design": "dranker", "ppo": {"critic": "head"}},
         {"think": True, "ppo": {"max_new_tokens": 6}},
@@ -210,6 +211,7 @@ def test_what_the_card_tells_to_do_ranks_as_the_model_was_trained_to(
     assert type(ranker).__name__ == ("DRanker" if "design" in settings else "IRanker")
     assert ranker.think == settings.get("think", False)
     assert getattr(ranker, "layout", None) in (settings.get("layout", "relist"), None)
+    assert getattr(ranker, "ask", None) in (settings.get("ask", "worst"), None)
 
     (tmp_path / "problems.jsonl").write_text(problem)
     (command,) = [line for line in shell.splitlines() if line.startswith("r1ranker")]

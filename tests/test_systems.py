@@ -65,6 +65,9 @@ def test_a_run_that_lacks_queries_counts_0_for_them_and_says_so(tmp_path: Path) 
     assert (mrr(found, "theirs").value, mrr(found, "theirs").n) == (0.75, 4)
     assert "has no ranking of 1 of 4 queries" in warnings_of(found.rows)["theirs"][0]
     assert "theirs: 1 of its 4 queries are not among the problems and do not count" in found.notes
+    foreign = [Ranking(problem.qid, ("x", "y"), (2.0, 1.0)) for problem in of]
+    with pytest.raises(DataError, match="run theirs: none of its documents is a candidate of its query"):
+        evaluate_systems(["prior"], of, out=tmp_path / "foreign", runs={"theirs": foreign})
     with pytest.raises(DataError, match="run theirs: none of its 1 queries is among the 4 problems"):
         evaluate_systems(["prior"], of, out=tmp_path, runs={"theirs": runs["theirs"][3:]})
 

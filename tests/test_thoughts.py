@@ -131,6 +131,15 @@ def test_every_step_is_recorded_with_its_reward_while_a_relevant_candidate_is_le
     assert [t.thought for t in recorded([problem], [ranking])] == ["a"], "the second step had no relevant candidate"
 
 
+def test_where_the_best_is_asked_for_who_selects_it_earns_all(make_problem: MakeProblem) -> None:
+    said = iter(["<think>one</think><answer>[1]</answer>", "<think>three</think><answer>[3]</answer>"])
+    ranker = IRanker(ScriptedBackend(lambda prompt: next(said)), top_k=1, think=True, ask="best")
+    problems = [make_problem(2, qid=f"q{n}") for n in (1, 2)]
+    kept = list(recorded(problems, ranker.rank_many(problems), ask="best"))
+    assert (kept[0].removed, kept[0].reward) == ("d1", 1.0)
+    assert kept[1].reward < 1.0
+
+
 def test_only_valid_thoughts_that_earned_all_are_shown_the_last_of_a_query() -> None:
     kept = [
         thought("a", "first"),

@@ -15,10 +15,10 @@ from quick_runs import VARIANTS, assert_same
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.io.config import RunConfig
-from r1ranker.problem import Problem
+from r1ranker.problem import Candidate, Problem
 from r1ranker.ranking.drive import RANKING
 from r1ranker.training import ppo as ppo_module
-from r1ranker.training.checkpoint import checkpoints
+from r1ranker.training.checkpoint import checkpoints, discard
 from r1ranker.training.learner import Learner, new_learner
 from r1ranker.training.logs import RunLog, read_log
 from r1ranker.training.ppo import ppo_step, train
@@ -196,9 +196,61 @@ def test_the_learning_rate_rises_then_falls(config: Callable[..., RunConfig], pr
     assert factors[2] > factors[3] > factors[4] > 0
 
 
-def test_resuming_where_nothing_was_saved_is_refused(config: Callable[..., RunConfig], problems: list[Problem]) -> None:
+def test_resuming_where_nothing_was_saved_is_refused_with_a_way_out(
+    config: Callable[..., RunConfig], problems: list[Problem]
+) -> None:
+    run, splits = config(ppo={"steps": 1}), {"train": problems, "dev": [], "test": []}
     with pytest.raises(ConfigError, match=r"nothing to resume: .*start without --resume"):
-        train(config(), {"train": problems, "dev": [], "test": []}, resume=True)
+        train(run, splits, resume=True)
+    train(run, splits)
+    discard(run.out)  # as where it was killed before its first checkpoint
+    with pytest.raises(ConfigError, match=r"nothing to resume: .*begin anew with --overwrite"):
+        train(run, splits, resume=True)
+    train(run, splits, overwrite=True)
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3, 5])
+def test_as_many_checkpoints_are_kept_as_are_wanted(keep: int, tmp_path: Path) -> None:
+    for saved in range(1, 12):
+        (tmp_path / f"checkpoint-{saved:08d}.pt").touch()
+        discard(tmp_path, keep)
+        names = [f"checkpoint-{step:08d}.pt" for step in range(max(1, saved - keep + 1), saved + 1)]
+        assert [path.name for path in checkpoints(tmp_path)] == names
+
+
+def test_a_model_that_is_newer_than_the_checkpoint_stays_until_one_is_better(
+    config: Callable[..., RunConfig], problems: list[Problem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.1, 0.2, 0.3, 0.4, 0.5, 0.35, 0.45])
+    monkeypatch.setattr(ppo_module, "dev_mrr", lambda *_: {"dev_mrr": next(scores)})
+    run = config(ppo={"steps": 4, "validate_every": 1, "checkpoint_every": 2, "keep": 2})
+    splits = {"train": problems, "dev": problems[:2], "test": []}
+    train(run, splits)
+    kept = (run.out / "model" / "model.safetensors").read_bytes()
+    checkpoints(run.out)[-1].unlink()
+    train(run, splits, resume=True)
+    assert [row["kept_step"] for row in read_log(run.out)] == [0, 1, 2, 4, 4]
+    assert (run.out / "model" / "model.safetensors").read_bytes() == kept
+
+
+def test_a_pool_longer_than_the_context_is_no_obstacle_where_candidates_stand_side_by_side(
+    config: Callable[..., RunConfig], make_problem: MakeProblem
+) -> None:
+    long = make_problem(60, candidates=tuple(Candidate(f"d{k}", f"text {k} " * 30) for k in range(1, 61)))
+    ppo = {"steps": 1, "largest_pool": 3, "answer": "expected", "critic": "head", "kl": 0.0, "checkpoint_every": 1}
+    run = config(layout="blocks", ask="best", ppo=ppo)
+    train(run, {"train": [long], "dev": [], "test": []})
+    assert checkpoints(run.out)
+
+
+def test_prompts_are_checked_at_the_largest_pool_that_is_trained_on(
+    config: Callable[..., RunConfig], make_problem: MakeProblem
+) -> None:
+    ppo = {"steps": 1, "max_prompt_tokens": 250, "episode_share": 0.0}
+    splits = {"train": [make_problem(40)], "dev": [], "test": []}
+    with pytest.raises(ConfigError, match="max_prompt_tokens=250"):
+        train(config(ppo=ppo), splits)
+    train(config(ppo=ppo | {"largest_pool": 3}), splits)
 
 
 def test_a_log_keeps_what_was_before_and_drops_what_comes_again(tmp_path: Path) -> None:

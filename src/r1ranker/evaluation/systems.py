@@ -285,8 +285,8 @@ def _relevance(problems: Sequence[Problem]) -> list[str]:
 
 
 def _matched(runs: Mapping[str, list[Ranking]], problems: Sequence[Problem]) -> list[str]:
-    """What is to be said about run files that name other queries. DataError where one names none of ours."""
-    known = {problem.qid for problem in problems}
+    """What is to be said about run files that name other queries. DataError where one names nothing of ours."""
+    known = {problem.qid: {candidate.docid for candidate in problem.candidates} for problem in problems}
     notes = []
     for name, rankings in runs.items():
         others = sum(ranking.qid not in known for ranking in rankings)
@@ -294,6 +294,8 @@ def _matched(runs: Mapping[str, list[Ranking]], problems: Sequence[Problem]) -> 
             raise DataError(
                 f"run {name}: none of its {others} queries is among the {len(known)} problems; is it theirs?"
             )
+        if not any(known.get(ranking.qid, set()) & {*ranking.docids} for ranking in rankings):
+            raise DataError(f"run {name}: none of its documents is a candidate of its query; is it of this collection?")
         if others:
             notes.append(f"{name}: {others} of its {len(rankings)} queries are not among the problems and do not count")
     return notes

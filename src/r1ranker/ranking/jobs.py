@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from r1ranker.backends.models import resolve
+from r1ranker.backends.way import way_of
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.io.files import naming
 from r1ranker.io.fingerprint import fingerprint_file, fingerprint_model
@@ -155,11 +156,17 @@ def _check(problems: Path, spec: RankerSpec, scenarios: Mapping[str, Scenario]) 
         largest = max(largest, len(problem.candidates))
         if fault := name_fault(problem):
             raise DataError(f"{problems}: {fault}")
-    if spec.design == "iranker" and 1 < largest <= spec.top_k:
+    if spec.design == "iranker" and _asks_for_worst(spec) and 1 < largest <= spec.top_k:
         raise ConfigError(
             f"top_k={spec.top_k} asks nothing: no problem of {problems} has more than {largest} candidates; lower it"
         )
     return len(seen)
+
+
+def _asks_for_worst(spec: RankerSpec) -> bool:
+    """As set, else as the model was trained."""
+    here = not spec.ask and not spec.base_urls and spec.engine == "transformers"
+    return (spec.ask or (way_of(resolve(spec.model)) if here else {}).get("ask", "worst")) == "worst"
 
 
 def _header(problems: Path, spec: RankerSpec, files: JobFiles, scenarios: Mapping[str, Scenario]) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def judged(problem: Problem, ask: Wanted | None, top_k: int = 1, query: QueryPla
     removed, of being the worst. ask: None makes one list of it (DRanker).
     """
     ids = problem.identifiers
-    if len(ids) == 1:
+    if len(ids) <= (top_k if ask == "worst" else 1):
         return ranking_from(problem, ids, (), Usage())
     try:
         reply = yield Ask(block_prompt(problem, "judge", ask or "best", query=query), ids, 0)
@@ -305,6 +305,30 @@ def shuffled(problem: Problem, inner: Planner, repeats: int, seed: int) -> Plan:
         if cost.cut_short:
             break
     return ranking_from(problem, sorted(places, key=lambda k: places[k]), steps, usage)
+
+
+def within(problem: Problem, inner: Planner, budget: Budget) -> Plan:
+    """What `inner` asks while the whole query's budget holds; then it ends by what it knows, as when time is up."""
+    plan, spent, over, late = inner(problem), Usage(), False, False
+    try:
+        ask = next(plan)
+        while True:
+            if over := over or not budget.allows(spent):
+                ask = plan.throw(OutOfTime())
+                continue
+            try:
+                reply = yield ask
+            except OutOfTime as ended:
+                late = True
+                ask = plan.throw(ended)
+            else:
+                spent += reply.usage
+                ask = plan.send(reply)
+    except StopIteration as done:
+        ranking: Ranking = done.value
+        if late or not over:
+            return ranking
+        return dataclasses.replace(ranking, usage=dataclasses.replace(ranking.usage, cut_short=0))
 
 
 def advised(problem: Problem, inner: Planner, thoughts: Sequence[str]) -> Plan:

@@ -327,6 +327,18 @@ class Shuffled(_Composed):
 
 
 @dataclass
+class Within(_Composed):
+    """A budget of the whole query, where `inner` ranks it in parts or several times."""
+
+    inner: Ranker
+    budget: Budget
+
+    def plan(self, problem: Problem) -> Plan:
+        """See `plans.within`."""
+        return plans.within(problem, self.inner.plan, self.budget)
+
+
+@dataclass
 class Fused(_Composed):
     """The order of `inner` and the first stage's as one; `how` is rrf, or the weight of `inner` from 0 to 1."""
 

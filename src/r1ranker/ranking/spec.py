@@ -34,6 +34,7 @@ from r1ranker.ranking.rankers import (
     Shuffled,
     Tournament,
     Windows,
+    Within,
 )
 
 Engine = Literal["transformers", "vllm"]
@@ -171,11 +172,13 @@ class RankerSpec:
             ranker = Tournament(ranker, self.tournament)
         if self.shuffles > 1:
             ranker = Shuffled(ranker, self.shuffles)
+        if self._budget and self._in_parts:
+            ranker = Within(ranker, self._budget)
         if self.depth:
             ranker = Depth(ranker, self.depth)
         if self.fuse is not None:
             ranker = Fused(ranker, self.fuse)
-        self._check_asks()
+        self._check_asks(backend)
         return self._advised(ranker) if self.thoughts else ranker
 
     def _advised(self, ranker: Ranker) -> Ranker:
@@ -190,6 +193,8 @@ class RankerSpec:
             raise ConfigError(f"a stride of {self.stride} needs a window; give one, such as window=20")
         if self.head and self.design == "dranker":
             raise ConfigError("head needs the design iranker: the direct ranking is made first in any case")
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size={self.batch_size} ranks nothing; give 1 or more")
         if self.design not in DESIGNS:
             raise ConfigError(f"design {self.design!r} is not one of {', '.join(DESIGNS)}")
 
@@ -201,7 +206,9 @@ class RankerSpec:
                 "model trained with query=last, or set layout=blocks and query=last; or leave the store out"
             )
 
-    def _check_asks(self) -> None:
+    def _check_asks(self, backend: Backend | AsyncBackend) -> None:
+        if self._way(backend)[2] == "best" or (self.ask is None and isinstance(backend, NoBackend)):
+            return  # then a part is asked for all of its best; or a model may have been trained so, and is not loaded
         for name in ("window", "tournament", "head", "depth"):
             part = getattr(self, name)
             if part and self.design == "iranker" and part <= self.top_k:
@@ -239,9 +246,18 @@ class RankerSpec:
             self.query or (way.get("query", "first") if layout == "blocks" else "first"),
         )
 
+    @property
+    def _budget(self) -> Budget | None:
+        limits = (self.max_calls, self.max_tokens, self.max_seconds)
+        return Budget(*limits) if any(limit is not None for limit in limits) else None
+
+    @property
+    def _in_parts(self) -> bool:
+        """Whether a query is ranked in parts, or several times."""
+        return bool(self.window or self.tournament or self.shuffles > 1)
+
     def _iterative(self, backend: Backend | AsyncBackend) -> IRanker:
         layout, readout, ask, query = self._way(backend)
-        limits = (self.max_calls, self.max_tokens, self.max_seconds)
         return IRanker(
             backend,
             think=self.think,
@@ -251,7 +267,7 @@ class RankerSpec:
             query=query,
             top_k=self.top_k,
             drop=self.drop,
-            budget=Budget(*limits) if any(limit is not None for limit in limits) else None,
+            budget=None if self._in_parts else self._budget,
             max_new_tokens=self.max_new_tokens,
             batch_size=self.batch_size,
         )

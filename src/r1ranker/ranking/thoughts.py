@@ -28,6 +28,7 @@ from r1ranker.io.bm25 import query_of, scorer
 from r1ranker.io.documents import read_json_lines
 from r1ranker.io.text import cut
 from r1ranker.problem import AnswerKind, Problem, Ranking, rng_for
+from r1ranker.prompts import Wanted
 from r1ranker.rewards import score_removal
 
 FULL_REWARD = 1.0
@@ -57,15 +58,17 @@ class Thought:
 _THOUGHT = TypeAdapter(Thought)
 
 
-def recorded(problems: Sequence[Problem], rankings: Sequence[Ranking], reward: str = "paper") -> Iterator[Thought]:
-    """Every step of eliminations, rewarded by the kind `reward`.
+def recorded(
+    problems: Sequence[Problem], rankings: Sequence[Ranking], reward: str = "paper", ask: Wanted = "worst"
+) -> Iterator[Thought]:
+    """Every step of eliminations, or of selections where the best was asked for, rewarded by the kind `reward`.
 
     Steps after the last relevant candidate has left are no training states and nothing can be learned from them.
     """
     for problem, ranking in zip(problems, rankings, strict=True):
         for step in ranking.steps:
             if step.removed and any(map(problem.is_relevant, step.pool)):
-                earned = score_removal(step.completion, step.answer, problem, step.pool, kind=reward).total
+                earned = score_removal(step.completion, step.answer, problem, step.pool, reward, ask).total
                 removed = problem.candidate(step.removed[0]).docid
                 yield Thought(query_of(problem), problem.task, step.thought, removed, step.answer.kind, earned)
 

@@ -16,6 +16,7 @@ from r1ranker.backends.loading import check_finite
 from r1ranker.backends.models import resolve
 from r1ranker.backends.way import save_way
 from r1ranker.errors import ConfigError
+from r1ranker.io.documents import read_json
 from r1ranker.io.files import recover, remove, replacing
 from r1ranker.io.fingerprint import differing, fingerprint_model, fingerprint_problems
 from r1ranker.io.locks import held
@@ -29,6 +30,8 @@ from r1ranker.training.start import source_of_reward
 if TYPE_CHECKING:
     from r1ranker.io.config import RunConfig
 
+KEPT_NAME = "kept.json"
+"""Beside the model of a run: its step, and what it scored on dev."""
 MAY_CHANGE = {"out", "ppo.steps", "ppo.token_budget", "ppo.keep", "ppo.actor_lr", "ppo.critic_lr"}
 """Settings that a resumed run may have other than before."""
 
@@ -86,7 +89,7 @@ def checkpoints(out: Path) -> list[Path]:
 def discard(out: Path, keep: int = 0) -> None:
     """Forget all but the newest `keep`; with none left, nothing resumes from an earlier run in the same folder."""
     found = checkpoints(out)
-    for old in found[: len(found) - keep]:
+    for old in found[: max(0, len(found) - keep)]:
         old.unlink()
 
 
@@ -145,6 +148,9 @@ def restore(out: Path, learner: Learner, config: RunConfig) -> None:
         group["base_lr"] = rate
     learner.step, learner.tokens, learner.best = state["step"], state["tokens"], state["best"]
     learner.kept = state.get("kept", learner.step)
+    if (out / KEPT_NAME).is_file() and (newer := read_json(out / KEPT_NAME))["step"] > learner.step:
+        learner.best, learner.kept = newer["score"], newer["step"]
+        log.warning("%s is of step %d, after %s: it stays until one is better", out / "model", learner.kept, path.name)
 
 
 def origin_of(config: RunConfig, splits: Splits) -> dict[str, str]:
@@ -158,7 +164,8 @@ def _newest(out: Path, device: torch.device) -> tuple[Path, dict[str, Any]]:
     """The newest checkpoint that can be read."""
     found = checkpoints(out)
     if not found:
-        raise ConfigError(f"nothing to resume: there is no checkpoint in {out}; start without --resume")
+        anew = "begin anew with --overwrite" if (out / "model").exists() else "start without --resume"
+        raise ConfigError(f"nothing to resume: there is no checkpoint in {out} (ppo.checkpoint_every); {anew}")
     for path in reversed(found):
         try:
             return path, torch.load(path, map_location=device, weights_only=True)

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import random
@@ -21,17 +22,27 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from r1ranker.errors import NotFiniteError
+from r1ranker.errors import ConfigError, NotFiniteError
 from r1ranker.io.config import PPOConfig, RunConfig
+from r1ranker.io.files import write_whole
 from r1ranker.io.progress import track
 from r1ranker.io.provenance import write_provenance
-from r1ranker.problem import Problem, Splits, first_by_task
+from r1ranker.problem import Problem, Splits, first_by_task, part_of
 from r1ranker.prompts import build_prompt
 from r1ranker.training.algorithms.expected import expected_policy_loss
 from r1ranker.training.algorithms.listnet import listnet_loss
 from r1ranker.training.algorithms.log_expected import log_expected_loss
 from r1ranker.training.batch import Batch, PoolBatch, Sample, Scores, pack, score
-from r1ranker.training.checkpoint import begun, checkpoints, discard, origin_of, restore, save_checkpoint, save_model
+from r1ranker.training.checkpoint import (
+    KEPT_NAME,
+    begun,
+    checkpoints,
+    discard,
+    origin_of,
+    restore,
+    save_checkpoint,
+    save_model,
+)
 from r1ranker.training.critic import explained_variance
 from r1ranker.training.experience import Experience, micro_batches, with_advantages
 from r1ranker.training.learner import Learner, finished, new_learner, progress
@@ -128,9 +139,10 @@ def _stopping(learner: Learner, config: RunConfig) -> Iterator[None]:
 
 def _check_answers(learner: Learner, problem: Problem, config: RunConfig) -> None:
     """Raises NotFiniteError where the policy says nothing any more: no run could go on from its checkpoint."""
-    prompt = build_prompt(problem, problem.identifiers, config.design, think=False)
+    two = part_of(problem, problem.identifiers[:2])  # whatever is asked, and however long the pool is
+    prompt = build_prompt(two, two.identifiers, config.design, think=False)
     with learner.alone(), learner.passes():
-        learner.backend.choose([prompt], [problem.identifiers])
+        learner.backend.choose([prompt], [two.identifiers])
     learner.backend.forget()
 
 
@@ -326,6 +338,11 @@ def _expected_loss(scores: Scores, experience: Sequence[Experience], ppo: PPOCon
         rewards_B_A[i, : len(advantages)] = torch.tensor(experience[row].sample.answer_rewards[t])
     expected = (logprobs_B_A.detach().exp() * rewards_B_A).sum()
     if ppo.objective != "surrogate":
+        if bool((rewards_B_A < 0).any()):
+            raise ConfigError(
+                f"ppo.objective={ppo.objective} takes rewards of 0 and more, and {ppo.reward} gave "
+                f"{float(rewards_B_A.min()):g}: shift them, or take objective=surrogate"
+            )
         whole = {"log": log_expected_loss, "listnet": listnet_loss}[ppo.objective]
         return whole(logprobs_B_A, rewards_B_A), logprobs_B_A.new_zeros(()), expected
     return *expected_policy_loss(logprobs_B_A, old_B_A, advantages_B_A, ppo.clip), expected
@@ -374,6 +391,8 @@ def _validate(
         learner.best, learner.kept = mean, learner.step
         tokenizer, writes = learner.backend.encoder.tokenizer, learner.crew.leads
         save_model(config.out / "model", learner.policy, tokenizer, learner.dtype, way=config.way, writes=writes)
+        if writes:
+            write_whole(config.out / KEPT_NAME, json.dumps({"step": learner.kept, "score": learner.best}) + "\n")
         if config.ppo.lora and writes:
             save_adapter(learner.policy, config.out / "adapter", config.way)
     log.write(learner.step, stats | scores | {KEPT: learner.kept})

@@ -177,7 +177,7 @@ def _usage(repo: str, config: RunConfig | None) -> str:
     if ranker == "DRanker":
         options += " --design dranker"
     # Lists are written in one layout, or in blocks.
-    if config and config.layout != "relist" and (ranker == "IRanker" or config.layout == "blocks"):
+    if config and (ranker == "IRanker" or config.layout == "blocks"):
         way = {key: value for key, value in config.way.items() if value != RunConfig.model_fields[key].default}
         way = {key: value for key, value in way.items() if key != "ask" or ranker == "IRanker"}
         options += "".join(f" --{key} {value}" for key, value in way.items())

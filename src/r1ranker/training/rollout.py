@@ -341,9 +341,11 @@ def _sample(
 
 
 def check_prompts(encoder: Encoder, problems: Sequence[Problem], config: RunConfig) -> None:
-    """Refuse, before anything is trained, problems whose whole pool is too long a prompt. Raises ConfigError."""
+    """Refuse, before anything is trained, problems whose largest pool is too long a prompt. Raises ConfigError."""
     if config.layout == "blocks":
         return  # a pool is as long as it is; that each block fits is seen when it is read
+    if config.design == "iranker" and config.ppo.largest_pool:
+        problems = [_longest_part(problem, config.ppo.largest_pool) for problem in problems]
     prompts = (
         build_prompt(p, p.identifiers, config.design, layout=config.layout, think=config.think, ask=config.ask)
         for p in problems
@@ -356,6 +358,11 @@ def check_prompts(encoder: Encoder, problems: Sequence[Problem], config: RunConf
         ),
         config,
     )
+
+
+def _longest_part(problem: Problem, largest: int) -> Problem:
+    longest = sorted(problem.identifiers, key=lambda k: -len(problem.candidate(k).text))[:largest]
+    return part_of(problem, sorted(longest))
 
 
 def _check_prompt(tokens: int, config: RunConfig) -> None:

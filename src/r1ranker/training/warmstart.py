@@ -49,6 +49,7 @@ def warmstart(config: RunConfig, problems: Sequence[Problem], *, overwrite: bool
 
 
 def _warmstart(config: RunConfig, problems: Sequence[Problem]) -> Path:
+    problems = [problem for problem in problems if len(problem.candidates) > 1]
     if not problems:
         raise DataError("the data hold no training problem to learn from")
     settings, crew = config.warmstart, join_crew()
