@@ -259,6 +259,13 @@ def test_where_the_best_is_asked_for_a_part_of_top_k_is_asked_about(
     assert ranker.rank(make_problem(8)).usage.calls > 0
 
 
+@pytest.mark.parametrize("merged", [{"fuse": "rrf"}, {"shuffles": 3}])
+def test_where_places_are_merged_top_k_changes_no_place(merged: dict[str, Any], make_problem: MakeProblem) -> None:
+    problem = make_problem(9)
+    few, whole = (RankerSpec(design="iranker", ask="best", top_k=k, **merged).around(BACKEND) for k in (2, 1))
+    assert few.rank(problem).docids == whole.rank(problem).docids
+
+
 def test_a_judge_that_may_leave_all_is_not_asked(make_problem: MakeProblem) -> None:
     plan = judged(make_problem(3), "worst", top_k=5)
     with pytest.raises(StopIteration) as done:

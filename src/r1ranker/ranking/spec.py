@@ -258,6 +258,8 @@ class RankerSpec:
 
     def _iterative(self, backend: Backend | AsyncBackend) -> IRanker:
         layout, readout, ask, query = self._way(backend)
+        # Places that are merged with others have to be known whole.
+        merged = ask == "best" and (self.fuse is not None or self.shuffles > 1)
         return IRanker(
             backend,
             think=self.think,
@@ -265,7 +267,7 @@ class RankerSpec:
             readout=readout,
             ask=ask,
             query=query,
-            top_k=self.top_k,
+            top_k=1 if merged else self.top_k,
             drop=self.drop,
             budget=None if self._in_parts else self._budget,
             max_new_tokens=self.max_new_tokens,
