@@ -1,10 +1,9 @@
-"""Training sets of `smol-domains-5` and -6 made from others that a shipped model may learn from, as JSON Lines.
+"""Training sets of `smol-domains-5` made from others that a shipped model may learn from, as JSON Lines.
 
     python benchmarks/smol_data.py --data data --out data/made
 
 - `tools-unnamed`: MetaTool without the tools' names, so that what they do is read.
 - `sections`: SelQA's sections as passages of a web page's kind, for its questions and for sentences taken out of them.
-- `keywords`: passages of SelQA and MedQuAD, for a sentence taken out of them or a few of its words.
 - `functions`: functions of permissively licensed packages installed here, for the first sentence of their docstring.
 - `routes-unnamed`: MMLU-Pro's LLMs, 4 to 12 at a time, under names that mean nothing, so that places are read.
 - `shown`: the four passage sets with BM25's place behind each candidate.
@@ -50,7 +49,6 @@ def main() -> None:
     made = {
         "tools-unnamed": [unnamed_tools(p) for p in sets["metatool"]],
         "sections": list(sections(sets["selqa"])),
-        "keywords": list(keywords(sets["selqa"], sets["medquad"])),
         "functions": list(functions(args.packages)),
         "routes-unnamed": [unnamed_llms(p) for p in read_jsonl(args.data / "route" / "train.jsonl")],
         "shown": [p for problems in sets.values() for p in shown(problems)],
@@ -101,7 +99,8 @@ def sections(problems: Iterable[Problem]) -> Iterator[Problem]:
     asked, passages = [], []
     for problem in problems:
         rng = rng_for("sections", problem.qid)
-        parts = _parts(problem)
+        ordered = sorted(problem.candidates, key=lambda c: int(c.docid.rpartition("-")[2]))
+        parts = _parts([c.docid for c in ordered], [c.text for c in ordered])
         for docids, texts in parts:
             if any(problem.gains.get(d, 0) > 0 for d in docids):
                 asked.append((problem.query, " ".join(texts)))
@@ -113,33 +112,14 @@ def sections(problems: Iterable[Problem]) -> Iterator[Problem]:
     yield from _mined("sections", asked, passages)
 
 
-def _parts(problem: Problem) -> list[tuple[list[str], list[str]]]:
-    """(docids, sentences) of the passages of a section of SelQA."""
+def _parts(docids: list[str], texts: list[str]) -> list[tuple[list[str], list[str]]]:
     parts: list[tuple[list[str], list[str]]] = [([], [])]
-    for candidate in sorted(problem.candidates, key=lambda c: int(c.docid.rpartition("-")[2])):
+    for docid, text in zip(docids, texts, strict=True):
         if sum(len(t.split()) for t in parts[-1][1]) > 70:
             parts.append(([], []))
-        parts[-1][0].append(candidate.docid)
-        parts[-1][1].append(" ".join(candidate.text.split()[:60]))
+        parts[-1][0].append(docid)
+        parts[-1][1].append(" ".join(text.split()[:60]))
     return parts
-
-
-def keywords(selqa: Iterable[Problem], medquad: Iterable[Problem]) -> Iterator[Problem]:
-    """Passages without two of their sentences, for one of these whole, and for some longer words of the other."""
-    passages = [texts for problem in selqa for _, texts in _parts(problem)]
-    right = {c.docid: c.text for p in medquad for c in p.candidates if p.gains.get(c.docid, 0) > 0}
-    passages += [re.split(r"(?<=[.?!])\s+", text) for text in right.values()]
-    asked = []
-    for texts in passages:
-        rng = rng_for("keywords", " ".join(texts))
-        out = rng.sample(range(len(texts)), 2) if len(texts) > 3 else []
-        rest = " ".join(text for n, text in enumerate(texts) if n not in out)
-        for n, whole in zip(out, (True, False), strict=False):
-            words = [word for word in re.findall(r"[\w-]+", texts[n].lower()) if len(word) > 3]
-            some = sorted(rng.sample(range(len(words)), min(rng.randint(2, 6), len(words))))
-            if len(words) > 3 and "?" not in texts[n]:
-                asked.append((texts[n] if whole else " ".join(words[k] for k in some), rest))
-    yield from _mined("keywords", asked, [])
 
 
 def functions(packages: Iterable[str]) -> Iterator[Problem]:

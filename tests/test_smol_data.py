@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -60,7 +59,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Problem]]:
 
 
 def test_every_set_is_made_and_its_problems_are_valid(made: dict[str, list[Problem]]) -> None:
-    assert made.keys() == {"functions", "keywords", "routes-unnamed", "sections", "shown", "tools-unnamed"}
+    assert made.keys() == {"functions", "routes-unnamed", "sections", "shown", "tools-unnamed"}
     assert all(made.values())
     qids = [problem.qid for problems in made.values() for problem in problems]
     assert len(qids) == len(set(qids))
@@ -72,7 +71,7 @@ def test_a_tool_without_its_name_is_what_it_does(made: dict[str, list[Problem]])
 
 
 def test_mined_pools_hold_one_right_passage_and_none_that_holds_the_query(made: dict[str, list[Problem]]) -> None:
-    for problem in [*made["sections"], *made["keywords"], *made["functions"]]:
+    for problem in [*made["sections"], *made["functions"]]:
         assert sum(problem.gains.values()) == 1
         assert not any(problem.query in candidate.text for candidate in problem.candidates)
         assert len({candidate.text for candidate in problem.candidates}) == len(problem.candidates)
@@ -84,16 +83,6 @@ def test_a_section_answers_the_question_whose_sentence_it_holds(made: dict[str, 
         problem = asked[f"which {word} is it"]
         (right,) = [c.text for c in problem.candidates if problem.gains.get(c.docid)]
         assert f"The {word} of part {k} " in right
-
-
-def test_a_few_words_ask_for_the_passage_that_their_sentence_was_taken_out_of(made: dict[str, list[Problem]]) -> None:
-    asked = [problem for problem in made["keywords"] if not problem.query.startswith("The ")]
-    assert 0 < len(asked) < len(made["keywords"])
-    for problem in asked:
-        (right,) = [c.text for c in problem.candidates if problem.gains.get(c.docid)]
-        words = set(problem.query.split())
-        of_right = [s for word in WORDS for s in sentences(word) if f"The {word} " in right]
-        assert any(words <= set(re.findall(r"\w+", s)) for s in of_right if s not in right)
 
 
 def test_an_unnamed_llm_keeps_its_worth_and_its_place_among_those_left(made: dict[str, list[Problem]]) -> None:
