@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 import r1ranker
+from fault_server import FaultServer
 from r1ranker import arank, aroute, compare, evaluate, rank, recommend, route
+from r1ranker.backends.openai_ import KEYS
 from r1ranker.datasets.inline import candidates_of, llms_of, objective_of, titles_of
 from r1ranker.errors import BackendError, ConfigError, DataError
 from r1ranker.problem import Candidate
@@ -217,3 +219,18 @@ def test_evaluate_and_compare_do_what_the_commands_do(tiny_dir: Path, tmp_path: 
         evaluate(config, out=out)
     with pytest.raises(ConfigError, match="no measure 'MAP'"):
         compare(out, measure="MAP")
+
+
+def test_an_endpoint_is_asked_with_the_key_that_is_set_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in KEYS:
+        monkeypatch.delenv(name, raising=False)
+    with FaultServer(key="right") as server:
+        with pytest.raises(BackendError, match="R1RANKER_API_KEY"):
+            rank("q", ["a b", "c d"], "m", base_urls=(server.base_url,))
+        monkeypatch.setenv("R1RANKER_API_KEY", "right")
+        assert len(rank("q", ["a b", "c d"], "m", base_urls=(server.base_url,))) == 2
+
+
+def test_a_store_that_nobody_would_write_is_refused(tiny_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="rank --store"):
+        rank("q", ["a", "b"], str(tiny_dir), store=tmp_path / "kv.safetensors")

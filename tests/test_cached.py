@@ -150,6 +150,15 @@ def test_another_chat_template_or_tokenizer_is_another_model(tmp_path: Path) -> 
     assert not watched.asked
 
 
+def test_another_precision_is_another_model(tiny_dir: Path, tmp_path: Path) -> None:
+    wide, narrow = (TransformersBackend.load(str(tiny_dir), dtype=dtype) for dtype in ("float32", "bfloat16"))
+    ask = [Prompt("how long do owls live [1] [2] [3]")], [(1, 2, 3)]
+    model(cached(wide, tmp_path)).choose(*ask)
+    (second,) = model(cached(narrow, tmp_path)).choose(*ask)
+    assert second.prompt_tokens > 0, "it was read, not taken from what the other said"
+    assert model(cached(narrow, tmp_path)).choose(*ask)[0].prompt_tokens == 0
+
+
 def test_sampled_completions_are_not_kept(tmp_path: Path) -> None:
     watched = Watched(ScriptedBackend())
     backend = model(cached(watched, tmp_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import subprocess
@@ -18,7 +19,7 @@ from tokenizers.processors import TemplateProcessing
 from r1ranker.backends.encoding import Encoder
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.datasets import mini
-from r1ranker.errors import BackendError, DataError
+from r1ranker.errors import BackendError, ConfigError, DataError
 from r1ranker.io.config import RunConfig
 from r1ranker.problem import Problem
 from r1ranker.prompts import build_prompt
@@ -104,6 +105,18 @@ def test_layout_append_shows_the_whole_pool_and_what_has_left(
         gone = [k for k in problems[1].identifiers if k not in row["pool"]]
         assert all(f"<answer>[{k}]</answer>" in row["prompt"] for k in gone)
         assert row["prompt"].endswith("<answer>")
+
+
+def test_a_layout_in_which_other_tokens_would_be_read_is_refused(
+    plain: TransformersBackend, problems: list[Problem]
+) -> None:
+    with pytest.raises(ConfigError, match="blocks is no text"):
+        dataset(problems, plain.encoder.tokenizer, layout="blocks")
+    joining = copy.deepcopy(plain.encoder.tokenizer)
+    joining.add_tokens(["><"])  # as SmolLM2's has
+    assert len(dataset(problems, joining)) > 0
+    with pytest.raises(ConfigError, match="take layout relist"):
+        dataset(problems, joining, layout="append")
 
 
 def test_problems_that_reward_nothing_are_left_out(tiny: TransformersBackend, make_problem: MakeProblem) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from conftest import small_problem
 from r1ranker.backends import loading
-from r1ranker.backends.loading import bfloat16_gain, cast, load, pick_dtype
+from r1ranker.backends.loading import bfloat16_gain, cast, load, pick_dtype, set_threads
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.backends.way import WAY, way_of
 from r1ranker.errors import BackendError, DataError
@@ -48,6 +48,29 @@ def test_a_large_one_is_what_is_faster_here_and_one_line_says_so(
     assert line.startswith(f"{str(chosen).removeprefix('torch.')} passes: bfloat16 is ")
     gain = float(line.split(" is ")[1].split("x")[0])
     assert (chosen == torch.bfloat16) == (gain >= loading.WORTH_IT)
+
+
+def test_threads_that_a_small_model_needs_not_are_there_for_a_larger_one(large: torch.nn.Module) -> None:
+    small = torch.nn.Linear(2, 2)
+    torch.set_num_threads(2)
+    for network, threads in ((small, 1), (small, 1), (large, 2), (small, 1)):
+        set_threads(network, torch.device("cpu"))
+        assert torch.get_num_threads() == threads
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_the_child_of_a_fork_ranks_too() -> None:
+    code = (
+        "import os, torch; from r1ranker import rank; from r1ranker.ranking.loaded import _models\n"
+        "ranked = rank('owls', ['a', 'b', 'c'], 'nano').docids; torch.set_num_threads(4)\n"
+        "[torch.ones(900, 900) @ torch.ones(900, 900) for _ in range(3)]\n"
+        "held = [one.lock.acquire() for one in _models.values()]\n"
+        "child = os.fork()\n"
+        "if not child: torch.ones(900, 900) @ torch.ones(900, 900)\n"
+        "if not child: os._exit(rank('owls', ['a', 'b', 'c'], 'nano').docids != ranked)\n"
+        "assert os.waitpid(child, 0)[1] == 0"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60)
 
 
 def test_what_is_asked_for_is_taken_without_measuring(

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.datasets import mini
+from r1ranker.errors import ConfigError
 from r1ranker.io.config import RunConfig, validated
 from r1ranker.problem import Splits
 from r1ranker.training.checkpoint import checkpoints
@@ -60,6 +61,14 @@ def test_adapters_stay_in_float32_where_the_rest_is_kept_in_the_narrower_dtype_o
     assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
     merged = plain_state(network, torch.float32)
     assert {value.dtype for value in merged.values() if value.is_floating_point()} == {torch.float32}
+
+
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern")
+def test_a_mixture_of_experts_is_refused_by_name() -> None:
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    mixture = MixtralConfig(vocab_size=50, num_key_value_heads=1, num_local_experts=2, **shape)
+    with pytest.raises(ConfigError, match=r"linear layers alone, and model\.layers\.0\.mlp.* mixture of experts"):
+        add_lora(MixtralForCausalLM(mixture), 2)
 
 
 def test_without_adapters_the_network_is_the_reference(tiny: TransformersBackend, adapted: Any) -> None:

@@ -178,11 +178,18 @@ def test_a_completion_is_scored_as_in_our_own_training(tmp_path: Path, make_prob
         {"token_budget": 9},
         {"centre": True},
         {"estimator": "dr_grpo", "group": 2},
+        {"lora": 8},
     ],
 )
 def test_what_verl_cannot_do_is_refused_by_name(setting: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"verl has no ppo.{next(iter(setting))}"):
         refuse(run_config(ppo=setting))
+
+
+@pytest.mark.parametrize("setting", [{"layout": "blocks"}, {"ask": "best"}])
+def test_a_way_of_asking_that_verl_does_not_know_is_refused_by_name(setting: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"verl has no {next(iter(setting))}={next(iter(setting.values()))}"):
+        refuse(run_config(**setting))
 
 
 def test_without_verl_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,7 +61,8 @@ def rank(
     texts: a list of strings, of dicts (text, title, docid), a mapping of docids, or a DataFrame (`datasets.inline`).
     Of several queries: a list or table for each, or one for all; the answer is a list, and a query that failed has no
     hits and says why in `ranking.error`. top_k: how many to return (None: all). instruction: what is wanted, in your
-    own words. settings: any field of a `RankerSpec`, such as `design` or `base_urls`.
+    own words. settings: any field of a `RankerSpec` but `query` and `store`, such as `design` or `base_urls`. A call of
+    `arank` that is given up goes on to its end in its thread.
 
     Raises BackendError where the model cannot be had or the only query failed; ConfigError and DataError for settings
     and texts that cannot be used.
@@ -258,6 +259,10 @@ def _ranked(problems: Sequence[Problem], model: str, top_k: int | None, settings
 
     if top_k is not None and top_k < 1:
         raise ConfigError(f"top_k must be at least 1, not {top_k}; None returns all")
+    if settings.get("store"):
+        raise ConfigError(
+            "a store is kept by `r1ranker rank --store`, or by a CandidateStore of your own"
+        )
     spec = changed(RankerSpec(), {"model": model, **settings})
     with loaded(spec, top_k) as ranker:
         rankings = ranker.rank_many(problems)

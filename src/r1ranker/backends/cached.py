@@ -37,8 +37,10 @@ def cached(backend: Backend | AsyncBackend, folder: Path) -> Backend | AsyncBack
     """The backend, asked only what `folder` does not hold. A reply from there costs no tokens and no money."""
     if isinstance(backend, AsyncBackend):
         return CachedEndpoint(backend, Replies(folder, backend.name))
-    here = fingerprint_model(resolve(backend.name))
-    return CachedModel(backend, Replies(folder, json.dumps(here, sort_keys=True) if here else backend.name))
+    here: dict[str, str] = dict(fingerprint_model(resolve(backend.name))) or {"name": backend.name}
+    if (network := getattr(backend, "network", None)) is not None:
+        here["dtype"] = str(network.dtype)
+    return CachedModel(backend, Replies(folder, json.dumps(here, sort_keys=True)))
 
 
 class Replies:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -162,10 +163,27 @@ def _ids(ends: int | Sequence[int] | None) -> set[int]:
 
 def set_threads(network: Any, device: torch.device, threads: int | None = None) -> None:
     """`threads` where given; else one CPU thread for a small model: its matrices are too small to share out."""
+    _alone_after_fork()
     if threads:
         torch.set_num_threads(threads)
     elif device.type == "cpu" and is_small(network):
+        if torch.get_num_threads() > 1:
+            _lowered[:] = [torch.get_num_threads()]
         torch.set_num_threads(1)
+    elif _lowered:
+        torch.set_num_threads(_lowered[0])
+        _lowered.clear()
+
+
+_lowered: list[int] = []
+"""Threads as they were before a small model was loaded, for a larger one that is loaded after it."""
+
+
+@cache
+def _alone_after_fork() -> None:
+    """The child of a fork has none of the threads that OpenMP made, and would wait for them for ever."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
 
 
 def is_small(network: Any) -> bool:

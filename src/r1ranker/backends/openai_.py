@@ -55,6 +55,8 @@ EXTENSIONS = frozenset({"continue", "structured", "logprobs", "salt"})
 """Doubted when a server does not say what was wrong."""
 UNKNOWN_TO_OPENAI = frozenset({"continue", "structured", "salt"})
 
+KEYS = ("R1RANKER_API_KEY", "OPENAI_API_KEY")
+"""Where the API key stands in the environment; the first that is set counts."""
 IDENTIFIER_TOKENS = 16
 TOP_LOGPROBS = 20
 BACKOFF, LONGEST_BACKOFF = 0.5, 30.0
@@ -122,7 +124,7 @@ class OpenAIBackend:
         if self.prices:
             self.prices.cost(self.model, 0, 0, 0)  # better to miss a price now than after the first call
         if self.api_key is None:
-            self.api_key = os.environ.get("R1RANKER_API_KEY") or os.environ.get("OPENAI_API_KEY")
+            self.api_key = next(filter(None, map(os.environ.get, KEYS)), None)
         self._servers = [
             _Server(url, missing=UNKNOWN_TO_OPENAI if urlsplit(url).hostname == "api.openai.com" else frozenset())
             for url in dict.fromkeys(url.rstrip("/") for url in self.base_urls)

@@ -8,6 +8,7 @@ One query at a time asks a model in this process, whoever calls; endpoints are a
 from __future__ import annotations
 
 import dataclasses
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from r1ranker.backends.base import AsyncBackend, Backend
+from r1ranker.backends.cached import FILE
+from r1ranker.backends.openai_ import KEYS
 from r1ranker.ranking.rankers import Ranker
 from r1ranker.ranking.spec import RankerSpec
 
@@ -62,8 +65,24 @@ def _limited(spec: RankerSpec, backend: Backend | AsyncBackend, top_k: int | Non
 
 
 def _stamp(spec: RankerSpec) -> tuple[object, ...]:
+    """What a backend is made of that may change meanwhile: a model's files; of an endpoint key and prices; a cache."""
+    replies = spec.cache / FILE if spec.cache else None
+    given: tuple[object, ...] = (replies.stat().st_ino if replies and replies.exists() else None,)
+    if spec.base_urls:
+        prices = spec.prices.stat().st_mtime_ns if spec.prices and spec.prices.exists() else None
+        return (*given, prices, *(os.environ.get(name) for name in KEYS))
     folder = Path(spec.model)
-    if spec.base_urls or not folder.is_dir():
-        return ()
+    if not folder.is_dir():
+        return given
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    return tuple((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in files)
+    return (*given, *((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in files))
+
+
+def _forked() -> None:
+    """Another thread, which the child of a fork does not have, may have held a lock."""
+    for one in _models.values():
+        one.lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch
+    os.register_at_fork(after_in_child=_forked)

@@ -24,7 +24,7 @@ from typing import Any
 from r1ranker.answers import parse_ranking, parse_removal
 from r1ranker.backends.encoding import Encoder
 from r1ranker.elimination import sampled_pool
-from r1ranker.errors import BackendError, DataError
+from r1ranker.errors import BackendError, ConfigError, DataError
 from r1ranker.problem import Answer, Problem
 from r1ranker.prompts import NO_THOUGHT, Design, Layout, Prompt, build_prompt, sampled_past
 from r1ranker.ranking.distributed import PROBLEM
@@ -43,8 +43,13 @@ def dataset(
     """A `datasets.Dataset`. dranker: a row for each problem. iranker: a row for each size of pool, 2 to n.
 
     The pools are the paper's training states (see `sampled_pool`). Left out are problems that reward nothing: with
-    a single candidate, or no relevant one. Raises DataError when none is left, BackendError without `datasets`.
+    a single candidate, or no relevant one. Raises DataError when none is left, BackendError without `datasets`,
+    ConfigError for a layout in which TRL would read other tokens than a ranker.
     """
+    if layout == "blocks":
+        raise ConfigError(
+            "layout blocks is no text that TRL can read: take relist, or train by `r1ranker train`"
+        )
     kept = [p for p in problems if p.trainable]
     if not kept:
         raise DataError("no training problem has two candidates and a relevant one; there is nothing to reward")
@@ -111,7 +116,13 @@ def _as_text(prompt: Prompt, encoder: Encoder) -> str:
     """
     tokenizer = encoder.tokenizer
     added = tokenizer.decode(tokenizer("")["input_ids"])
-    return encoder.head(prompt.text).removeprefix(added) + prompt.transcript + prompt.prefill
+    text = encoder.head(prompt.text).removeprefix(added) + prompt.transcript + prompt.prefill
+    if list(tokenizer(text)["input_ids"]) != list(encoder.encode(prompt)):
+        raise ConfigError(
+            "this tokenizer joins what follows a step to the step before it, so TRL would read other tokens than a "
+            "ranker: take layout relist"
+        )
+    return text
 
 
 def _whole(completion: Any, think: bool) -> str:

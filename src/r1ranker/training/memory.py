@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.pytorch_utils import Conv1D
 
 from r1ranker.backends.way import save_way
+from r1ranker.errors import ConfigError
 from r1ranker.io.extras import library
 from r1ranker.io.files import replacing
 from r1ranker.training.sharding import gathered
@@ -38,7 +40,14 @@ def add_lora(network: Any, rank: int, dtype: torch.dtype = torch.float32) -> Non
     for parameter in network.parameters():
         if not parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
-    for layer in _adapted(network):
+    for name, layer in network.named_modules():
+        if not hasattr(layer, "lora_A"):
+            continue
+        if not isinstance(layer.base_layer, nn.Linear | Conv1D):
+            raise ConfigError(
+                f"ppo.lora adapts linear layers alone, and {name} is a {type(layer.base_layer).__name__}, as in a "
+                "mixture of experts: train all weights (ppo.lora=null)"
+            )
         layer.forward = partial(_adapted_linear, layer)
 
 

@@ -102,12 +102,23 @@ function load(problem) {
   alertOf("");
 }
 
-// The body for one ranker. What a problem has beside query and texts is sent along.
-function bodyOf(problem, model) {
-  const body = { model, query: queryOf(problem), documents: problem.candidates.map((candidate) => candidate.text) };
+// What a problem has beside its texts. Where it has a history, its titles are no query, though they stand in its field.
+function besideTexts(problem) {
+  const beside = { query: (problem.history || []).length ? problem.query || "" : queryOf(problem) };
   for (const name of ["scenario", "history", "objective", "instruction"]) {
-    if (problem[name] && problem[name].length) body[name] = problem[name];
+    if (problem[name] && problem[name].length) beside[name] = problem[name];
   }
+  return beside;
+}
+
+// A candidate as a model reads it, with its note.
+function readOf(candidate) {
+  return [candidate.text, candidate.note].filter(Boolean).join(" | ");
+}
+
+// The body for one ranker.
+function bodyOf(problem, model) {
+  const body = { model, ...besideTexts(problem), documents: problem.candidates.map(readOf) };
   const most = Number(byId("top_n").value);
   return { ...body, ...(most ? { top_n: most } : {}), explain: true };
 }
@@ -181,6 +192,7 @@ function explained(answer, problem) {
 
 function stateNow() {
   const state = { query: byId("query").value, documents: documentsNow() };
+  if (loaded) Object.assign(state, { documents: loaded.candidates.map(readOf), problem: besideTexts(loaded) });
   for (const id of ["model", "model-b", "top_n"]) if (byId(id).value) state[id] = byId(id).value;
   return { ...state, steps: stepsNow(), picked: current.shared && current.shared.picked };
 }
@@ -192,7 +204,8 @@ function restore() {
   byId("query").value = state.query;
   byId("documents").value = state.documents.join("\n");
   for (const id of ["model", "model-b", "top_n"]) if (state[id]) byId(id).value = state[id];
-  loaded = null;
+  const candidates = state.documents.map((text, i) => ({ docid: String(i), text }));
+  loaded = state.problem ? { ...state.problem, candidates } : null;
   counted();
   byId("go").focus();
 }

@@ -38,13 +38,16 @@ def refuse(config: RunConfig) -> None:
         "ppo.token_budget": ppo.token_budget is not None,
         "ppo.curriculum": ppo.curriculum > 0,
         "ppo.centre": ppo.centre,
+        "ppo.lora": ppo.lora is not None,
+        "layout=blocks": config.layout == "blocks",
+        "ask=best": config.design == "iranker" and config.ask == "best",
         f"ppo.estimator={ppo.estimator} for design={config.design}": ppo.estimator not in known,
     }
     if found := [name for name, there in cannot.items() if there]:
         raise ConfigError(
             f"verl has no {', '.join(found)}: take it out, or train by our own engine, which has it "
-            "(ppo.answer=sampled, ppo.critic=separate, ppo.token_budget=null, ppo.curriculum=0, ppo.centre=false "
-            "and ppo.estimator=gae are what verl can do)"
+            "(ppo.answer=sampled, ppo.critic=separate, ppo.token_budget=null, ppo.curriculum=0, ppo.centre=false, "
+            "ppo.lora=null, layout=relist, ask=worst and ppo.estimator=gae are what verl can do)"
         )
 
 
