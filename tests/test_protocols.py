@@ -120,6 +120,13 @@ def test_leave_last_out_tests_the_last_item_and_keeps_it_out_of_training() -> No
     assert all(value == counts[item] for p in splits["test"] for item, value in p.prior.items())
 
 
+def test_windows_of_one_user_are_one_group_so_that_places_are_learnt_without_any_of_them() -> None:
+    splits = leave_last_out(EVENTS, TITLES, texts=TEXTS, task="rec", pool_size=10)
+    users = {problem.group: problem.qid.rpartition(":")[0] for problem in splits["train"]}
+    assert len(users) == len(set(users.values())) < len(splits["train"])
+    assert not {p.group for p in splits["train"]} & {p.group for split in ("dev", "test") for p in splits[split]}
+
+
 def test_a_time_split_knows_nothing_of_what_came_later() -> None:
     splits = time_split(EVENTS, TITLES, task="rec", pool_size=10)
     check_disjoint(splits)

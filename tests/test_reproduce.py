@@ -23,17 +23,19 @@ import typer
 from click.testing import Result
 from typer.testing import CliRunner
 
+from fault_server import FaultServer
 from r1ranker.baselines.notes import load_splits
 from r1ranker.cli import reproduce as command
 from r1ranker.cli.reproduce import reproduce
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.evaluation.results import COSTS, read_results
-from r1ranker.evaluation.systems import read_per_query
+from r1ranker.evaluation.systems import ModelSystem, read_per_query
 from r1ranker.experiments import EXPERIMENTS, ablations, main, report, sanity, study, zero_shot
 from r1ranker.experiments.study import Study
 from r1ranker.io.config import DataConfig, RunConfig, load_config
 from r1ranker.io.problems import read_jsonl, write_jsonl
 from r1ranker.problem import Problem, Ranking
+from r1ranker.ranking.spec import RankerSpec
 
 MakeProblem = Callable[..., Problem]
 RUN = "import typer; from r1ranker.cli.reproduce import reproduce; typer.run(reproduce)"
@@ -181,6 +183,41 @@ def test_a_model_is_trained_anew_for_other_settings_only(finished: Path, no_work
     for change in ("ppo.kl=0.002", "seed=1", "data.0.seed=1"):
         with pytest.raises(AssertionError, match="done again"):
             experiment.trained(["design=iranker", change])
+
+
+def test_data_and_weights_that_changed_where_they_lie_are_others(
+    tiny_dir: Path, tmp_path: Path, make_problem: MakeProblem
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_dir, model)
+    overrides = ["data.0.source=jsonl", f"data.0.path={tmp_path}", f"model={model}", "ppo.token_budget=9"]
+    config = load_config(None, overrides)
+    one = Study("x", "mini", config, tmp_path / "out" / "x", tmp_path / "out" / "models", None)
+
+    def names() -> tuple[str, str]:
+        study._loaded.cache_clear()
+        study._digest_of_problems.cache_clear()
+        return one._placed(config).out.name, one._spec_digest(one.system("s", "iranker", str(model)).spec)
+
+    write_jsonl([make_problem(3, qid="q1")], tmp_path / "train.jsonl")
+    first = names()
+    assert names() == first
+    write_jsonl([make_problem(3, qid="q2")], tmp_path / "train.jsonl")
+    other_data = names()
+    assert other_data[0] != first[0] and other_data[1] == first[1]
+    (model / "config.json").write_text((model / "config.json").read_text() + " ")
+    assert names()[0] != other_data[0] and names()[1] != first[1]
+
+
+def test_queries_that_failed_are_asked_again(tmp_path: Path, make_problem: MakeProblem) -> None:
+    """As many systems as there are, and without a token budget: nothing is trained."""
+    one = Study("x", "mini", RunConfig(), tmp_path / "x", tmp_path / "models", None)
+    problems = [make_problem(4, qid=f"q{n}") for n in range(3)]
+    with FaultServer(refuse=400) as broken, FaultServer() as sound:
+        for server, fails in ((broken, True), (sound, False)):
+            specs = [RankerSpec(design="iranker", model=name, base_urls=(server.base_url,)) for name in ("m", "n")]
+            ranked = one.rankings([ModelSystem(spec.model, spec) for spec in specs], problems)
+            assert all(bool(ranking.error) == fails for of_system in ranked.values() for ranking in of_system)
 
 
 def test_results_are_made_anew_for_other_systems_problems_or_settings(copy: Path, no_work: None) -> None:
@@ -387,3 +424,8 @@ def test_of_all_experiments_one_that_cannot_run_does_not_stop_the_others(
     written = parsed(copy / "result.json")
     assert (written["done"], written["failed"]) == (["main"], {"ir": "no files"})
     assert (copy / "results.md").exists()
+
+
+def test_stars_of_a_test_do_not_end_a_bold_cell() -> None:
+    lines = report.markdown(report.Table("T", ("task", "a", "b"), [("x", "**0.800 ±0.1 ****", "0.7 ↓*")], ""), "#")
+    assert r"| x | **0.800 ±0.1 \*\*** | 0.7 ↓* |" in lines

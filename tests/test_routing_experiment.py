@@ -169,6 +169,37 @@ def priced(path: Path) -> DataConfig:
     return DataConfig(source="llmrouter", path=path)
 
 
+@pytest.mark.parametrize(
+    ("prices", "right"),
+    [((0.1, 1.0), "dear"), ((0.0, 0.0), "both"), ((1.0, 1.0), "both")],
+    ids=["one LLM solves all", "nothing costs anything", "all cost the same"],
+)
+def test_llms_that_leave_nothing_to_choose_are_no_obstacle(
+    prices: tuple[float, float], right: str, tmp_path: Path
+) -> None:
+    names = ("cheap", "dear")
+    priced = [{"size": "7B", "feature": "x", "input_price": price, "output_price": price} for price in prices]
+    llms = dict(zip(names, priced, strict=True))
+    (tmp_path / "llm_candidates.json").write_text(json.dumps(llms))
+    scores = [{n: float(n == right or (right == "both" and k % 2)) for n in names} for k in range(40)]
+    rows = [{"question": f"question {k} of owls", "scores": one} for k, one in enumerate(scores)]
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    data = json.dumps([{"source": "llmrouter", "path": str(tmp_path)}])
+    given = ["routing", "--out", str(tmp_path / "out"), "-s", f"data={data}", "-s", "model=nano"]
+    result = CliRunner().invoke(APP, given)
+    assert result.exit_code == 0, result.output
+    found = quality(tmp_path, "AIQ")
+    assert found["oracle"] == pytest.approx(found["best-single"])
+
+
+def test_each_source_shows_its_own_places(tmp_path: Path) -> None:
+    named = [
+        folder(tmp_path / "a").model_copy(update={"options": {"task": "one"}}),
+        DataConfig(source="mini", show=("bm25",)),
+    ]
+    assert [bench.show for bench in benches(named, None)] == [("prior",), ("bm25",)]
+
+
 def test_a_bench_splits_as_training_does_and_keeps_ties(tmp_path: Path) -> None:
     data = folder(tmp_path)
     (bench,) = benches([data], None)

@@ -167,8 +167,9 @@ def test_aiq_is_the_area_under_the_hull_by_its_width() -> None:
     assert aiq(points, 0.5, 1) == pytest.approx(0.45)
     assert aiq([Point(1, 0.6)], 1, 9) == pytest.approx(0.6)
     assert aiq([*points, Point(2, 0.5)], 1, 5) == aiq(points, 1, 5), "a point below the hull changes nothing"
-    with pytest.raises(DataError, match="AIQ needs bounds with 0 <= low < high, not 2 and 2"):
-        aiq(points, 2, 2)
+    assert aiq(points, 3, 3) == 0.9, "all LLMs cost the same"
+    with pytest.raises(DataError, match="AIQ needs bounds with 0 <= low <= high, not 3 and 2"):
+        aiq(points, 3, 2)
 
 
 def test_the_source_gives_score_and_cost_of_each_question(tmp_path: Path) -> None:

@@ -260,9 +260,7 @@ def _ranked(problems: Sequence[Problem], model: str, top_k: int | None, settings
     if top_k is not None and top_k < 1:
         raise ConfigError(f"top_k must be at least 1, not {top_k}; None returns all")
     if settings.get("store"):
-        raise ConfigError(
-            "a store is kept by `r1ranker rank --store`, or by a CandidateStore of your own"
-        )
+        raise ConfigError("a store is kept by `r1ranker rank --store`, or by a CandidateStore of your own")
     spec = changed(RankerSpec(), {"model": model, **settings})
     with loaded(spec, top_k) as ranker:
         rankings = ranker.rank_many(problems)

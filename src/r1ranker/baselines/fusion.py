@@ -18,7 +18,7 @@ import numpy as np
 from r1ranker.baselines.common import Scorer, fit_and_rank
 from r1ranker.errors import ConfigError
 from r1ranker.io.extras import library
-from r1ranker.problem import Candidate, Problem, Ranking
+from r1ranker.problem import Candidate, Problem, Ranking, by_task
 
 _PLACE = re.compile(r"(.+) (\d+)")
 GRADES = 4
@@ -37,6 +37,12 @@ def places(candidate: Candidate) -> Mapping[str, float]:
     """Place by ranker, as a candidate's note says: `popularity 2 | bm25 7`."""
     found = (_PLACE.fullmatch(part) for part in candidate.note.split(" | "))
     return {match[1]: float(match[2]) for match in found if match}
+
+
+def shows_places(problems: Sequence[Problem]) -> bool:
+    """Whether candidates of every task show other rankers' places."""
+    tasks = by_task(problems).values()
+    return bool(tasks) and all(any(places(c) for p in of_task for c in p.candidates) for of_task in tasks)
 
 
 def _fit(train: Sequence[Problem], seed: int) -> Scorer:

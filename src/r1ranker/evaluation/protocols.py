@@ -316,7 +316,10 @@ class _Log:
             count = min(self.options.get("windows_per_user", 4), len(train))
             chosen = sorted(rng_for(self.seed, "windows", user).sample(train, count))
             for place in (*chosen, *with_past["dev"][:1], *with_past["test"][:1]):
-                splits[sides[place]].append(self._problem(user, place, popularity, sampler))
+                problem = self._problem(user, place, popularity, sampler)
+                # A user stands on all sides. What learns from some of training must not meet the others of that user.
+                group = f"{self.task}:u{user}:{sides[place]}"
+                splits[sides[place]].append(replace(problem, group=group))
         return splits
 
     def _problem(self, user: str, place: int, popularity: Mapping[str, int], sampler: NegativeSampler) -> Problem:

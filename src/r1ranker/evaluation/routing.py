@@ -220,11 +220,14 @@ def quality_within(points: Iterable[Point], budget: float) -> float:
 def aiq(points: Sequence[Point], low: float, high: float) -> float:
     """Average quality over all budgets between `low` and `high` (RouterBench's AIQ): area under the hull, per width.
 
-    Routers can be compared when they have the same bounds; usual are those of the cheapest and the dearest LLM.
+    Routers can be compared when they have the same bounds; usual are those of the cheapest and the dearest LLM. Where
+    all LLMs cost the same it is the quality at that cost.
     """
-    if not 0 <= low < high:
-        raise DataError(f"AIQ needs bounds with 0 <= low < high, not {low} and {high}")
+    if not 0 <= low <= high:
+        raise DataError(f"AIQ needs bounds with 0 <= low <= high, not {low} and {high}")
     corners = hull(points)
+    if low == high:
+        return max(corner.quality for corner in corners)
     costs = [low, *(corner.cost for corner in corners if low < corner.cost < high), high]
     values = np.interp(costs, [corner.cost for corner in corners], [corner.quality for corner in corners])
     area = np.diff(costs) @ (values[:-1] + values[1:]) / 2

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
+from r1ranker.baselines.fusion import shows_places
 from r1ranker.errors import DataError
 from r1ranker.evaluation.charts import number
 from r1ranker.evaluation.results import (
@@ -56,11 +57,12 @@ def main(study: Study) -> None:
         study.system("iranker", "iranker", str(iranker)),
     ]
     test = study.problems("test")
-    fused = all(data.show for data in study.sources)  # whoever reads other rankers stands beside what they give
+    train = study.problems("train")
+    fused = shows_places(train)  # whoever reads other rankers stands beside what they give
     rows = study.evaluate(
         ["random", "prior", "bm25", *(["lambdamart"] if fused else []), *models],
         test,
-        train=study.problems("train"),
+        train=train,
         title=f"R1-Ranker, main table ({study.scale})",
         curves={"dranker": read_log(dranker.parent), "iranker": read_log(iranker.parent)},
     )

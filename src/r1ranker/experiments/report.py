@@ -189,4 +189,11 @@ def _write(path: Path, content: Any) -> None:
 
 
 def _pipes(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+    return f"| {' | '.join(map(_cell, cells))} |"
+
+
+def _cell(text: str) -> str:
+    """Stars of a test in a bold cell would end it."""
+    bold = len(text) > 4 and text.startswith("**") and text.endswith("**")
+    text = f"**{text[2:-2].replace('*', chr(92) + '*')}**" if bold else text
+    return text.replace("|", r"\|")

@@ -88,7 +88,8 @@ def compare_routers(study: Study) -> None:
             gap_table(bench, routing.gap_parts(choices[SINGLE][0], choices[level][0], known), level),
             luck_table(bench, curves, level),
         ]
-        write_whole(study.out / f"curve-{bench.name}.svg", curve_picture(bench, curves))
+        if len({*bounds(known)}) > 1:  # else there is no axis of costs
+            write_whole(study.out / f"curve-{bench.name}.svg", curve_picture(bench, curves))
         points += _points(bench, curves)
         for name, value in of_bench.items():
             values.setdefault(name, {}).update(value)
@@ -169,9 +170,8 @@ def ranker_choices(study: Study, bench: Bench) -> dict[str, list[dict[str, str]]
     """The first LLM of each ranker under test, for each objective, by the question's name."""
     if not study.systems:
         return {}
-    show = next((data.show for data in study.sources if data.options.get("task", "route") == bench.name), ())
     of_objective = {
-        name: noted_by(show, bench.problems["train"][name], problems)
+        name: noted_by(bench.show, bench.problems["train"][name], problems)
         for name, problems in bench.problems["test"].items()
     }
     together = [problem for problems in of_objective.values() for problem in problems]
@@ -225,7 +225,7 @@ def _aiq_on_dev(bench: Bench, expected: Outcomes) -> float:
 
 
 def _prices(train: Outcomes) -> list[float]:
-    dearest = bounds(train)[1]
+    dearest = bounds(train)[1] or 1.0  # where all cost nothing, no price matters
     return [price / dearest for price in PRICES]
 
 

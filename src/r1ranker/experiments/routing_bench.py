@@ -40,7 +40,8 @@ class Bench:
     """A source's questions, each named by the qid of its problem of quality alone.
 
     problems: by split and objective, quality alone first, the same questions in the same order. known: score and cost
-    by split, question and LLM. datasets: of questions, where the source says so. unit: of costs.
+    by split, question and LLM. datasets: of questions, where the source says so. unit: of costs. show: whose places a
+    ranker under test reads, as in the source.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Bench:
     known: Mapping[str, Outcomes]
     datasets: Mapping[str, str]
     unit: str
+    show: Sequence[str] = ()
 
     @property
     def weights(self) -> dict[str, Weights]:
@@ -98,6 +100,7 @@ def read_bench(data: DataConfig, limit: int | None) -> Bench:
         known={split: {qid: _outcomes(asked[qid], paid) for qid in qids} for split, qids in names.items()},
         datasets={qid: asked[qid].dataset for qids in names.values() for qid in qids if asked[qid].dataset},
         unit=BY_CALL if paid else BY_PRICE,
+        show=data.show,
     )
 
 

@@ -123,7 +123,7 @@ def gap_table(bench: Bench, parts: Mapping[str, Mapping[str, float]], level: str
         "rest": f"oracle above {level}, on the other questions",
     }
     lines = [
-        (what[name], f"{fmean(part.values()):.3f} {_ends(part)}", f"{fmean(part.values()) / whole:.0%}", questions)
+        (what[name], f"{fmean(part.values()):.3f} {_ends(part)}", _share(fmean(part.values()), whole), questions)
         for (name, part), questions in zip(
             parts.items(), (str(len(known)), str(few), str(len(known) - few)), strict=True
         )
@@ -138,6 +138,11 @@ def gap_table(bench: Bench, parts: Mapping[str, Mapping[str, float]], level: str
         f"none.{standing_in}"
     )
     return Table(f"The gap to the oracle: {bench.name}", ("part", "quality", "share", "questions"), lines, note)
+
+
+def _share(part: float, whole: float) -> str:
+    """Of what the oracle has above the best single LLM, which may be nothing."""
+    return f"{part / whole:.0%}" if whole else "-"
 
 
 def luck_table(bench: Bench, curves: Mapping[str, Curve], level: str) -> Table:

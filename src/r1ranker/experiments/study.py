@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from r1ranker.backends.loading import pick_device
-from r1ranker.backends.models import NANO, resolve
+from r1ranker.backends.models import resolve
 from r1ranker.baselines.notes import load_splits
 from r1ranker.errors import ConfigError
 from r1ranker.evaluation.measures import MEASURES
@@ -31,10 +31,12 @@ from r1ranker.experiments.quickstart import train_side_by_side, worker_pool
 from r1ranker.experiments.scales import SCALES, Scale
 from r1ranker.io.config import DataConfig, RunConfig, load_config
 from r1ranker.io.files import named_by_content, write_whole
+from r1ranker.io.fingerprint import fingerprint_model, fingerprint_problems
 from r1ranker.io.problems import write_jsonl
 from r1ranker.problem import Problem, Ranking, Splits, first_by_task
 from r1ranker.ranking.drive import RANKING
 from r1ranker.ranking.jobs import WHERE, rank_file
+from r1ranker.ranking.journal import failed_of
 from r1ranker.ranking.spec import RankerSpec, parse_spec
 from r1ranker.training.checkpoint import checkpoints, discard
 
@@ -73,7 +75,7 @@ class Study:
     @property
     def workers(self) -> int:
         """Processes side by side: one on a GPU or for small jobs, else one for each of at most two cores."""
-        alone = pick_device(self.config.device).type == "cuda" or self.budget() < LEAST
+        alone = pick_device(self.config.device).type == "cuda" or (self.config.ppo.token_budget or LEAST) < LEAST
         return 1 if alone else min(2, os.cpu_count() or 1)
 
     @property
@@ -134,6 +136,7 @@ class Study:
 
         config = self.changed(overrides)
         settings = config.model_dump(mode="json", include=WARMSTART_KEYS)
+        settings["problems"] = _digest_of(config)
         if config.warmstart.scratch:
             del settings["model"]
         config = config.model_copy(update={"out": self.models / f"warmstart-{self.digest(settings)}"})
@@ -173,7 +176,7 @@ class Study:
                 "given": {name: [ranking.docids for ranking in rankings] for name, rankings in given.items()},
                 "problems": self._problem_file(problems).stem,
                 "measures": MEASURES,
-                "config": self.config.model_dump(mode="json", exclude={"out"}),
+                "config": self.config.model_dump(mode="json", exclude={"out"}) | {"problems": _digest_of(self.config)},
                 "more": {key: str(value) for key, value in more.items() if key not in IN_CONFIG},
             }
         )
@@ -193,7 +196,7 @@ class Study:
 
     def _placed(self, config: RunConfig) -> RunConfig:
         """The run with the folder that its settings name."""
-        digest = self.digest(config.model_dump(mode="json", exclude={"out"}))
+        digest = self.digest(config.model_dump(mode="json", exclude={"out"}) | {"problems": _digest_of(config)})
         return config.model_copy(update={"out": self.models / f"{config.design}-{digest}"})
 
     def _problem_file(self, problems: Sequence[Problem]) -> Path:
@@ -204,10 +207,13 @@ class Study:
         return self.digest({key: value for key, value in dataclasses.asdict(spec).items() if key not in WHERE})
 
     def digest(self, settings: Mapping[str, Any]) -> str:
-        """A short name for settings, wherever the folder of all experiments lies."""
-        if settings.get("model") == NANO:  # the embedded model may be another one in the next version
-            weights = Path(resolve(NANO)) / "model.safetensors"
-            settings = {**settings, "model": hashlib.sha256(weights.read_bytes()).hexdigest()}
+        """A short name for settings, wherever the folder of all experiments lies; of a model its files count.
+
+        Those of our own folder are named by what made them.
+        """
+        model = settings.get("model")
+        if model and not Path(model).is_relative_to(self.models):
+            settings = {**settings, "model": fingerprint_model(resolve(model)) or model}
         text = json.dumps(settings, sort_keys=True, default=str).replace(f"{self.models.parent}/", "")
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -224,9 +230,23 @@ def train_or_resume(config: RunConfig) -> Path:
 
 def _splits(config: RunConfig) -> Splits:
     """The problems of the data that are trained on."""
+    return _loaded(_data_of(config))
+
+
+def _data_of(config: RunConfig) -> str:
     used = config.model_copy(update={"data": tuple(data for data in config.data if not data.held_out)})
     settings = used.model_dump(mode="json")
-    return _loaded(json.dumps({key: settings[key] for key in ("data", "scenarios")}))
+    return json.dumps({key: settings[key] for key in ("data", "scenarios")})
+
+
+def _digest_of(config: RunConfig) -> str:
+    """Of the problems: files may change where they lie."""
+    return _digest_of_problems(_data_of(config))
+
+
+@lru_cache(maxsize=64)
+def _digest_of_problems(settings: str) -> str:
+    return fingerprint_problems(_loaded(settings))
 
 
 @lru_cache(maxsize=4)
@@ -240,6 +260,7 @@ def _rank(out: Path, problems: Path, spec: RankerSpec) -> None:
     trace, done = out.with_suffix(".jsonl"), out.with_suffix(".done")
     if done.exists():
         return
+    failed_of(out).unlink(missing_ok=True)  # so that they are tried again
     if not out.exists():  # a job that was killed before its first query may have left one
         trace.unlink(missing_ok=True)
     if not rank_file(problems, spec, out, resume=True, trace=trace).failed:

@@ -47,9 +47,7 @@ def dataset(
     ConfigError for a layout in which TRL would read other tokens than a ranker.
     """
     if layout == "blocks":
-        raise ConfigError(
-            "layout blocks is no text that TRL can read: take relist, or train by `r1ranker train`"
-        )
+        raise ConfigError("layout blocks is no text that TRL can read: take relist, or train by `r1ranker train`")
     kept = [p for p in problems if p.trainable]
     if not kept:
         raise DataError("no training problem has two candidates and a relevant one; there is nothing to reward")
