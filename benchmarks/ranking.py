@@ -36,7 +36,7 @@ from r1ranker.io.provenance import provenance
 from r1ranker.problem import Candidate, Problem, first_by_task
 from r1ranker.prompts import build_prompt
 from r1ranker.ranking.plans import Budget
-from r1ranker.ranking.rankers import DRanker, Hybrid, IRanker, Ranker, Shuffled, Tournament, Windows
+from r1ranker.ranking.rankers import DRanker, Hybrid, IRanker, Ranker, Shuffled, Tournament, Windows, Within
 from r1ranker.training.scratch import new_network, train_tokenizer
 
 THOUGHT_TOKENS = 24
@@ -167,8 +167,8 @@ def ways(backend: TransformersBackend, listing: TransformersBackend, window: int
         "drop-4": it(drop=4),
         "top-k-5": it(top_k=5),
         "top-k-10": it(top_k=10),
-        "budget-8-calls": it(budget=Budget(calls=8)),
-        "budget-1500-tokens": it(budget=Budget(tokens=1500)),
+        "budget-8-calls": Within(it(), Budget(calls=8)),
+        "budget-1500-tokens": Within(it(), Budget(tokens=1500)),
         "direct-then-head-5": Hybrid(it(), direct, 5),
         "direct-then-head-10": Hybrid(it(), direct, 10),
         "direct-then-tail-10": Hybrid(it(), direct, 10, "tail"),

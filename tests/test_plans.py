@@ -6,6 +6,7 @@ import dataclasses
 import random
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -292,6 +293,11 @@ def test_a_judge_that_may_leave_all_is_not_asked(make_problem: MakeProblem) -> N
         ({"head": 1}, "head=1 with top_k=1 asks nothing"),
         ({"depth": 10, "top_k": 10}, "depth=10 with top_k=10 asks nothing"),
         ({"batch_size": 0}, "batch_size=0 ranks nothing"),
+        ({"recall": "nearest"}, "give thoughts too"),
+        ({"prices": Path("prices.yaml")}, "prices are of endpoints"),
+        ({"readout": "identifier", "layout": "relist"}, "readout=identifier is of layout blocks, not of relist"),
+        ({"design": "dranker", "drop": 2, "top_k": 5}, "top_k and drop means nothing to the design dranker"),
+        ({"design": "dranker", "max_calls": 5}, "a budget means nothing to the design dranker"),
         ({"max_calls": 0}, "a budget of 0 calls asks nothing"),
         ({"max_tokens": -5}, "a budget of -5 tokens asks nothing"),
         ({"max_seconds": 0.0}, "a budget of 0.0 seconds asks nothing"),

@@ -59,10 +59,10 @@ def serve(
             return
         if replicas > 1:
             raise ConfigError("replicas are of Ray Serve: give --ray local too, or start as many servers yourself")
+        log_to_stderr(level)
         app = create_app(settings)  # told to stop while it reads catalogues, the process ends
         # uvicorn finishes what runs, and then raises the signal again: told to stop, it has done as it was told.
         signal.signal(signal.SIGTERM, lambda *_: None)
-        log_to_stderr(level)
         uvicorn.run(
             app,
             host=settings.host,

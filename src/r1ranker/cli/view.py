@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from r1ranker.cli.common import Json, Overwrite, complain, console, errors, write_json
+from r1ranker.cli.common import Json, Overwrite, Scenarios, complain, console, errors, write_json
 
 
 def view(
@@ -18,6 +18,7 @@ def view(
     problems: Annotated[
         Path | None, typer.Option(help="Problems that were ranked (JSON Lines): traces hold no texts.")
     ] = None,
+    scenarios: Scenarios = None,
     bundle: Annotated[
         Path | None, typer.Option(help="Write FOLDER/index.html, which needs no server, instead of opening a browser.")
     ] = None,
@@ -32,6 +33,7 @@ def view(
 
     To send to others: `r1ranker view run.traces.jsonl --problems problems.jsonl --bundle page`
     """
+    from r1ranker.io.config import read_scenarios
     from r1ranker.io.locks import check_folder, check_outputs
     from r1ranker.serving.html import build
     from r1ranker.serving.traces import read_traces
@@ -41,9 +43,10 @@ def view(
         path = check_bundle(bundle, overwrite) if bundle else None
         if bundle:
             check_folder(bundle, "--bundle")
-        read = {f"TRACES {number}": trace for number, trace in enumerate(traces, 1)} | {"--problems": problems}
-        check_outputs({"the page": path, "--json": json_}, dict(read))
-        data = read_traces(traces, problems)
+        read = {f"TRACES {number}": trace for number, trace in enumerate(traces, 1)}
+        inputs: dict[str, Path | None] = {**read, "--problems": problems, "--scenarios": scenarios}
+        check_outputs({"the page": path, "--json": json_}, inputs)
+        data = read_traces(traces, problems, read_scenarios(scenarios) if scenarios else {})
         page = build(data, asks=False)
         queries, result = len(data["queries"]), {"runs": data["runs"], "queries": len(data["queries"])}
         if problems is None:

@@ -156,7 +156,12 @@ def _clean(histories: Mapping[str, Sequence[str]], titles: Mapping[str, str], mi
     if untitled:
         log.warning("%d items have no title and are dropped, of %d", len(untitled), len(met))
     titled = {user: [i for i in dict.fromkeys(items) if i in titles] for user, items in histories.items()}
-    return {user: items for user, items in titled.items() if len(items) >= min_items}
+    kept = {user: items for user, items in titled.items() if len(items) >= min_items}
+    if titled and not kept:
+        most = max(map(len, titled.values()))
+        told = "no user of %d has min_items=%d different items with a title (the most: %d): set options.min_items lower"
+        log.warning(told, len(titled), min_items, most)
+    return kept
 
 
 def _targets(length: int, split: str, windows: int, least: int, rng: random.Random) -> list[int]:

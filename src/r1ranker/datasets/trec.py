@@ -199,7 +199,7 @@ def _of_collection(path: Path, files: Collection, top_k: int) -> list[tuple[Judg
     qrels = [_judged(file, path) for file in files.qrels]
     requests = _from_requests(files.requests, qrels) if files.requests else _from_corpus(path, files, qrels, top_k)
     if not qrels:
-        log.info("%s: has no qrels, so its queries can be ranked, but not trained on or evaluated", path)
+        log.info("without qrels the queries can be ranked, but not trained on or evaluated")
         return [(Judged(_name(path), "test", {request.qid: {} for request in requests}), requests)]
     return [(one, [request for request in requests if request.qid in one.grades]) for one in qrels]
 

@@ -193,10 +193,24 @@ class RankerSpec:
             raise ConfigError(f"a stride of {self.stride} needs a window; give one, such as window=20")
         if self.head and self.design == "dranker":
             raise ConfigError("head needs the design iranker: the direct ranking is made first in any case")
+        if self.recall and not self.thoughts:
+            raise ConfigError("recall says how thoughts are chosen: give thoughts too, or leave it out")
+        if self.prices and not self.base_urls:
+            raise ConfigError("prices are of endpoints: give base_urls too, or leave them out")
+        if self.readout == "identifier" and self.layout not in (None, "blocks"):
+            raise ConfigError(f"readout=identifier is of layout blocks, not of {self.layout}: leave it out")
+        if self.design == "dranker":
+            self._check_list()
         if self.batch_size < 1:
             raise ConfigError(f"batch_size={self.batch_size} ranks nothing; give 1 or more")
         if self.design not in DESIGNS:
             raise ConfigError(f"design {self.design!r} is not one of {', '.join(DESIGNS)}")
+
+    def _check_list(self) -> None:
+        """A whole list is one answer, of which nothing can be left out or saved."""
+        given = {"top_k": self.top_k > 1, "drop": self.drop > 1, "a budget": self._budget and not self._in_parts}
+        if idle := [name for name, there in given.items() if there]:
+            raise ConfigError(f"{' and '.join(idle)} means nothing to the design dranker: leave it out")
 
     def _check_store(self, backend: Backend | AsyncBackend) -> None:
         known = not isinstance(backend, NoBackend)  # a model may have been trained so, and says it when it is loaded

@@ -100,10 +100,11 @@ class CatalogueSettings(Strict):
 
 @dataclass(frozen=True)
 class Drawn:
-    """A pool as a problem, best first by the first stage; None where nothing tells what is wanted."""
+    """A pool as a problem, best first by the first stages; None where nothing tells what is wanted."""
 
     problem: Problem | None
     warnings: tuple[str, ...] = ()
+    stages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ class Catalogue:
         in_turn = (place for places in zip_longest(*orders) for place in places if place is not None)
         filled = dict.fromkeys(chain(in_turn, self._best(self.popularity, barred)))
         pool = list(islice(filled, self.settings.pool))
-        return Drawn(self._problem(query, read, pool), warnings)
+        return Drawn(self._problem(query, read, pool), warnings, tuple(dict.fromkeys(name for name, *_ in asked)))
 
     def _places(self, name: str) -> Sequence[int]:
         """Items of this identifier; or else of this title."""

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request, Response
 from r1ranker.problem import Problem
 from r1ranker.ranking.luce import asked_about
 from r1ranker.serving.bodies import RecommendBody, read
-from r1ranker.serving.catalogue import Catalogue
+from r1ranker.serving.catalogue import Catalogue, Drawn
 from r1ranker.serving.errors import HttpError, json_response
 from r1ranker.serving.rerank import DECIMALS, explained, takes, tell, usage_of
 from r1ranker.serving.service import Served, Service, while_there
@@ -49,7 +49,7 @@ async def recommend(request: Request) -> Response:
     )
     served = await while_there(request, work)
     tell(request, served, len(problem.candidates))
-    answer = _answer(name, catalogue, problem, served, body.top_n)
+    answer = _answer(name, drawn, problem, served, body.top_n)
     if warnings := (*drawn.warnings, *_unread(problem, served), *served.warnings):
         answer["meta"]["warnings"] = list(warnings)
     if body.explain:
@@ -80,7 +80,7 @@ def check(body: RecommendBody, limits: Limits) -> tuple[str, list[str]]:
     return query, history
 
 
-def _answer(name: str, catalogue: Catalogue, problem: Problem, served: Served, top_n: int | None) -> dict[str, Any]:
+def _answer(name: str, drawn: Drawn, problem: Problem, served: Served, top_n: int | None) -> dict[str, Any]:
     texts = {candidate.docid: candidate.text for candidate in problem.candidates}
     usage = served.ranking.usage
     ranked = list(zip(served.ranking.docids, served.scores, strict=True))[: top_n or None]
@@ -94,7 +94,7 @@ def _answer(name: str, catalogue: Catalogue, problem: Problem, served: Served, t
         ],
         "usage": usage_of([usage]),
         "meta": {
-            "first_stage": catalogue.settings.stage,
+            "first_stage": " and ".join(drawn.stages),
             "pool": len(problem.candidates),
             "tokens": {"input_tokens": usage.prompt_tokens, "output_tokens": usage.generated_tokens},
         },

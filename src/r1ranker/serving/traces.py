@@ -14,16 +14,19 @@ from pydantic import ValidationError
 
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.io.documents import parse_json
-from r1ranker.io.problems import iter_jsonl, to_record
+from r1ranker.io.problems import NO_RECORDS, iter_jsonl, to_record
 from r1ranker.io.text import need, read_lines
 from r1ranker.problem import Problem, Ranking
 from r1ranker.ranking.drive import RANKING
+from r1ranker.scenarios import Scenario
 
 MOST_BYTES = 300_000_000
 """Of traces in one page: a browser reads it as one text."""
 
 
-def read_traces(traces: Sequence[Path], problems: Path | None = None) -> dict[str, Any]:
+def read_traces(
+    traces: Sequence[Path], problems: Path | None = None, scenarios: Mapping[str, Scenario] = NO_RECORDS
+) -> dict[str, Any]:
     """What the page shows of finished runs: queries in the order in which they first occur.
 
     Raises DataError for a line that is no trace, for problems that are not those of the traces, and for more than a
@@ -38,7 +41,7 @@ def read_traces(traces: Sequence[Path], problems: Path | None = None) -> dict[st
             if of_query[place] is not None:
                 raise DataError(f"{path}:{number}: query {ranking.qid!r} stands there twice; keep one of its lines")
             of_query[place] = ranking
-    known = _texts(problems, rankings) if problems else {}
+    known = _texts(problems, rankings, scenarios) if problems else {}
     return {"mode": "traces", "runs": runs, "queries": [_query(q, r, known.get(q)) for q, r in rankings.items()]}
 
 
@@ -62,9 +65,11 @@ def _parsed(path: Path) -> Iterator[tuple[int, Ranking]]:
         yield number, ranking
 
 
-def _texts(problems: Path, rankings: Mapping[str, Sequence[Ranking | None]]) -> dict[str, Problem]:
+def _texts(
+    problems: Path, rankings: Mapping[str, Sequence[Ranking | None]], scenarios: Mapping[str, Scenario]
+) -> dict[str, Problem]:
     """The problems of the traces by qid. DataError where they are others."""
-    known = {problem.qid: problem for problem in iter_jsonl(problems) if problem.qid in rankings}
+    known = {problem.qid: problem for problem in iter_jsonl(problems, scenarios) if problem.qid in rankings}
     for qid, of_query in rankings.items():
         if qid not in known:
             raise DataError(f"{problems}: has no query {qid!r}; give the problems that the traces were ranked from")
