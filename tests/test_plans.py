@@ -252,6 +252,11 @@ def test_a_budget_is_of_the_whole_query_however_it_is_ranked(parts: dict[str, in
     assert free.around(BACKEND).rank(problem).steps == ample.around(BACKEND).rank(problem).steps
 
 
+def test_a_choice_of_thoughts_without_any_is_refused() -> None:
+    with pytest.raises(ConfigError, match="give thoughts too"):
+        RankerSpec(model="nano", recall="random").check()
+
+
 @pytest.mark.parametrize("parts", [{"window": 5}, {"depth": 5}, {"head": 5}])
 def test_where_the_best_is_asked_for_a_part_of_top_k_is_asked_about(
     parts: dict[str, int], make_problem: MakeProblem
@@ -293,7 +298,6 @@ def test_a_judge_that_may_leave_all_is_not_asked(make_problem: MakeProblem) -> N
         ({"head": 1}, "head=1 with top_k=1 asks nothing"),
         ({"depth": 10, "top_k": 10}, "depth=10 with top_k=10 asks nothing"),
         ({"batch_size": 0}, "batch_size=0 ranks nothing"),
-        ({"recall": "nearest"}, "give thoughts too"),
         ({"prices": Path("prices.yaml")}, "prices are of endpoints"),
         ({"readout": "identifier", "layout": "relist"}, "readout=identifier is of layout blocks, not of relist"),
         ({"design": "dranker", "drop": 2, "top_k": 5}, "top_k and drop means nothing to the design dranker"),

@@ -73,7 +73,7 @@ def record(study: Study, trained: str) -> tuple[Path, list[Thought]]:
     problems = first_by_task(study.problems("train"), study.size.aloud)
     system = study.system(TRAINED, "iranker", trained, *_aloud(study))
     rankings = study.rankings([system], problems)[TRAINED]
-    kept = list(recorded(problems, rankings, study.config.ppo.reward, study.config.ask))
+    kept = list(recorded(problems, rankings, study.config.ppo.reward, system.spec.ask or study.config.ask))
     return named_by_content(study.out, partial(write_thoughts, kept), "thoughts-{}.jsonl"), kept
 
 

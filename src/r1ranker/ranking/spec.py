@@ -111,6 +111,8 @@ class RankerSpec:
         """ConfigError for settings that cannot go together or under which nothing is asked; loads no model."""
         if self.store and self.thoughts:
             raise ConfigError("thoughts of other queries stand before the candidates: leave them out, or the store")
+        if self.recall and not self.thoughts:
+            raise ConfigError("recall says how thoughts are chosen: give thoughts too, or leave it out")
         where = self.base_urls[0] if self.base_urls else self.engine
         backend = NoBackend(where, masks_blocks=where == "transformers")
         dataclasses.replace(self, thoughts=None).around(backend)
@@ -193,8 +195,6 @@ class RankerSpec:
             raise ConfigError(f"a stride of {self.stride} needs a window; give one, such as window=20")
         if self.head and self.design == "dranker":
             raise ConfigError("head needs the design iranker: the direct ranking is made first in any case")
-        if self.recall and not self.thoughts:
-            raise ConfigError("recall says how thoughts are chosen: give thoughts too, or leave it out")
         if self.prices and not self.base_urls:
             raise ConfigError("prices are of endpoints: give base_urls too, or leave them out")
         if self.readout == "identifier" and self.layout not in (None, "blocks"):
