@@ -234,3 +234,13 @@ def test_an_endpoint_is_asked_with_the_key_that_is_set_now(monkeypatch: pytest.M
 def test_a_store_that_nobody_would_write_is_refused(tiny_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="rank --store"):
         rank("q", ["a", "b"], str(tiny_dir), store=tmp_path / "kv.safetensors")
+
+
+def test_a_model_is_loaded_once_though_its_cache_comes_into_being(tiny_dir: Path, tmp_path: Path) -> None:
+    spec = RankerSpec(model=str(tiny_dir), design="iranker", cache=tmp_path / "cache")
+    backends = []
+    for _ in range(3):
+        with loaded(spec) as ranker:
+            ranker.rank_many([])
+            backends.append(ranker.backend)
+    assert backends[0] is backends[1] is backends[2]

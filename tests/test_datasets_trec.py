@@ -161,6 +161,12 @@ def test_queries_of_json_lines_may_have_their_own_names(tmp_path: Path) -> None:
     assert first_of(folder).query == "an owl lived"
 
 
+def test_a_record_whose_text_has_an_unknown_name_is_refused(tmp_path: Path) -> None:
+    folder = small(tmp_path / "x", corpus_tsv="", corpus_jsonl='{"id": "d1", "topic": "sports", "article": "owls"}\n')
+    with pytest.raises(DataError, match="no field 'text'"):
+        load("trec", folder)
+
+
 def test_the_folder_here_has_its_own_name_as_a_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(beir(tmp_path / "owls"))
     assert {p.task for p in load("trec", Path())["test"]} == {"owls"}

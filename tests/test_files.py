@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,15 @@ def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path: Path) -> None:
         assert stat.S_ISFIFO(pipe.stat().st_mode)
     finally:
         os.close(reader)
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="needs a disk in memory")
+def test_a_disk_in_memory_is_a_disk() -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        file = Path(folder) / "new" / "file.json"
+        for text in ("one", "two"):
+            write_whole(file, text)
+        assert file.read_text() == "two"
+        with pytest.raises(ZeroDivisionError), replacing(file) as fresh:
+            fresh.write_text(str(1 / 0))
+        assert file.read_text() == "two"

@@ -252,6 +252,11 @@ def test_a_budget_is_of_the_whole_query_however_it_is_ranked(parts: dict[str, in
     assert free.around(BACKEND).rank(problem).steps == ample.around(BACKEND).rank(problem).steps
 
 
+def test_a_design_that_the_model_chooses_may_have_a_budget() -> None:
+    RankerSpec(model="nano", design=None, max_seconds=2, top_k=2).check()
+    assert isinstance(RankerSpec(design=None, max_seconds=2).around(BACKEND), DRanker)
+
+
 def test_a_choice_of_thoughts_without_any_is_refused() -> None:
     with pytest.raises(ConfigError, match="give thoughts too"):
         RankerSpec(model="nano", recall="random").check()
@@ -303,6 +308,7 @@ def test_a_judge_that_may_leave_all_is_not_asked(make_problem: MakeProblem) -> N
         ({"design": "dranker", "drop": 2, "top_k": 5}, "top_k and drop means nothing to the design dranker"),
         ({"design": "dranker", "max_calls": 5}, "a budget means nothing to the design dranker"),
         ({"max_calls": 0}, "a budget of 0 calls asks nothing"),
+        ({"max_calls": 0, "window": 4}, "a budget of 0 calls asks nothing"),
         ({"max_tokens": -5}, "a budget of -5 tokens asks nothing"),
         ({"max_seconds": 0.0}, "a budget of 0.0 seconds asks nothing"),
         ({"layout": "apend"}, "layout 'apend' is not one of relist"),

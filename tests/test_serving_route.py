@@ -334,6 +334,21 @@ def test_a_client_that_leaves_before_the_answer_begins_ends_the_call_upstream_to
     assert rows and rows[0][1] == 0, "what was set aside for it is free again"
 
 
+def test_what_is_set_aside_for_a_client_that_has_gone_is_free_again(proxy: Proxy, client: openai.OpenAI) -> None:
+    def spent() -> Any:
+        return spend(proxy, "key = 'all'")[0][1]
+
+    client.chat.completions.create(model="good", messages=ASK)
+    before = spent()
+    with closing(sqlite3.connect(proxy.settings.store, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")  # as another server does that writes down a call
+        with pytest.raises(openai.APITimeoutError):
+            client.with_options(timeout=0.5).chat.completions.create(model="good", messages=ASK)
+        other.execute("ROLLBACK")
+    time.sleep(1)
+    assert spent() == pytest.approx(before)
+
+
 @pytest.mark.parametrize("limit", [10**30, 10**400])
 def test_a_limit_beyond_all_numbers_takes_nothing_from_what_was_spent(
     proxy: Proxy, client: openai.OpenAI, limit: int

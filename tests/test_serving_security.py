@@ -293,9 +293,11 @@ def test_the_own_origin_may_ask_and_no_other_is_invited(served: Server) -> None:
 
 
 def test_names_that_were_allowed_are_known() -> None:
-    settings = ServeSettings(allowed_hosts=("ranker.example", "https://page.example", "port.example:8443"))
-    known = ("Ranker.Example:8100", "page.example", "port.example:1")
-    for name, status in (*((name, True) for name in known), ("other.example", False)):
+    settings = ServeSettings(
+        allowed_hosts=("ranker.example", "https://page.example", "port.example:8443", "2001:db8::5", "::", "")
+    )
+    known = ("Ranker.Example:8100", "page.example", "port.example:1", "[2001:db8::5]:8100")
+    for name, status in (*((name, True) for name in known), ("other.example", False), ("", False), ("null:", False)):
         headers = starlette.datastructures.Headers(raw=[(b"host", name.encode())])
         if status:
             assert Guard(None, settings).check(headers, "/rerank") == ""  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +183,12 @@ _lowered: list[int] = []
 def _alone_after_fork() -> None:
     """The child of a fork has none of the threads that OpenMP made, and would wait for them for ever."""
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
+        os.register_at_fork(after_in_child=_one_thread)
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+    _lowered.clear()
 
 
 def is_small(network: Any) -> bool:

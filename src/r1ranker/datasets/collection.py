@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 ID_KEYS = ("_id", "id", "docid", "pid", "qid")
 OTHER_IDS = re.compile(r"(query|topic|q|corpus|document|doc|passage|p)[-_]?(id|no)", re.IGNORECASE)
-OTHER_TEXTS = re.compile(r"query|question|topic|document", re.IGNORECASE)
+OTHER_TEXTS = re.compile(r"query|question|document", re.IGNORECASE)
 """Other names of identifiers and texts, where none of the usual ones is there."""
 OTHERS = re.compile(
     r"(readme|licen[cs]e|copying|notice|provenance|citation|changelog|makefile).*"
@@ -201,4 +201,5 @@ def _id_key(names: Names[str]) -> str | None:
 
 
 def _text_key(names: Names[str]) -> str | None:
-    return next((key for key in TEXT_KEYS if key in names), None) or next(filter(OTHER_TEXTS.fullmatch, names), None)
+    others = list(filter(OTHER_TEXTS.fullmatch, names))
+    return next((key for key in TEXT_KEYS if key in names), others[0] if len(others) == 1 else None)

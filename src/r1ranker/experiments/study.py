@@ -213,7 +213,8 @@ class Study:
         """
         model = settings.get("model")
         if model and not Path(model).is_relative_to(self.models):
-            settings = {**settings, "model": fingerprint_model(resolve(model)) or model}
+            here = resolve(model)  # of a hub the name: whether it has been fetched yet makes no other run
+            settings = {**settings, "model": fingerprint_model(here) if Path(here).is_dir() else model}
         text = json.dumps(settings, sort_keys=True, default=str).replace(f"{self.models.parent}/", "")
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
 import stat
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """What the system says where a file cannot be written to its end."""
 
 OWNER_ALONE = 0o600
+OPENED = re.compile(r"/dev/(std|fd/)|/proc/[^/]+/fd/")
 
 
 @contextmanager
@@ -55,7 +57,7 @@ def replacing(path: Path) -> Iterator[Path]:
 def _is_stream(path: Path) -> bool:
     """Whether it is no file or folder to rename something onto, or stands for one that a process has open."""
     known = path.exists() and not (path.is_file() or path.is_dir())
-    return known or path.absolute().parts[1:2] in (("dev",), ("proc",))
+    return known or bool(OPENED.match(str(path.absolute())))
 
 
 @contextmanager

@@ -45,8 +45,9 @@ def loaded(spec: RankerSpec, top_k: int | None = None) -> Iterator[Ranker]:
     with one.lock:
         stamp = _stamp(spec)
         if one.backend is None or one.stamp != stamp:
-            one.backend, one.stamp = None, stamp  # the old one's memory first
+            one.backend = None  # its memory first
             one.backend = spec.backend()
+            one.stamp = (*_stamp(spec)[:1], *stamp[1:])  # a cache may have come into being, and nothing else
         backend = one.backend
         ranker = _limited(spec, backend, top_k).around(backend)
         if not isinstance(backend, AsyncBackend):

@@ -16,6 +16,7 @@ from typing import Literal
 from r1ranker.answers import completed_order, parse_ranking, parse_removal, removal_of, thought_of
 from r1ranker.backends.base import Ask, Choice, Completion
 from r1ranker.elimination import ranking_from, start
+from r1ranker.errors import ConfigError
 from r1ranker.problem import Answer, Problem, Ranking, Step, Usage, part_of
 from r1ranker.prompts import (
     NO_THOUGHT,
@@ -74,6 +75,12 @@ class Budget:
     calls: int | None = None
     tokens: int | None = None
     seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            limit = getattr(self, name)
+            if limit is not None and limit <= 0:
+                raise ConfigError(f"a budget of {limit} {name} asks nothing: give more than 0, or None for no limit")
 
     def allows(self, spent: Usage) -> bool:
         """Whether there is something left of everything."""

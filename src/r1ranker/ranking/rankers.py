@@ -10,7 +10,6 @@ answered by `drive`; training and evaluation run the same code.
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -124,10 +123,6 @@ class IRanker(Ranker):
 
     def __post_init__(self) -> None:
         check_layout(self.layout, self.query)
-        limits = dataclasses.asdict(self.budget) if self.budget else {}
-        for name, limit in limits.items():
-            if limit is not None and limit <= 0:
-                raise ConfigError(f"a budget of {limit} {name} asks nothing: give more than 0, or None for no limit")
         if self.top_k < 1:
             raise ConfigError(f"top_k must be at least 1, not {self.top_k}; 1 gives the whole order")
         if self.drop < 1:

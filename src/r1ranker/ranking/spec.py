@@ -162,7 +162,12 @@ class RankerSpec:
         """The ranker around a backend that exists."""
         if self.design is None:
             design: Design = "iranker" if getattr(backend, "trained_in", {}) else "dranker"
-            return dataclasses.replace(self, design=design).around(backend)
+            return dataclasses.replace(self, design=design)._around(backend)
+        if self.design == "dranker":
+            self._check_list()
+        return self._around(backend)
+
+    def _around(self, backend: Backend | AsyncBackend) -> Ranker:
         self._check_together()
         self._check_store(backend)
         ranker = self._fitted(self._direct(backend) if self.design == "dranker" else self._iterative(backend))
@@ -199,8 +204,6 @@ class RankerSpec:
             raise ConfigError("prices are of endpoints: give base_urls too, or leave them out")
         if self.readout == "identifier" and self.layout not in (None, "blocks"):
             raise ConfigError(f"readout=identifier is of layout blocks, not of {self.layout}: leave it out")
-        if self.design == "dranker":
-            self._check_list()
         if self.batch_size < 1:
             raise ConfigError(f"batch_size={self.batch_size} ranks nothing; give 1 or more")
         if self.design not in DESIGNS:

@@ -39,7 +39,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, settings: ServeSettings) -> None:
         self.app, self.settings = app, settings
-        self.hosts = {settings.host.lower(), *HERE, *map(_allowed, settings.allowed_hosts)}
+        self.hosts = {settings.host.lower(), *HERE, *map(_allowed, settings.allowed_hosts)} - {""}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -88,7 +88,8 @@ class Guard:
 
 def _allowed(host: str) -> str:
     """A host as settings name it: with or without a scheme and a port, or `*`."""
-    return host if host == "*" else _host(host if "//" in host else f"//{host}")
+    bare = host == "*" or ("//" not in host and "[" not in host and host.count(":") > 1)  # an IPv6 address
+    return host.lower() if bare else _host(host if "//" in host else f"//{host}")
 
 
 def _host(url: str) -> str:

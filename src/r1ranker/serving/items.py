@@ -17,7 +17,7 @@ from r1ranker.ranking.luce import asked_about
 from r1ranker.serving.bodies import RecommendBody, read
 from r1ranker.serving.catalogue import Catalogue, Drawn
 from r1ranker.serving.errors import HttpError, json_response
-from r1ranker.serving.rerank import DECIMALS, explained, takes, tell, usage_of
+from r1ranker.serving.rerank import DECIMALS, explained, takes, tell, usage_of, warned
 from r1ranker.serving.service import Served, Service, while_there
 from r1ranker.serving.settings import Limits
 
@@ -54,7 +54,7 @@ async def recommend(request: Request) -> Response:
         answer["meta"]["warnings"] = list(warnings)
     if body.explain:
         answer["explain"] = explained(problem, served, service.rankers[served.ranker].ranker)
-    return json_response(answer)
+    return json_response(answer, headers=warned(served))
 
 
 def named(catalogues: Mapping[str, Catalogue], name: str | None) -> tuple[str, Catalogue]:

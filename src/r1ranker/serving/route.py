@@ -13,7 +13,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -126,11 +126,21 @@ async def _chat(proxy: Proxy, request: Request, body: Body) -> Response:
         routed.seconds,
     )
     key = proxy.settings.key(routed.key)
+    begun = asyncio.ensure_future(_kept(proxy.store.begin, call, key.budget_per_day if key else None))
     try:
-        await _kept(proxy.store.begin, call, key.budget_per_day if key else None)
+        await asyncio.shield(begun)
     except BudgetError as error:
         raise _spent(str(error)) from error
+    except asyncio.CancelledError:  # the client has gone; what its thread sets aside is free again
+        await proxy.surely(_undone(proxy, routed, begun))
+        raise
     return await _answered(proxy, request, routed)
+
+
+async def _undone(proxy: Proxy, routed: Routed, begun: asyncio.Future[None]) -> None:
+    with suppress(BudgetError):
+        await begun
+        await _finish(proxy, routed, routed.decision.order[0], None)
 
 
 @router.post("/v1/route")
