@@ -58,7 +58,7 @@ def entries(given: Texts, id_keys: Sequence[str] = ID_KEYS, *, named: bool = Fal
     """(docid, text or dict) of each entry; named: a text by itself is its own docid, not its place in the list."""
     if is_table(given):
         return _rows(given, id_keys)
-    if isinstance(given, Mapping) or hasattr(given, "to_dict"):  # or one column of a table, whose index may repeat
+    if isinstance(given, Mapping) or hasattr(given, "items"):  # or one column of a table, whose index may repeat
         pairs = enumerate(given.items())
         return [(identifier_of(_plain(key), f"the name of entry {place}"), one) for place, (key, one) in pairs]
     if isinstance(given, str) or not isinstance(given, Iterable):

@@ -98,6 +98,8 @@ def _percent(probability: float | None) -> float | None:
 
 
 def _outcome(problem: Problem, order: Sequence[int], ranking: Ranking) -> str:
+    if ranking.error:
+        return f"no ranking: {ranking.error}"
     places = [place for place, k in enumerate(order, start=1) if problem.is_relevant(k)]
     first = f"first relevant at {places[0]} of {len(order)}" if places else "nothing relevant in the pool"
     calls = f"{len(ranking.steps)} step{'s' if len(ranking.steps) != 1 else ''}"

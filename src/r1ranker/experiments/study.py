@@ -112,7 +112,10 @@ class Study:
 
     def changed(self, overrides: Sequence[str]) -> RunConfig:
         """The base run with `key=value` overrides. Raises ConfigError."""
-        base = [f"{key}={json.dumps(value)}" for key, value in self.config.model_dump(mode="json").items()]
+        base = [
+            f"{key}={json.dumps(value, ensure_ascii=False)}"
+            for key, value in self.config.model_dump(mode="json").items()
+        ]
         return load_config(None, [*base, *overrides])
 
     def trained(self, overrides: Sequence[str] = ()) -> Path:

@@ -240,8 +240,8 @@ async def _answered(proxy: Proxy, request: Request, routed: Routed) -> Response:
             metrics.upstream_failure.labels(name, str(error.status)).inc()
             failed[name] = error
             continue
-        except BaseException:
-            await proxy.surely(_finish(proxy, routed, name, None))
+        except BaseException:  # the client has gone, and what was asked may be billed: its estimate stands
+            await proxy.surely(_finish(proxy, routed, name, None, asked=True))
             raise
         metrics.upstream_success.labels(name).inc()
         metrics.upstream_seconds.labels(name).observe(time.perf_counter() - began)
@@ -327,9 +327,11 @@ def _whys(failed: Mapping[str, UpstreamError]) -> str:
     return "; ".join(f"{name}: {error}" for name, error in failed.items())
 
 
-async def _finish(proxy: Proxy, routed: Routed, name: str, answer: Answer | None) -> None:
-    """Write down what it cost."""
+async def _finish(proxy: Proxy, routed: Routed, name: str, answer: Answer | None, *, asked: bool = False) -> None:
+    """Write down what it cost; of an LLM that was asked and not waited for, the estimate."""
     cost, prompt, completion = _cost(proxy, routed, name, answer)
+    if asked:
+        cost, prompt, completion = routed.decision.costs[name], routed.needs.prompt_tokens, routed.needs.output_tokens
     proxy.service.metrics.upstream_spent(name, prompt, completion, cost)
     await _kept(
         proxy.store.finish,
