@@ -186,8 +186,13 @@ def _said(
 ) -> tuple[Tensor, Tensor]:
     if not pool.judged:
         return token_logits(network, hidden_S_H, pool.labels), hidden_S_H
-    by_place_S_H = hidden_S_H[torch.tensor(places).argsort()]
-    return by_judge(network, by_place_S_H, yes_no), by_place_S_H
+    hidden_S_H = by_place(hidden_S_H, places)
+    return by_judge(network, hidden_S_H, yes_no), hidden_S_H
+
+
+def by_place(hidden_S_H: Tensor, places: Sequence[int]) -> Tensor:
+    """What was read in the order of `places`, which are all of a pool's (see `separate`), in the pool's own."""
+    return hidden_S_H[torch.tensor(places).argsort()]
 
 
 def by_judge(network: Any, hidden_S_H: Tensor, yes_no: tuple[int, int]) -> Tensor:

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import DynamicCache
 
-from r1ranker.backends.blocks import Blocks, Ids, ask_behind, by_judge, read_cached, separate
+from r1ranker.backends.blocks import Blocks, Ids, ask_behind, by_judge, by_place, read_cached, separate
 
 NOTHING: Ids = ()
 """A head stands in the store as an entry of its own: behind itself, with no block."""
@@ -79,8 +79,8 @@ class Kept:
         read = self.read(pool, max_tokens)
         parts = list(separate(pool, max_tokens))
         hidden_S_H = torch.cat([ask_behind(self.network, part, self.behind(part)) for _, part in parts])
-        by_place_S_H = hidden_S_H[torch.tensor([place for places, _ in parts for place in places]).argsort()]
-        said = by_judge(self.network, by_place_S_H, yes_no)
+        hidden_S_H = by_place(hidden_S_H, [place for places, _ in parts for place in places])
+        said = by_judge(self.network, hidden_S_H, yes_no)
         return said, read + sum(len(question.ids) for question in pool.questions)
 
     def _add(self, part: Blocks, chunk: Tensor) -> None:

@@ -128,14 +128,9 @@ class PPOConfig(Strict):
     minibatch: int = Field(32, ge=1, description="trajectories per update of the weights")
     epochs: int = Field(1, ge=1, description="times that a batch is gone through")
     episode_share: float = Field(0.25, ge=0, le=1, description="share of the policy's own episodes (iranker)")
-    largest_pool: int | None = Field(
-        None, ge=2, description="larger pools are sampled down to it in training (iranker)"
-    )
+    largest_pool: int | None = Field(None, ge=2, description="larger pools are sampled down to it (iranker)")
     curriculum: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="share of the run over which the largest pool grows from 2 candidates to all (iranker)",
+        0.0, ge=0, le=1, description="share of the run over which the largest pool grows from 2 to all (iranker)"
     )
     reward: str = Field(
         "graded", description="paper, graded, or module:function of your own (docs/training.md, Rewards of your own)"

@@ -85,5 +85,5 @@ def _forked() -> None:
         one.lock = threading.Lock()
 
 
-if hasattr(os, "register_at_fork"):  # pragma: no branch
+if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forked)
