@@ -115,6 +115,7 @@ class LLMServer(ThreadedServer):
                 await response.write(part[: len(part) // 2])
                 if model == "midway":
                     assert request.transport is not None
+                    await asyncio.sleep(0.2)  # what was sent before has arrived; a reader drops what it holds at a cut
                     request.transport.close()
                 return response
             for half in (part[:9], part[9:]):  # an event may come in any number of pieces
