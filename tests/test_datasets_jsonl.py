@@ -97,6 +97,7 @@ def test_a_good_file_has_no_messages(tmp_path: Path) -> None:
         (changed(task="average"), "a task cannot be named 'average'"),
         (changed(relevant_at=2, gains={"a": 2}), "relevant_at is 2, but 1 on line 1"),
         (changed(relevant_at=0), "relevant_at must be at least 1"),
+        (changed(relevant_at=2**40), "relevant_at must be <= 1000000"),
         (changed(gains={"a": 2**33}), "gains must be <= 1000000"),
         (changed(qid="q 2"), "qid or docid 'q 2' of query 'q 2' is empty or has whitespace"),
         (changed(candidates=[{"docid": "GPT 4", "text": "x"}]), "'GPT 4' of query 'q2' is empty or has whitespace"),

@@ -92,6 +92,13 @@ def test_order_is_by_score_and_ties_are_broken_as_trec_eval_does(tmp_path: Path)
     assert read_run(tmp_path / "again") == [ranking]
 
 
+def test_ties_below_which_there_is_no_number_are_a_fault(tmp_path: Path) -> None:
+    lowest = float(np.finfo(np.float32).min)
+    (tmp_path / "run").write_text(f"q Q0 a 1 {lowest!r} t\nq Q0 b 2 {lowest!r} t\n")
+    with pytest.raises(DataError, match="query 'q': ties at the lowest"):
+        read_run(tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

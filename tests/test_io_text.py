@@ -11,6 +11,7 @@ import pyarrow
 import pytest
 
 from r1ranker.errors import DataError
+from r1ranker.io.files import expanded
 from r1ranker.io.text import finite, list_files, read_csv, read_lines, read_text
 
 
@@ -75,6 +76,13 @@ def test_the_home_folder_may_be_written_as_a_tilde(tmp_path: Path, monkeypatch: 
     written(tmp_path / "x", b"one")
     assert read_text(Path("~/x")) == "one\n"
     assert list_files(Path("~")) == [tmp_path / "x"]
+
+
+def test_a_tilde_without_a_home_behind_it_is_a_character(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path / "~5 words", b"one")
+    assert read_text(Path("~5 words")) == "one\n"
+    assert expanded("~5 words // or more") == "~5 words // or more"
 
 
 def test_csv_fields_may_be_long_and_hold_line_ends(tmp_path: Path) -> None:

@@ -184,6 +184,7 @@ def evaluate(
     """
     from r1ranker.baselines.notes import load_splits
     from r1ranker.evaluation.systems import check_systems, evaluate_systems, parse_system
+    from r1ranker.io.files import at_home
     from r1ranker.io.locks import check_folder, held
     from r1ranker.io.runs import check_names, read_run
 
@@ -197,7 +198,7 @@ def evaluate(
         raise ConfigError(f"{folder} holds an evaluation; name another out, or {replace}")
     with ExitStack() as stack:
         stack.enter_context(held(folder / "results.json"))
-        ranked = {name: read_run(Path(path).expanduser()) for name, path in (runs or {}).items()}
+        ranked = {name: read_run(at_home(path)) for name, path in (runs or {}).items()}
         for one in models:
             one.spec.check()
         splits = load_splits(loaded.data, loaded.scenarios)

@@ -118,6 +118,8 @@ class Problem:
             raise DataError(f"{where}: gains must be <= {LARGEST_GAIN}; write grades, such as 0 to 3")
         if self.relevant_at < 1:
             raise DataError(f"{where}: relevant_at must be at least 1, else all that is unjudged would be relevant")
+        if self.relevant_at > LARGEST_GAIN:
+            raise DataError(f"{where}: relevant_at must be <= {LARGEST_GAIN}, the largest gain there is")
         if not all(abs(score) < math.inf for score in self.prior.values()):
             raise DataError(f"{where}: scores of the prior must be finite numbers")
 

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from r1ranker.backends.way import WAY
 from r1ranker.errors import BackendError, ConfigError
-from r1ranker.io.files import share
+from r1ranker.io.files import at_home, share
 
 NANO, SMOL, SMOL_BASE, MINILM = "nano", "smol", "smol-base", "minilm"
 PACKAGE = Path(str(files("r1ranker")))
@@ -89,7 +89,7 @@ def directory(model: str) -> Path | None:
         return _adapted(ADAPTER)
     if model in SOURCES:
         return _fetched(model)
-    return _dequantized(Path(model).expanduser()) if model.lower().endswith(".gguf") else None
+    return _dequantized(at_home(model)) if model.lower().endswith(".gguf") else None
 
 
 def here(name: str) -> Path | None:

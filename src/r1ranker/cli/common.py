@@ -15,7 +15,7 @@ from rich.console import Console, RenderableType
 from rich.markup import escape
 
 from r1ranker.errors import R1RankerError
-from r1ranker.io.files import write_whole
+from r1ranker.io.files import at_home, write_whole
 
 if TYPE_CHECKING:
     from r1ranker.io.config import RunConfig
@@ -51,7 +51,7 @@ class App(typer.Typer):
         def kept(function: Function) -> Function:
             @wraps(function)
             def run(**values: Any) -> Any:
-                return function(**{k: v.expanduser() if isinstance(v, Path) else v for k, v in values.items()})
+                return function(**{k: at_home(v) if isinstance(v, Path) else v for k, v in values.items()})
 
             register(run)
             return function

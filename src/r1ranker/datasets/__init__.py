@@ -33,6 +33,7 @@ from r1ranker.datasets import (
 )
 from r1ranker.datasets.common import SPLIT_NAMES, Source, check_disjoint
 from r1ranker.errors import ConfigError, DataError
+from r1ranker.io.files import at_home
 from r1ranker.io.text import MissingFileError
 from r1ranker.problem import Splits
 from r1ranker.scenarios import Scenario
@@ -92,7 +93,7 @@ def load(
         raise ConfigError(f"limit {limit} must be at least 1; leave it out to keep all problems")
     if told := lacking(name, path):
         raise DataError(told)
-    where = None if path is None else Path(path).expanduser()
+    where = None if path is None else at_home(path)
     checked = {option: _checked(name, option, value) for option, value in options.items()}
     try:
         records = {"scenarios": scenarios or {}} if source.takes_scenarios else {}
@@ -106,7 +107,7 @@ def load(
 def lacking(name: str, path: str | Path | None) -> str | None:
     """What to say of a source whose folder or file is not there: what is expected, and from where. None where it is."""
     source = _find(name)
-    where = None if path is None else Path(path).expanduser()
+    where = None if path is None else at_home(path)
     if where.exists() if where else not source.needs_path:
         return None
     found = "needs a path" if where is None else f"{where} does not exist"

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from r1ranker.datasets.rankllm import TEXT_KEYS, Request, requests_of, spaced
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.io.documents import identifier_of, parse_json, text_of
+from r1ranker.io.files import at_home
 from r1ranker.io.runs import is_own, looks_like_run
 from r1ranker.io.text import MissingFileError, bare, list_files, read_lines
 
@@ -119,7 +120,7 @@ def _requests(files: Iterable[Path]) -> dict[Path, list[Request]]:
 
 
 def _named(folder: Path, role: str, name: str) -> Path:
-    given = Path(name).expanduser()
+    given = at_home(name)
     file = next((path for path in (folder / given, given) if path.is_file()), None)
     if file is None:
         there = ", ".join(file.name for file in list_files(folder)) or "no file"

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from r1ranker.datasets.common import SPLIT_NAMES, Source, check_disjoint, limit_per_task, one_of, split_groups
+from r1ranker.io.files import at_home
 from r1ranker.io.problems import NO_RECORDS, read_jsonl, read_with_faults
 from r1ranker.io.text import MissingFileError, list_files
 from r1ranker.problem import Splits
@@ -19,7 +20,7 @@ def load(
     path: Path, *, seed: int = 0, limit: int | None = None, scenarios: Mapping[str, Scenario] = NO_RECORDS
 ) -> Splits:
     """Problems of a directory of train.jsonl, dev.jsonl, test.jsonl, or of one file split by group."""
-    if path.expanduser().is_dir():
+    if at_home(path).is_dir():
         files = _split_files(path)
         splits: Splits = {split: read_jsonl(files[split], scenarios) if split in files else [] for split in SPLIT_NAMES}
         check_disjoint(splits)
@@ -34,7 +35,7 @@ def validate_jsonl(path: Path, scenarios: Mapping[str, Scenario] = NO_RECORDS) -
     """Messages "file:LINE: what is wrong; what to do" of a file, or of a directory with the splits' files."""
     messages: list[str] = []
     seen: dict[str, Path] = {}
-    for file in _split_files(path).values() if path.expanduser().is_dir() else [path]:
+    for file in _split_files(path).values() if at_home(path).is_dir() else [path]:
         numbered, found = read_with_faults(file, scenarios)
         messages += found
         for number, problem in numbered:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from r1ranker.errors import DataError
+from r1ranker.io.files import at_home
 from r1ranker.io.text import COMPRESSED, MissingFileError, bare, list_files, read_lines
 
 K = TypeVar("K", bound=Hashable)
@@ -47,7 +48,7 @@ def need_file(folder: Path, name: str) -> Path:
 
 def named_file(folder: Path, option: str, name: str) -> Path:
     """The file that an option names: of the folder, compressed or not, or a path of its own."""
-    given = Path(name).expanduser()
+    given = at_home(name)
     for path in (folder / given, *(folder / f"{given}{end}" for end in COMPRESSED), given):
         if path.is_file():
             return path

@@ -23,6 +23,7 @@ from r1ranker.datasets.mini_words import words
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.evaluation.routing import Outcome, Outcomes, Weights
 from r1ranker.io.config import DataConfig
+from r1ranker.io.files import at_home
 from r1ranker.problem import Problem, Splits, rng_for
 
 log = logging.getLogger(__name__)
@@ -128,12 +129,12 @@ def _of(problems: Sequence[Problem], objective: str) -> list[Problem]:
 
 
 def _logged(data: DataConfig) -> tuple[str, Splits, dict[str, Asked]]:
-    if data.path is None or not data.path.expanduser().exists():
+    if data.path is None or not at_home(data.path).exists():
         raise DataError(f"source {data.source!r}: {data.path} does not exist; set its path")
     options = dict(data.options)
     task, chars = options.pop("task", llmrouter.TASK), options.pop("max_query_chars", QUERY_CHARS)
     options.pop("objectives", None)
-    shown, asked = READ[data.source](data.path.expanduser(), **options)
+    shown, asked = READ[data.source](at_home(data.path), **options)
     splits = llmrouter.routing_problems(shown, asked, data.seed, None, _objectives(data), chars, task, ties=True)
     qids = [problem.qid for problems in splits.values() for problem in problems]
     return task, splits, llmrouter.asked_of(asked, qids, task)

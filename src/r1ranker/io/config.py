@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.io import configs
 from r1ranker.io.documents import parse_yaml
+from r1ranker.io.files import expanded
 from r1ranker.io.text import read_text
 from r1ranker.problem import Problem
 from r1ranker.prompts import Design, Layout, QueryPlace, Readout, Wanted
@@ -55,7 +56,7 @@ def _from_home(value: Any) -> Any:
         return {key: _from_home(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [_from_home(one) for one in value]
-    return str(Path(value).expanduser()) if isinstance(value, str | Path) and str(value).startswith("~") else value
+    return expanded(str(value)) if isinstance(value, str | Path) else value
 
 
 class DataConfig(Strict):

@@ -21,6 +21,19 @@ OWNER_ALONE = 0o600
 OPENED = re.compile(r"/dev/(std|fd/)|/proc/[^/]+/fd/")
 
 
+def expanded(name: str) -> str:
+    """A name with `~` or `~user` at its beginning made a path; as it is where there is no such home, as in a shell."""
+    try:
+        return str(Path(name).expanduser()) if name.startswith("~") else name
+    except RuntimeError:
+        return name
+
+
+def at_home(path: str | Path) -> Path:
+    """`expanded`, of a path."""
+    return Path(expanded(str(path)))
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Where to write the file or folder that is then renamed to `path`; after an error `path` stays as it was.

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO
 
 from r1ranker.errors import DataError
+from r1ranker.io.files import at_home
 
 MARK = "\ufeff"
 COMPRESSED = (".gz", ".bz2", ".zst")
@@ -38,7 +39,7 @@ class MissingFileError(DataError):
 def open_bytes(path: Path) -> Iterator[IO[bytes]]:
     """The file's bytes, decompressed where their beginning says that they are compressed, whatever the name says."""
     try:
-        file = path.expanduser().open("rb")
+        file = at_home(path).open("rb")
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     with file:
@@ -102,7 +103,7 @@ def fields(line: str, counts: tuple[int, ...]) -> list[str]:
 
 def list_files(folder: Path, *patterns: str) -> list[Path]:
     """The folder's own files by name, hidden and backup ones left out; `*.csv` stands for `*.csv.gz` too."""
-    folder = folder.expanduser()
+    folder = at_home(folder)
     try:
         files = sorted(file for file in folder.iterdir() if file.is_file())
     except OSError as error:
@@ -117,7 +118,7 @@ def list_files(folder: Path, *patterns: str) -> list[Path]:
 
 def need(path: Path) -> Path:
     """`path` itself when it is a file, else `MissingFileError`."""
-    if not path.expanduser().is_file():
+    if not at_home(path).is_file():
         raise MissingFileError(f"{path}: no such file")
     return path
 

@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from r1ranker.backends.base import AsyncBackend, Backend, NoBackend
 from r1ranker.errors import ConfigError
 from r1ranker.io.documents import parse_yaml
+from r1ranker.io.files import at_home, expanded
 from r1ranker.prompts import Design, Layout, QueryPlace, Readout, Wanted
 from r1ranker.ranking.fusing import Fusion
 from r1ranker.ranking.plans import Budget
@@ -105,7 +106,7 @@ class RankerSpec:
             object.__setattr__(self, name, expanded(value) if value else value)
         for name in ("prices", "cache", "store"):
             value = getattr(self, name)
-            object.__setattr__(self, name, Path(value).expanduser() if value else value)
+            object.__setattr__(self, name, at_home(value) if value else value)
 
     def check(self) -> None:
         """ConfigError for settings that cannot go together or under which nothing is asked; loads no model."""
@@ -290,11 +291,6 @@ class RankerSpec:
             max_new_tokens=self.max_new_tokens,
             batch_size=self.batch_size,
         )
-
-
-def expanded(name: str) -> str:
-    """A name of a model or file, `~` in it expanded; other names are as they are."""
-    return str(Path(name).expanduser()) if name.startswith("~") else name
 
 
 def parse_spec(base: RankerSpec, pairs: Sequence[str]) -> RankerSpec:

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from r1ranker.errors import ConfigError, DataError, R1RankerError
 from r1ranker.io.documents import read_json
-from r1ranker.io.files import write_whole
+from r1ranker.io.files import at_home, write_whole
 
 KEEP_DAYS = 30
 WAIT_SECONDS = 10.0
@@ -93,7 +93,7 @@ class Store:
     """The file, opened. Raises ConfigError where it cannot be."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path.expanduser()
+        self.path = at_home(path)
         self.feedback = self.path.with_name("feedback.jsonl")
         self.llms = self.path.with_suffix(".llms.json")
         self._lock = threading.Lock()
