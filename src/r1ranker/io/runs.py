@@ -121,8 +121,8 @@ def _ranking(qid: str, scores: dict[str, float]) -> Ranking:
     for docid in docids:
         score = scores[docid]
         if decreasing and not np.float32(score) < np.float32(decreasing[-1]):
+            if decreasing[-1] <= -LARGEST:
+                raise DataError(f"query {qid!r}: ties at the lowest 32-bit number have no order; write higher scores")
             score = float(np.nextafter(np.float32(decreasing[-1]), np.float32(-np.inf)))
         decreasing.append(score)
-    if decreasing and not _usable(decreasing[-1]):
-        raise DataError(f"query {qid!r}: ties at the lowest 32-bit number cannot be told apart; write higher scores")
     return Ranking(qid, tuple(docids), tuple(decreasing))
