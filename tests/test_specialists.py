@@ -126,6 +126,20 @@ def test_a_problem_of_another_scenario_or_of_an_unseen_task_is_an_error() -> Non
         knn_router([], [routed(1)])
 
 
+@pytest.mark.parametrize("rank", [item_knn, bpr, partial(sasrec, steps=1, epochs=1)])
+def test_a_recommender_without_a_choice_to_learn_from_says_so(cornac: Any, sklearn: Any, rank: Any) -> None:
+    asked = choice("u", ["A0"], "A1")
+    with pytest.raises(DataError, match="task 'rec': no training problem has a history or a positive"):
+        rank([replace(asked, history=(), query="a film", gains={})], [asked])
+
+
+@pytest.mark.parametrize("rank", ROUTERS.values())
+def test_routers_learn_from_queries_of_one_word(sklearn: Any, rank: Any) -> None:
+    train = [routed(k, query="hello") for k in range(3)]
+    best = max(train[0].gains, key=train[0].gains.__getitem__)
+    assert rank([replace(problem, gains=train[0].gains) for problem in train], train[:1])[0].docids[0] == best
+
+
 @pytest.mark.parametrize("rank", [item_knn, bpr, partial(sasrec, steps=1, epochs=1), *ROUTERS.values()])
 def test_rankings_are_whole_in_order_repeatable_and_blind_to_places(cornac: Any, sklearn: Any, rank: Any) -> None:
     routing = rank in ROUTERS.values()

@@ -25,6 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from r1ranker.backends.loading import pick_device
 from r1ranker.baselines.common import Scorer, fit_and_rank
+from r1ranker.errors import DataError
 from r1ranker.io.extras import library
 from r1ranker.problem import Candidate, Problem, Ranking
 
@@ -40,7 +41,7 @@ def item_knn(train: Sequence[Problem], test: Sequence[Problem]) -> list[Ranking]
     The vectors are the items' users, 0 or 1; all neighbours count, since the pool holds few near ones. Not by
     cornac: its ItemKNN compares two items over their common users only, where all 0-1 vectors are alike.
     """
-    return fit_and_rank(_fit_item_knn, train, test, "item-knn", "recommendation")
+    return fit_and_rank(partial(_fitted, learn=item_knn_scores), train, test, "item-knn", "recommendation")
 
 
 def bpr(train: Sequence[Problem], test: Sequence[Problem], *, seed: int = 0) -> list[Ranking]:
@@ -49,7 +50,8 @@ def bpr(train: Sequence[Problem], test: Sequence[Problem], *, seed: int = 0) -> 
     The factors of a new user are the mean item factors of the history, made as long as those of training users
     are on average: a mean of many is short, and item biases (popularity) would decide alone.
     """
-    return fit_and_rank(partial(_fit_bpr, seed=seed), train, test, "bpr", "recommendation")
+    fit = partial(_fitted, learn=partial(bpr_scores, seed=seed))
+    return fit_and_rank(fit, train, test, "bpr", "recommendation")
 
 
 def sasrec(
@@ -61,7 +63,7 @@ def sasrec(
     what makes it as good as its successors (Klenitskiy and Vasilev, RecSys 2023). The network is transformers' GPT-2.
     Not by cornac: its SASRec is weak.
     """
-    fit = partial(_fit_sasrec, seed=seed, steps=steps, epochs=epochs)
+    fit = partial(_fitted, learn=partial(sasrec_scores, seed=seed, steps=steps, epochs=epochs))
     return fit_and_rank(fit, train, test, "sasrec", "recommendation")
 
 
@@ -136,9 +138,11 @@ def in_pools(log: Log, scores: Scores) -> Scorer:
     return lambda problems: [score(problem) for problem in problems]
 
 
-def _fit_item_knn(train: Sequence[Problem]) -> Scorer:
+def _fitted(train: Sequence[Problem], learn: Callable[[Log], Scores]) -> Scorer:
     log = log_of(train)
-    return in_pools(log, item_knn_scores(log))
+    if not log.numbers:
+        raise DataError(f"task {train[0].task!r}: no training problem has a history or a positive to learn from")
+    return in_pools(log, learn(log))
 
 
 def item_knn_scores(log: Log) -> Scores:
@@ -153,11 +157,6 @@ def item_knn_scores(log: Log) -> Scores:
         return (unit if items is None else unit[:, items]).T @ unit[:, history].sum(axis=1)
 
     return scores
-
-
-def _fit_bpr(train: Sequence[Problem], seed: int) -> Scorer:
-    log = log_of(train)
-    return in_pools(log, bpr_scores(log, seed))
 
 
 def bpr_scores(log: Log, seed: int = 0) -> Scores:
@@ -178,11 +177,6 @@ def bpr_scores(log: Log, seed: int = 0) -> Scores:
         return biases[asked] + factors[asked] @ mean * (length / max(np.linalg.norm(mean), 1e-9))
 
     return scores
-
-
-def _fit_sasrec(train: Sequence[Problem], seed: int, steps: int, epochs: int) -> Scorer:
-    log = log_of(train)
-    return in_pools(log, sasrec_scores(log, seed, steps, epochs))
 
 
 def sasrec_scores(log: Log, seed: int = 0, steps: int = 3000, epochs: int = 20) -> Scores:

@@ -106,6 +106,8 @@ def _main_directions(queries: Sequence[str], seed: int) -> Featurise:
     """Standardised coordinates of TF-IDF vectors along their first directions."""
     tfidf = _tfidf(queries)
     known = tfidf(queries)
+    if known.shape[1] == 1:  # one word in all queries is a direction, but none for scikit-learn's SVD
+        return lambda texts: tfidf(texts).toarray()
     size = min(DIRECTIONS, *known.shape)
     svd = library("sklearn.decomposition").TruncatedSVD(size, random_state=seed).fit(known)
     scaler = library("sklearn.preprocessing").StandardScaler().fit(svd.transform(known))
