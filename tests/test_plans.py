@@ -20,7 +20,18 @@ from r1ranker.errors import ConfigError
 from r1ranker.problem import Candidate, Problem, Ranking
 from r1ranker.prompts import Prompt
 from r1ranker.ranking.plans import Budget, OutOfTime, Reply, judged
-from r1ranker.ranking.rankers import DRanker, Hybrid, IRanker, Ranker, Shuffled, Tournament, Windows, Within
+from r1ranker.ranking.rankers import (
+    DRanker,
+    First,
+    Fitted,
+    Hybrid,
+    IRanker,
+    Ranker,
+    Shuffled,
+    Tournament,
+    Windows,
+    Within,
+)
 from r1ranker.ranking.spec import RankerSpec, parse_spec
 
 MakeProblem = Callable[..., Problem]
@@ -63,7 +74,7 @@ def in_order(n: int) -> tuple[str, ...]:
 RANKERS: dict[str, Callable[[], Ranker]] = {
     "drop": lambda: eliminating(drop=3),
     "append drop": lambda: eliminating(drop=4, layout="append"),
-    "budget": lambda: eliminating(budget=Budget(calls=4)),
+    "budget": lambda: Within(eliminating(), Budget(calls=4)),
     "head": lambda: Hybrid(eliminating(), DRanker(BACKEND, think=False), 5),
     "tail": lambda: Hybrid(eliminating(), DRanker(BACKEND, think=False), 5, "tail"),
     "tournament": lambda: Tournament(eliminating(), 6),
@@ -182,9 +193,22 @@ def test_append_with_drop_writes_down_each_removal(make_problem: MakeProblem) ->
 def test_a_budget_ends_the_steps_and_the_rest_is_ordered_by_what_is_known(
     budget: Budget, steps: int, make_problem: MakeProblem
 ) -> None:
-    ranking = eliminating(budget=budget).rank(make_problem(12))
+    ranking = Within(eliminating(), budget).rank(make_problem(12))
     assert len(ranking.steps) == steps
     assert ranking.docids == in_order(12)  # without a step: pool order
+
+
+@pytest.mark.parametrize(("size", "drop", "calls"), [(1, 1, 1), (3, 1, 3), (3, 2, 2), (99, 1, 11)])
+def test_the_first_few_are_known_after_as_many_selections(
+    size: int, drop: int, calls: int, make_problem: MakeProblem
+) -> None:
+    best = ScriptedBackend(weigh=lambda prompt, k: 1 / by_number(prompt, k))
+    ranker = IRanker(best, ask="best", drop=drop)
+    for inner in (ranker, Within(Fitted(ranker, 10_000), Budget(seconds=60))):
+        ranking = First(inner, size).rank(make_problem(12))
+        assert (ranking.usage.calls, ranking.docids[:size], ranking.usage.cut_short) == (calls, in_order(12)[:size], 0)
+    worst = First(eliminating(), size).rank(make_problem(12))
+    assert (worst.usage.calls, worst.docids) == (11, in_order(12)), "removing the worst ends at the last"
 
 
 def test_a_window_of_the_whole_list_asks_what_the_inner_ranker_asks(make_problem: MakeProblem) -> None:
@@ -238,7 +262,7 @@ def test_a_spec_builds_what_it_names() -> None:
     assert ranker.inner.stride == 10
     assert isinstance(ranker.inner.inner, Hybrid)
     assert ranker.inner.inner.inner == eliminating(drop=2)
-    assert RankerSpec(design="iranker", max_calls=7).around(BACKEND) == eliminating(budget=Budget(calls=7))
+    assert RankerSpec(design="iranker", max_calls=7).around(BACKEND) == Within(eliminating(), Budget(calls=7))
 
 
 @pytest.mark.parametrize("parts", [{"window": 6}, {"tournament": 6}, {"shuffles": 3}])
@@ -254,7 +278,8 @@ def test_a_budget_is_of_the_whole_query_however_it_is_ranked(parts: dict[str, in
 
 def test_a_design_that_the_model_chooses_may_have_a_budget() -> None:
     RankerSpec(model="nano", design=None, max_seconds=2, top_k=2).check()
-    assert isinstance(RankerSpec(design=None, max_seconds=2).around(BACKEND), DRanker)
+    ranker = RankerSpec(design=None, max_seconds=2).around(BACKEND)
+    assert isinstance(ranker, Within) and isinstance(ranker.inner, DRanker)
 
 
 def test_a_choice_of_thoughts_without_any_is_refused() -> None:

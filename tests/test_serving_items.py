@@ -19,7 +19,7 @@ from r1ranker.problem import Candidate, Problem
 from r1ranker.ranking.drive import drive
 from r1ranker.ranking.fitting import reached
 from r1ranker.ranking.plans import Budget
-from r1ranker.ranking.rankers import IRanker, reads
+from r1ranker.ranking.rankers import IRanker, Within, reads
 from r1ranker.serving.catalogue import Catalogue, CatalogueSettings, read_catalogue, read_catalogues
 from r1ranker.serving.settings import load_settings
 from serving_server import VALUES, Server, running
@@ -204,7 +204,7 @@ def test_files_that_are_not_as_the_settings_say_are_refused_with_the_catalogue_s
 
 
 def test_as_many_of_the_first_are_ranked_as_the_model_can_read(tiny: TransformersBackend) -> None:
-    ranker = IRanker(tiny, ask="best", budget=Budget(calls=1))
+    ranker = Within(IRanker(tiny, ask="best"), Budget(calls=1))
     texts = tuple(Candidate(f"d{k}", f"text number {k}") for k in range(400))
     problem = Problem("q", "toy", "passage", texts, "what")
 

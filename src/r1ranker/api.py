@@ -256,6 +256,7 @@ def _pools(texts: Texts, count: int) -> list[Texts]:
 def _ranked(problems: Sequence[Problem], model: str, top_k: int | None, settings: Mapping[str, Any]) -> list[Ranked]:
     from r1ranker.ranking.loaded import loaded
     from r1ranker.ranking.ranked import Ranked
+    from r1ranker.ranking.rankers import First
     from r1ranker.ranking.spec import RankerSpec, changed
 
     if top_k is not None and top_k < 1:
@@ -263,8 +264,8 @@ def _ranked(problems: Sequence[Problem], model: str, top_k: int | None, settings
     if settings.get("store"):
         raise ConfigError("a store is kept by `r1ranker rank --store`, or by a CandidateStore of your own")
     spec = changed(RankerSpec(), {"model": model, **settings})
-    with loaded(spec, top_k) as ranker:
-        rankings = ranker.rank_many(problems)
+    with loaded(spec) as ranker:
+        rankings = (First(ranker, top_k) if top_k else ranker).rank_many(problems)
     return [Ranked.of(problem, ranking, top_k) for problem, ranking in zip(problems, rankings, strict=True)]
 
 

@@ -7,7 +7,6 @@ One query at a time asks a model in this process, whoever calls; endpoints are a
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import threading
 from collections.abc import Iterator
@@ -38,8 +37,8 @@ _models: dict[RankerSpec, _Model] = {}
 
 
 @contextmanager
-def loaded(spec: RankerSpec, top_k: int | None = None) -> Iterator[Ranker]:
-    """The ranker. Raises as `RankerSpec.build`. top_k: more than these need not be known; saves calls where it can."""
+def loaded(spec: RankerSpec) -> Iterator[Ranker]:
+    """The ranker. Raises as `RankerSpec.build`."""
     spec.check()
     one = _models.setdefault(RankerSpec(**{name: getattr(spec, name) for name in OF_BACKEND}), _Model())
     with one.lock:
@@ -49,20 +48,11 @@ def loaded(spec: RankerSpec, top_k: int | None = None) -> Iterator[Ranker]:
             one.backend = spec.backend()
             one.stamp = (*_stamp(spec)[:1], *stamp[1:])  # a cache may have come into being, and nothing else
         backend = one.backend
-        ranker = _limited(spec, backend, top_k).around(backend)
+        ranker = spec.around(backend)
         if not isinstance(backend, AsyncBackend):
             yield ranker
             return
     yield ranker
-
-
-def _limited(spec: RankerSpec, backend: Backend | AsyncBackend, top_k: int | None) -> RankerSpec:
-    """Selecting the best may stop early without a loss; removing the worst would leave the best unordered."""
-    ask = spec.ask or getattr(backend, "trained_in", {}).get("ask", "worst")
-    parts = (spec.window, spec.tournament, spec.head, spec.depth)
-    if top_k is None or ask == "worst" or spec.design == "dranker" or any(parts):
-        return spec
-    return dataclasses.replace(spec, top_k=top_k)
 
 
 def _stamp(spec: RankerSpec) -> tuple[object, ...]:

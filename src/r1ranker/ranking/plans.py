@@ -181,11 +181,10 @@ def eliminate(
     max_new_tokens: int,
     top_k: int = 1,
     drop: int = 1,
-    budget: Budget | None = None,
     ask: Wanted = "worst",
     query: QueryPlace = "first",
 ) -> Plan:
-    """Each call removes the `drop` worst that are left, until `top_k` are left or the budget is used up.
+    """Each call removes the `drop` worst that are left, until `top_k` are left or time is up.
 
     Survivors are ordered by the last known probabilities, those least likely to be removed next first. Where the best
     is asked for, each call selects the `drop` best instead, and ends when `top_k` are known (1: all).
@@ -194,7 +193,7 @@ def eliminate(
     least = max(1, len(problem.candidates) - top_k) if ask == "best" and top_k > 1 else top_k
     steps, past = list[Step](), list[str]()
     prompt: Prompt | None = None
-    while not state.done(least) and (budget is None or budget.allows(usage)):
+    while not state.done(least):
         pool = state.pool
         if layout == "blocks":
             prompt = prompt or block_prompt(problem, "identifier", ask, query=query)

@@ -10,6 +10,7 @@ answered by `drive`; training and evaluation run the same code.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -106,7 +107,6 @@ class IRanker(Ranker):
     top_k: stop when this many are left; they are ordered by the last known removal probabilities
         (think off) or in pool order. 1 gives the whole order.
     drop: how many leave in one step (think off).
-    budget: calls, tokens or seconds a query may cost; the rest is ordered as with `top_k`.
     """
 
     backend: Backend | AsyncBackend
@@ -117,7 +117,6 @@ class IRanker(Ranker):
     query: QueryPlace = "first"
     top_k: int = 1
     drop: int = 1
-    budget: Budget | None = None
     max_new_tokens: int = 1024
     batch_size: int = 64
 
@@ -143,7 +142,6 @@ class IRanker(Ranker):
             max_new_tokens=self.max_new_tokens,
             top_k=self.top_k,
             drop=self.drop,
-            budget=self.budget,
             ask=self.ask,
             query=self.query,
         )
@@ -323,7 +321,7 @@ class Shuffled(_Composed):
 
 @dataclass
 class Within(_Composed):
-    """A budget of the whole query, where `inner` ranks it in parts or several times."""
+    """A budget of the whole query: calls, tokens or seconds; the rest is ordered by what is known by then."""
 
     inner: Ranker
     budget: Budget
@@ -331,6 +329,26 @@ class Within(_Composed):
     def plan(self, problem: Problem) -> Plan:
         """See `plans.within`."""
         return plans.within(problem, self.inner.plan, self.budget)
+
+
+@dataclass
+class First(_Composed):
+    """`inner` until the first `size` are known, where that saves calls and loses nothing: where it selects the best.
+
+    Removing the worst would leave the best unordered, so it goes on to the end.
+    """
+
+    inner: Ranker
+    size: int
+
+    def plan(self, problem: Problem) -> Plan:
+        """See `plans.within`."""
+        one = self.inner
+        while isinstance(one, Fitted | Within):
+            one = one.inner
+        if not (isinstance(one, IRanker) and one.ask == "best" and one.top_k == 1):
+            return self.inner.plan(problem)
+        return plans.within(problem, self.inner.plan, Budget(calls=math.ceil(self.size / one.drop)))
 
 
 @dataclass

@@ -172,6 +172,8 @@ class RankerSpec:
         self._check_together()
         self._check_store(backend)
         ranker = self._fitted(self._direct(backend) if self.design == "dranker" else self._iterative(backend))
+        if self._budget and not self._in_parts:
+            ranker = Within(ranker, self._budget)
         if self.head:
             ranker = Hybrid(ranker, first=self._fitted(self._direct(backend)), size=self.head)
         if self.window:
@@ -287,7 +289,6 @@ class RankerSpec:
             query=query,
             top_k=1 if merged else self.top_k,
             drop=self.drop,
-            budget=None if self._in_parts else self._budget,
             max_new_tokens=self.max_new_tokens,
             batch_size=self.batch_size,
         )

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
-import math
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
@@ -19,8 +17,7 @@ from r1ranker.errors import ConfigError
 from r1ranker.problem import Problem, Ranking
 from r1ranker.ranking.fitting import reached
 from r1ranker.ranking.live import Closed, Full, Live, Pending
-from r1ranker.ranking.plans import Budget, Planner
-from r1ranker.ranking.rankers import IRanker, Ranker, reads
+from r1ranker.ranking.rankers import First, reads
 from r1ranker.ranking.scores import scores
 from r1ranker.serving.errors import HttpError
 from r1ranker.serving.metrics import Metrics
@@ -110,7 +107,7 @@ class Service:
         self.metrics.count.labels(name).inc()
         most = self.settings.limits.deadline_s
         deadline = began + (most if deadline_s is None or not 0 < deadline_s < most else deadline_s)
-        planner = None if explain else first(live.ranker, top_n, len(problem.candidates))
+        planner = First(live.ranker, top_n).plan if top_n and not explain else None
         if reach:
             fits = partial(reads, live.ranker.backend)
             planner = partial(reached, inner=planner or live.ranker.plan, fits=fits)
@@ -166,16 +163,6 @@ async def while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
 async def _gone(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def first(ranker: Ranker, top_n: int | None, n: int) -> Planner | None:
-    """A plan that ends when the first `top_n` of n are known, for a ranker that selects the best; else None."""
-    if not (top_n and top_n < n and isinstance(ranker, IRanker) and ranker.ask == "best" and ranker.top_k == 1):
-        return None
-    calls = math.ceil(top_n / ranker.drop)
-    budget = ranker.budget or Budget()
-    calls = min(calls, budget.calls or calls)
-    return dataclasses.replace(ranker, budget=dataclasses.replace(budget, calls=calls)).plan
 
 
 def warnings_of(ranking: Ranking, seconds: float) -> tuple[str, ...]:
