@@ -292,8 +292,9 @@ def test_faults(tmp_path: Path) -> None:
         load("trec")
     with pytest.raises(DataError, match=r"has neither a corpus \(corpus\.jsonl, collection\.tsv\)"):
         load("trec", tmp_path)
-    with pytest.raises(ConfigError, match="top_k and max_chars must be at least 1"):
-        load("trec", tmp_path, top_k=0)
+    for option in ("top_k", "max_chars", "relevant_at"):
+        with pytest.raises(ConfigError, match=f"{option} must be at least 1"):
+            load("trec", tmp_path, **{option: 0})
     path = beir(tmp_path / "x")
     run_file(path / "second.trec")
     with pytest.raises(DataError, match=r"run\.bm25\.txt, second\.trec match 'run\*'; keep one of them"):

@@ -181,7 +181,7 @@ def test_taste_and_popularity_together_solve_recommendation(splits: Splits, doma
     assert mrr(of(splits, f"rec-{domain}"), score) > 0.75
 
 
-@pytest.mark.parametrize("objective", mini_routing.WEIGHTS)
+@pytest.mark.parametrize("objective", mini_routing.OBJECTIVES)
 def test_knowing_the_category_solves_routing(splits: Splits, objective: str) -> None:
     sides = mini_routing.queries(0, mini.SIZES)
     category = {f"route-{q.name}": q.category for queries in sides.values() for q in queries}

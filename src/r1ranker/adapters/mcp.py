@@ -10,8 +10,9 @@ from mcp.server.mcpserver.exceptions import ToolError
 from pydantic import BaseModel
 
 from r1ranker.adapters.common import order, places, ranker_of
+from r1ranker.datasets.inline import llms_of, objective_of
 from r1ranker.errors import R1RankerError
-from r1ranker.problem import Candidate, Problem
+from r1ranker.problem import Problem
 from r1ranker.ranking.rankers import Ranker
 from r1ranker.ranking.spec import RankerSpec
 
@@ -49,11 +50,12 @@ def server(ranker: Ranker | RankerSpec | str) -> MCPServer:
     def route(prompt: str, models: dict[str, str], objective: str = "") -> list[RankedModel]:
         """Order language models for a prompt, best first.
 
-        models: what each is good at and costs, by name. objective: what counts, such as "quality" or "low cost".
+        models: what each is good at and costs, by name. objective: performance, balance (as when none is given) or
+        cost, or a sentence of yours.
         """
         try:
-            candidates = tuple(Candidate(name, f"{name} | {text}") for name, text in models.items())
-            problem = Problem("prompt", "route", "routing", candidates, prompt, objective=objective)
+            candidates, wish = llms_of(models), objective_of(objective or "balance")
+            problem = Problem("prompt", "route", "routing", candidates, prompt, objective=wish)
             placed = places(loaded, [problem])[0]
         except R1RankerError as error:
             raise ToolError(str(error)) from error

@@ -21,6 +21,7 @@ from r1ranker.backends.encoding import Encoder, Path
 from r1ranker.backends.loading import end_ids, pick_device, pick_dtype
 from r1ranker.backends.models import resolve
 from r1ranker.backends.transformers_ import identifier_probabilities
+from r1ranker.backends.way import way_of
 from r1ranker.errors import BackendError
 from r1ranker.prompts import Prompt
 
@@ -38,6 +39,7 @@ class VLLMBackend:
         self._turn = threading.RLock()
         self.encoder = Encoder(tokenizer)
         self.name = name
+        self.trained_in: dict[str, str] = {}
 
     @classmethod
     def load(cls, model: str, *, dtype: str = "auto", **engine: Any) -> VLLMBackend:
@@ -59,7 +61,9 @@ class VLLMBackend:
                 f"vLLM cannot load {path!r}: {why}. Check the name or directory; vLLM's log above may say more, and "
                 "the default engine, transformers, loads any causal language model"
             ) from error
-        return cls(llm, tokenizer, name=model, ends=end_ids(tokenizer, generation=_generation_config(path)))
+        backend = cls(llm, tokenizer, name=model, ends=end_ids(tokenizer, generation=_generation_config(path)))
+        backend.trained_in = way_of(path)
+        return backend
 
     def generate(
         self, prompts: Sequence[Prompt], *, max_new_tokens: int = 1024, temperature: float = 0.0

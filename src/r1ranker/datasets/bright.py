@@ -18,7 +18,7 @@ from typing import Any
 
 from r1ranker.datasets import trec
 from r1ranker.datasets.collection import Document
-from r1ranker.datasets.common import Source, limit_per_task
+from r1ranker.datasets.common import Source, check_sizes, limit_per_task
 from r1ranker.datasets.rankllm import spaced
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.io.documents import identifier_of, read_json_lines, text_of
@@ -47,8 +47,7 @@ def load(
     domains: those wanted; none is all whose examples are there. run: a first stage for one domain, by its own
     identifiers. instruction: what is wanted, in place of the question that passages have.
     """
-    if min(top_k, max_chars or 1) < 1:
-        raise ConfigError("top_k and max_chars must be at least 1")
+    check_sizes(top_k=top_k, max_chars=max_chars)
     names = list(domains) or sorted({_domain(file) for file in _files(path, "examples")})
     if run is not None and len(names) != 1:
         raise ConfigError(f"run is a first stage for one domain: name it by the option domains; here are {names}")

@@ -110,6 +110,12 @@ def limit_per_task(splits: Splits, limit: int | None, seed: int) -> Splits:
     }
 
 
+def check_sizes(**sizes: int | None) -> None:
+    """ConfigError for an option by which nothing would be left; None is an option that is not given."""
+    if small := [name for name, size in sizes.items() if size is not None and size < 1]:
+        raise ConfigError(f"{' and '.join(small)} must be at least 1")
+
+
 def cut_pool(texts: Sequence[str], max_chars: int) -> list[str]:
     """Texts of one pool cut to `max_chars` in all: what short texts leave over, the long ones share."""
     shares: dict[int, str] = {}

@@ -26,7 +26,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from r1ranker.datasets.common import SPLIT_NAMES, Source, limit_per_task, split_groups
+from r1ranker.datasets.common import SPLIT_NAMES, Source, check_sizes, limit_per_task, split_groups
 from r1ranker.datasets.llm_outcomes import LLM, Asked, Numbers, read_outcomes
 from r1ranker.errors import ConfigError
 from r1ranker.io.text import cut
@@ -129,8 +129,7 @@ def check_options(objectives: Sequence[Wish], max_query_chars: int) -> None:
     """Raises ConfigError for an objective that there is not, and for queries of no length."""
     for wish in objectives:
         objective_for(wish)
-    if max_query_chars < 1:
-        raise ConfigError(f"max_query_chars {max_query_chars} must be at least 1")
+    check_sizes(max_query_chars=max_query_chars)
 
 
 def routing_problems(
@@ -230,7 +229,7 @@ def _average_utility(questions: Sequence[Question], objective: Objective) -> dic
     return {name: total / counts[name] for name, total in totals.items()}
 
 
-def _gains(utilities: Mapping[str, float], best: int) -> dict[str, int]:
+def gains_of(utilities: Mapping[str, float], best: int = BEST_GAIN) -> dict[str, int]:
     """`best` for every LLM tied at the best utility; less for others.
 
     Of named objectives 0 to 8 by the place between worst and best; of numbers what is left of the whole.
@@ -265,7 +264,7 @@ def _problem(
     task: str,
 ) -> Problem:
     objective = objective_for(name)
-    gains = _gains(_utilities(question, objective), objective.best)
+    gains = gains_of(_utilities(question, objective), objective.best)
     qid = f"q{question.row}:{name}"
     pool = sorted(gains)
     rng_for(seed, qid).shuffle(pool)

@@ -9,20 +9,17 @@ every LLM at the best utility, and the mean utility on training queries.
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from r1ranker.datasets.common import SPLIT_NAMES
+from r1ranker.datasets.llmrouter import BEST_GAIN, OBJECTIVES, TIE, gains_of
 from r1ranker.datasets.mini_words import words
 from r1ranker.problem import Candidate, Problem, Splits, rng_for
 
-WEIGHTS = {"performance": (1.0, 0.0), "balance": (0.5, 0.5), "cost": (0.2, 0.8)}
-TASKS = tuple(f"route-{objective}" for objective in WEIGHTS)
-BEST_GAIN = 10
-TIE = 1e-9
+TASKS = tuple(f"route-{objective}" for objective in OBJECTIVES)
 LUCK = 0.06
 """Chance that an LLM does a quarter better or worse on a query than its skill says."""
 LEAST_WORDS, MOST_WORDS = 8, 16
@@ -46,7 +43,7 @@ def build(seed: int, sizes: Mapping[str, int]) -> Splits:
     """Problems of the three objectives; a query stands in the same split for all of them."""
     sides = queries(seed, sizes)
     splits: Splits = {split: [] for split in SPLIT_NAMES}
-    for objective in WEIGHTS:
+    for objective in OBJECTIVES:
         prior = _prior(sides["train"], objective)
         for split, members in sides.items():
             splits[split] += [_problem(query, objective, prior, seed) for query in members]
@@ -63,7 +60,7 @@ def queries(seed: int, sizes: Mapping[str, int]) -> dict[str, list[Query]]:
         while len(sides[split]) < sizes[split]:
             query = _query(f"{split}-{len(sides[split])}", rng)
             fits = LEAST_WORDS <= len(query.text.split()) <= MOST_WORDS and query.text not in texts
-            if fits and all(_spread(_utilities(query, name)) > TIE for name in WEIGHTS):
+            if fits and all(_spread(_utilities(query, name)) > TIE for name in OBJECTIVES):
                 texts.add(query.text)
                 sides[split].append(query)
     return sides
@@ -97,9 +94,10 @@ def _llms() -> Sequence[Mapping[str, Any]]:
 
 
 def _utilities(query: Query, objective: str) -> dict[str, float]:
-    quality, cost = WEIGHTS[objective]
-    largest = max(llm["price"] for llm in _llms())
-    return {llm["name"]: quality * query.scores[llm["name"]] - cost * llm["price"] / largest for llm in _llms()}
+    wish, largest = OBJECTIVES[objective], max(llm["price"] for llm in _llms())
+    return {
+        llm["name"]: wish.quality * query.scores[llm["name"]] - wish.cost * llm["price"] / largest for llm in _llms()
+    }
 
 
 def _spread(utilities: Mapping[str, float]) -> float:
@@ -110,14 +108,6 @@ def _prior(train: Sequence[Query], objective: str) -> dict[str, float]:
     """Mean utility of each LLM on the training queries."""
     rows = [_utilities(query, objective) for query in train]
     return {llm["name"]: sum(row[llm["name"]] for row in rows) / len(rows) for llm in _llms()}
-
-
-def _gains(utilities: Mapping[str, float]) -> dict[str, int]:
-    low, high = min(utilities.values()), max(utilities.values())
-    return {
-        name: BEST_GAIN if high - utility <= TIE else math.floor(9 * (utility - low) / (high - low))
-        for name, utility in utilities.items()
-    }
 
 
 def _problem(query: Query, objective: str, prior: Mapping[str, float], seed: int) -> Problem:
@@ -132,7 +122,7 @@ def _problem(query: Query, objective: str, prior: Mapping[str, float], seed: int
         query=query.text,
         objective=rng.choice(words()["routing"]["objectives"][objective]),
         candidates=tuple(pool),
-        gains=_gains(_utilities(query, objective)),
+        gains=gains_of(_utilities(query, objective)),
         relevant_at=BEST_GAIN,
         prior=dict(prior),
         group=f"route-{query.name}",

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from r1ranker.datasets.common import SPLIT_NAMES, Source, limit_per_task, split_groups
+from r1ranker.datasets.common import SPLIT_NAMES, Source, check_sizes, limit_per_task, split_groups
 from r1ranker.datasets.rankllm import POOL_SIZES
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.io.documents import identifier_of
@@ -55,6 +55,7 @@ def load(
     unknown = [task for task in tasks if task not in POOL_SIZES]
     if unknown:
         raise ConfigError(f"tasks: {unknown[0]!r} is not one of {', '.join(POOL_SIZES)}")
+    check_sizes(max_chars=max_chars)
     files = {split: list_files(path, pattern) for split, pattern in FILES.items()}
     present = [split for split in SPLIT_NAMES if files[split]]
     if not present:

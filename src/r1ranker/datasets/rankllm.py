@@ -20,7 +20,7 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
-from r1ranker.datasets.common import SPLIT_NAMES, Source, cut_pool, limit_per_task, split_groups
+from r1ranker.datasets.common import SPLIT_NAMES, Source, check_sizes, cut_pool, limit_per_task, split_groups
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.io.documents import identifier_of, parse_json, read_json_lines, text_of
 from r1ranker.io.qrels import Grades
@@ -84,9 +84,8 @@ def load(
     unknown = [task for task in tasks if task not in TASKS]
     if unknown:
         raise ConfigError(f"tasks: {unknown[0]!r} is not one of {', '.join(TASKS)}")
+    check_sizes(top_k=top_k, max_chars=max_chars, relevant_at=relevant_at)
     settings = _Settings(seed, relevant_at, top_k, pools_per_query, eval_pools_per_query, max_chars)
-    if relevant_at < 1 or top_k < 1:
-        raise ConfigError("relevant_at and top_k must be at least 1")
     qrels = read_qrels(path)
     requests = read_requests(path)
     if not requests:

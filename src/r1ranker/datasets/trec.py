@@ -38,7 +38,7 @@ from typing import Any
 import numpy as np
 
 from r1ranker.datasets.collection import Collection, Document, collection, read_documents
-from r1ranker.datasets.common import SPLIT_NAMES, Source, limit_per_task
+from r1ranker.datasets.common import SPLIT_NAMES, Source, check_sizes, limit_per_task
 from r1ranker.datasets.rankllm import Hit, Request, by_query, spaced
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.io.qrels import Grades, read_qrels
@@ -102,8 +102,7 @@ def load(
     relevant_at: the lowest grade that binary measures count; TREC-DL's own is 2.
     run, qrels, topics, corpus: files of the folder, where their names do not say what they are.
     """
-    if min(top_k, relevant_at, max_chars or 1) < 1:
-        raise ConfigError("top_k and max_chars must be at least 1, and so must relevant_at")
+    check_sizes(top_k=top_k, max_chars=max_chars, relevant_at=relevant_at)
     names = _list(datasets)
     named = _Named(run, _list(qrels), topics, corpus)
     if names and named != _Named(None, [], None, None):

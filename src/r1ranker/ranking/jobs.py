@@ -25,14 +25,14 @@ from typing import Any
 
 from r1ranker.backends.models import resolve
 from r1ranker.backends.way import way_of
-from r1ranker.errors import ConfigError, DataError
+from r1ranker.errors import ConfigError
 from r1ranker.io.files import naming
 from r1ranker.io.fingerprint import fingerprint_file, fingerprint_model
 from r1ranker.io.locks import check_outputs, held
 from r1ranker.io.problems import NO_RECORDS, iter_jsonl
 from r1ranker.io.progress import track
 from r1ranker.io.runs import run_lines
-from r1ranker.problem import Problem, Ranking, Usage, name_fault
+from r1ranker.problem import Problem, Ranking, Usage
 from r1ranker.ranking.drive import RANKING, Finished
 from r1ranker.ranking.journal import RETRY, JobFiles, Tally, Written, begin, check_unused, cut, read_journal, write
 from r1ranker.ranking.spec import RankerSpec
@@ -146,26 +146,18 @@ def _rank_file(
 
 def _check(problems: Path, spec: RankerSpec, scenarios: Mapping[str, Scenario]) -> int:
     """How many problems there are. All are read once, so that a fault shows before hours of ranking, not after."""
-    seen: set[str] = set()
-    largest = 0
-    for problem in iter_jsonl(problems, scenarios):
-        if problem.qid in seen:
-            rule = "stands in more than one task, and a run file names queries by qid alone; rename one"
-            raise DataError(f"{problems}: qid {problem.qid!r} {rule}")
-        seen.add(problem.qid)
-        largest = max(largest, len(problem.candidates))
-        if fault := name_fault(problem):
-            raise DataError(f"{problems}: {fault}")
+    sizes = [len(problem.candidates) for problem in iter_jsonl(problems, scenarios)]
+    largest = max(sizes, default=0)
     if spec.design == "iranker" and _asks_for_worst(spec) and 1 < largest <= spec.top_k:
         raise ConfigError(
             f"top_k={spec.top_k} asks nothing: no problem of {problems} has more than {largest} candidates; lower it"
         )
-    return len(seen)
+    return len(sizes)
 
 
 def _asks_for_worst(spec: RankerSpec) -> bool:
     """As set, else as the model was trained."""
-    here = not spec.ask and not spec.base_urls and spec.engine == "transformers"
+    here = not spec.ask and not spec.base_urls
     return (spec.ask or (way_of(resolve(spec.model)) if here else {}).get("ask", "worst")) == "worst"
 
 
