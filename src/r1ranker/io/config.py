@@ -254,8 +254,9 @@ class RunConfig(Strict):
     @model_validator(mode="after")
     def _blocks_are_judged(self) -> RunConfig:
         if self.layout != "blocks":
-            if self.query == "last":
-                raise ValueError("query=last is of layout blocks: set layout=blocks")
+            for name, given in (("query", self.query == "last"), ("readout", self.readout == "identifier")):
+                if given:
+                    raise ValueError(f"{name}={getattr(self, name)} is of layout blocks: set layout=blocks")
             return self
         if self.think:
             raise ValueError("layout=blocks has no thoughts: set think=false, or another layout")
@@ -285,7 +286,7 @@ class RunConfig(Strict):
         return {"layout": self.layout, "readout": self.readout, "ask": self.ask, "query": self.query}
 
     def check_training(self) -> None:
-        """Raises ConfigError for settings that training cannot do, or would read and do nothing with."""
+        """Raises ConfigError for settings that training cannot do."""
         alone = self.ppo.estimator == "gae" and self.ppo.critic == "separate" and self.ppo.answer == "sampled"
         if self.layout == "blocks" and alone:
             raise ConfigError(

@@ -94,9 +94,8 @@ def new_learner(config: RunConfig) -> Learner:
 
 
 def needs_critic(config: RunConfig) -> bool:
-    """Whether any sampled answer is credited by GAE. In layout `blocks` every step's answers may be credited whole."""
-    whole = config.layout == "blocks" and config.ppo.answer == "expected"
-    return config.ppo.estimator == "gae" and not whole
+    """Whether sampled answers are credited by GAE; of answers credited whole the rewards are known."""
+    return config.ppo.estimator == "gae" and config.ppo.answer == "sampled"
 
 
 def passing(network: Any, reference: Any, critic: Critic | None) -> list[Any]:
