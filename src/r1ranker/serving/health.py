@@ -12,18 +12,9 @@ router = APIRouter(tags=["state"])
 
 
 @router.get("/health")
-async def health(request: Request) -> Response:
-    """200 where all rankers answer, by ranker; 503 while one does not."""
-    return _state(request)
-
-
 @router.get("/ready")
-async def ready(request: Request) -> Response:
-    """200 where new requests are taken; 503 while the server stops, too."""
-    return _state(request)
-
-
-def _state(request: Request) -> Response:
+async def health(request: Request) -> Response:
+    """200 where all rankers answer, by ranker; 503 while one does not, or the server stops."""
     service: Service = request.app.state.service
     state = {name: "ok" if live.healthy else "down" for name, live in service.rankers.items()}
     sound = bool(state) and set(state.values()) == {"ok"} and not service.stopping

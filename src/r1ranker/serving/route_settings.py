@@ -28,11 +28,15 @@ WISHES = {"quality": "performance", "balance": "balance", "cost": "cost"}
 
 
 class UpstreamSettings(Strict):
-    """An OpenAI-compatible server; `timeout_s` runs until its first byte, and again between any two parts."""
+    """An OpenAI-compatible server."""
 
     base_url: str = Field(description="up to and with /v1, as OpenAI clients take it")
     api_key_env: str | None = Field(None, description="environment variable that holds the key; none: no key is sent")
-    timeout_s: float = Field(120.0, gt=0, description="seconds until the first byte, and between any two parts")
+    timeout_s: float = Field(
+        120.0,
+        gt=0,
+        description="seconds for an answer; of one that is streamed, until it begins, and again between any two parts",
+    )
 
     @field_validator("base_url")
     @classmethod
