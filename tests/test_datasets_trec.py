@@ -13,7 +13,7 @@ import pytest
 
 from r1ranker.baselines import BASELINES
 from r1ranker.datasets import load, trec
-from r1ranker.errors import ConfigError, DataError
+from r1ranker.errors import BackendError, ConfigError, DataError
 from r1ranker.evaluation.measures import evaluate
 from r1ranker.problem import Problem
 
@@ -320,7 +320,7 @@ def test_faults(tmp_path: Path) -> None:
 
 def test_without_ir_datasets_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ir_datasets", None)
-    with pytest.raises(ConfigError, match=r"beir/scifact/test: needs ir_datasets; pip install 'r1-ranker\[ir\]'"):
+    with pytest.raises(BackendError, match=r"beir/scifact/test needs ir_datasets: pip install 'r1-ranker\[ir\]'"):
         load("trec", datasets="beir/scifact/test")
 
 

@@ -35,7 +35,8 @@ from r1ranker.answers import parse_removal
 from r1ranker.backends.base import STOP, Ask, CallError, Choice, Completion
 from r1ranker.backends.likeliest import probabilities
 from r1ranker.backends.prices import Prices
-from r1ranker.errors import BackendError, ConfigError
+from r1ranker.errors import ConfigError
+from r1ranker.io.extras import library
 from r1ranker.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -356,8 +357,4 @@ def _seconds(header: str) -> float:
 
 
 def _aiohttp() -> Any:
-    try:
-        import aiohttp
-    except ImportError as error:
-        raise BackendError("endpoints need aiohttp; run pip install 'r1-ranker[endpoints]'") from error
-    return aiohttp
+    return library("aiohttp", "endpoints", "an endpoint")

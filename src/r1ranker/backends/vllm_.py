@@ -23,6 +23,7 @@ from r1ranker.backends.models import resolve
 from r1ranker.backends.transformers_ import identifier_probabilities
 from r1ranker.backends.way import way_of
 from r1ranker.errors import BackendError
+from r1ranker.io.extras import library
 from r1ranker.prompts import Prompt
 
 AT_ONCE = 128
@@ -155,8 +156,4 @@ def _generation_config(path: str) -> GenerationConfig | None:
 
 def _vllm() -> Any:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")  # read at import; it logs pages about every load
-    try:
-        import vllm
-    except ImportError as error:
-        raise BackendError("the engine vllm needs vLLM; run pip install 'r1-ranker[vllm]'") from error
-    return vllm
+    return library("vllm", "vllm", "the engine vllm")

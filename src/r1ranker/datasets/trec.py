@@ -31,7 +31,6 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,7 @@ from r1ranker.datasets.collection import Collection, Document, collection, read_
 from r1ranker.datasets.common import SPLIT_NAMES, Source, check_sizes, limit_per_task
 from r1ranker.datasets.rankllm import Hit, Request, by_query, spaced
 from r1ranker.errors import ConfigError, DataError
+from r1ranker.io.extras import library
 from r1ranker.io.qrels import Grades, read_qrels
 from r1ranker.io.runs import read_run
 from r1ranker.io.text import MissingFileError, bare, cut
@@ -358,11 +358,7 @@ def _own_first_stage(dataset: Any, queries: Mapping[str, str], texts: Texts) -> 
 
 def _ir_dataset(name: str) -> Any:
     try:
-        ir_datasets = import_module("ir_datasets")
-    except ImportError as error:
-        raise ConfigError(f"datasets={name}: needs ir_datasets; pip install 'r1-ranker[ir]'") from error
-    try:
-        return ir_datasets.load(name)
+        return library("ir_datasets", "ir", f"datasets={name}").load(name)
     except KeyError as error:
         raise ConfigError(f"ir_datasets has no dataset {name!r}; see https://ir-datasets.com for the names") from error
 

@@ -30,6 +30,7 @@ from r1ranker.experiments.report import Table, save_tables
 from r1ranker.experiments.study import Study
 from r1ranker.io.config import RunConfig
 from r1ranker.io.documents import read_json
+from r1ranker.io.extras import library
 from r1ranker.io.files import write_whole
 from r1ranker.io.provenance import provenance
 from r1ranker.problem import Problem, by_task
@@ -88,14 +89,10 @@ def general(study: Study) -> None:
 
 def harness() -> Any:
     """The library. Raises BackendError with the remedy where it is not installed."""
-    try:
-        import lm_eval
-        import lm_eval.models.huggingface
-        import lm_eval.tasks
-    except ImportError as error:
-        raise BackendError("general tasks need lm-evaluation-harness: pip install 'r1-ranker[general]'") from error
+    for part in ("lm_eval.models.huggingface", "lm_eval.tasks"):
+        library(part, "general", "a general task")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # else a page about each task
-    return lm_eval
+    return library("lm_eval", "general")
 
 
 def write_tasks(problems: Sequence[Problem], folder: Path) -> list[Task]:

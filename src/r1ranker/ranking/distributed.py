@@ -23,6 +23,7 @@ from pydantic import TypeAdapter
 
 from r1ranker.backends.models import NAMES
 from r1ranker.errors import BackendError, R1RankerError
+from r1ranker.io.extras import library
 from r1ranker.problem import Problem
 from r1ranker.ranking.drive import Finished
 from r1ranker.ranking.rankers import Ranker
@@ -179,10 +180,6 @@ def _directory(name: str) -> str:
 
 
 def _ray() -> Any:
-    try:
-        import ray
-        import ray.data
-        import ray.exceptions
-    except ImportError as error:
-        raise BackendError("ranking on a cluster needs Ray: pip install 'r1-ranker[ray]'") from error
-    return ray
+    for part in ("ray.data", "ray.exceptions"):
+        library(part, "ray", "ranking on a cluster")
+    return library("ray", "ray")

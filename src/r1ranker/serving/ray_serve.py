@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from r1ranker.errors import BackendError, ConfigError
+from r1ranker.io.extras import library
 from r1ranker.ranking.distributed import absolute
 from r1ranker.serving.app import GRACE_SECONDS, create_app, log_to_stderr
 from r1ranker.serving.catalogue import CatalogueSettings
@@ -34,7 +35,7 @@ def serving(settings: ServeSettings, address: str, *, replicas: int = 1, level: 
     address: of the cluster's head, `auto` on a machine of the cluster, or `local` for one that ends with this block.
     Raises BackendError where Ray Serve is not installed or the replicas do not start.
     """
-    ray, serve = _libraries()
+    ray, serve = (library(name, "ray,serve", "a server on Ray") for name in ("ray", "ray.serve"))
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # it tells of each step
     if address == "local" and settings.port == 0:
         raise ConfigError("port: 0 picks any free port, which Ray Serve does not do; name one")
@@ -110,12 +111,3 @@ def elsewhere(settings: ServeSettings) -> ServeSettings:
 
 def _whole_paths(catalogue: CatalogueSettings) -> CatalogueSettings:
     return catalogue.model_copy(update={key: value.absolute() for key, value in catalogue if isinstance(value, Path)})
-
-
-def _libraries() -> tuple[Any, Any]:
-    try:
-        import ray
-        from ray import serve
-    except ImportError as error:
-        raise BackendError("Ray Serve is not installed: pip install 'r1-ranker[ray,serve]'") from error
-    return ray, serve

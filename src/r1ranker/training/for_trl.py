@@ -15,7 +15,6 @@ ends in how the answer begins. Next in the data flow: `rankers`, with the model 
 
 from __future__ import annotations
 
-import importlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import fmean
@@ -24,7 +23,8 @@ from typing import Any
 from r1ranker.answers import parse_ranking, parse_removal
 from r1ranker.backends.encoding import Encoder
 from r1ranker.elimination import sampled_pool
-from r1ranker.errors import BackendError, ConfigError, DataError
+from r1ranker.errors import ConfigError, DataError
+from r1ranker.io.extras import library
 from r1ranker.problem import Answer, Problem
 from r1ranker.prompts import NO_THOUGHT, Design, Layout, Prompt, build_prompt, sampled_past
 from r1ranker.ranking.distributed import PROBLEM
@@ -63,7 +63,7 @@ def dataset(
         for problem in kept
         for pool, prompt in _states(problem, design, layout, think, rng)
     ]
-    return _datasets().Dataset.from_list(rows)
+    return library("datasets", "trl", "training by TRL").Dataset.from_list(rows)
 
 
 def reward(
@@ -143,10 +143,3 @@ def _means(scored: Sequence[tuple[Reward, Answer]]) -> Mapping[str, float]:
     names = dict.fromkeys(name for each, _ in scored for name in each.parts)
     parts = {f"reward_{n}": fmean(each.parts[n] for each, _ in scored if n in each.parts) for n in names}
     return parts | {"broken": fmean(answer.kind != "valid" for _, answer in scored)}
-
-
-def _datasets() -> Any:
-    try:
-        return importlib.import_module("datasets")
-    except ImportError as error:
-        raise BackendError("training by TRL needs the datasets library: pip install 'r1-ranker[trl]'") from error
