@@ -204,5 +204,5 @@ def test_files_that_lie_beside_are_no_data_and_two_of_one_split_are_refused(tmp_
         (tmp_path / name).write_text("not data")
     assert len(load(tmp_path)["test"]) == 1
     (tmp_path / "test.jsonl.gz").write_bytes(gzip.compress(b"{}"))
-    with pytest.raises(DataError, match=r"test\.jsonl, test\.jsonl\.gz hold the same; keep one"):
+    with pytest.raises(DataError, match=r"has both test\.jsonl and test\.jsonl\.gz; keep the one to be read"):
         load(tmp_path)

@@ -12,7 +12,6 @@ import random
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from r1ranker.errors import ConfigError, DataError
@@ -124,10 +123,3 @@ def cut_pool(texts: Sequence[str], max_chars: int) -> list[str]:
         shares[index] = cut(texts[index], left // (len(texts) - done))
         left -= len(shares[index])
     return [shares[index] for index in range(len(texts))]
-
-
-def one_of(files: Sequence[Path]) -> Path:
-    """The only one of files that could be meant."""
-    if len(files) > 1:
-        raise DataError(f"{files[0].parent}: {', '.join(file.name for file in files)} hold the same; keep one of them")
-    return files[0]

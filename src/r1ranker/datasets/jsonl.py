@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from r1ranker.datasets.common import SPLIT_NAMES, Source, check_disjoint, limit_per_task, one_of, split_groups
+from r1ranker.datasets.common import SPLIT_NAMES, Source, check_disjoint, limit_per_task, split_groups
+from r1ranker.datasets.tables import only_file
 from r1ranker.io.files import at_home
 from r1ranker.io.problems import NO_RECORDS, read_jsonl, read_with_faults
-from r1ranker.io.text import MissingFileError, list_files
+from r1ranker.io.text import MissingFileError
 from r1ranker.problem import Splits
 from r1ranker.scenarios import Scenario
 
@@ -49,8 +50,8 @@ def validate_jsonl(path: Path, scenarios: Mapping[str, Scenario] = NO_RECORDS) -
 
 
 def _split_files(path: Path) -> dict[str, Path]:
-    found = {split: list_files(path, f"{split}.jsonl") for split in SPLIT_NAMES}
-    files = {split: one_of(of_split) for split, of_split in found.items() if of_split}
+    found = {split: only_file(path, f"{split}.jsonl") for split in SPLIT_NAMES}
+    files = {split: file for split, file in found.items() if file}
     if not files:
         raise MissingFileError(f"{path}: has no train.jsonl, dev.jsonl or test.jsonl")
     return files

@@ -13,10 +13,10 @@ import pydantic_core
 from fastapi import Request
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from r1ranker.serving.body import REFUSED
 from r1ranker.serving.errors import HttpError
 from r1ranker.serving.settings import Limits
 
-REFUSED = ("api_base", "base_url", "api_key")
 Documents = list[str | dict[str, Any]]
 
 

@@ -20,6 +20,8 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder()
 OWN = "router"
 """The member that is for us, taken out before the body is sent on."""
+REFUSED = ("api_base", "base_url", "api_key")
+"""A body that named an address would get the server's keys sent there."""
 
 
 class BodyError(ValueError):

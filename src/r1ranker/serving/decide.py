@@ -23,13 +23,11 @@ from r1ranker.datasets.llm_outcomes import LLM
 from r1ranker.datasets.llmrouter import TASK, describe
 from r1ranker.io.config import Strict
 from r1ranker.problem import Candidate, Problem
-from r1ranker.serving.body import OWN, BodyError
+from r1ranker.serving.body import OWN, REFUSED, BodyError
 from r1ranker.serving.needs import Needs, why_not
 from r1ranker.serving.route_settings import WISHES, ModelSettings, RouterSettings, RouteSettings
 from r1ranker.serving.upstreams import OWN_PREFIX
 
-REFUSED = ("api_base", "base_url", "api_key")
-"""A body that named an address would get the server's keys sent there."""
 ORDER_CHARS = 4000
 """Of the order in a header; clients take 8 kB in all."""
 

@@ -20,13 +20,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from r1ranker.backends.way import save_way
+from r1ranker.backends.weights import SCALE
 from r1ranker.errors import ConfigError
 from r1ranker.io.extras import library
 from r1ranker.io.files import replacing
 from r1ranker.training.sharding import gathered
-
-ALPHA = 2
-"""LoRA's scale, as a multiple of the rank."""
 
 
 def add_lora(network: Any, rank: int, dtype: torch.dtype = torch.float32) -> None:
@@ -35,7 +33,7 @@ def add_lora(network: Any, rank: int, dtype: torch.dtype = torch.float32) -> Non
     They are in float32, and what stays as it was in `dtype`: so the states between the layers are, too.
     """
     peft = library("peft", "lora")
-    settings = peft.LoraConfig(r=rank, lora_alpha=ALPHA * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    settings = peft.LoraConfig(r=rank, lora_alpha=SCALE * rank, target_modules="all-linear", task_type="CAUSAL_LM")
     peft.inject_adapter_in_model(settings, network)
     for parameter in network.parameters():
         if not parameter.requires_grad:

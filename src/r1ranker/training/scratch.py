@@ -11,10 +11,10 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from r1ranker.io.config import ScratchConfig
+from r1ranker.rewards import TAGS
 
 END, PAD = "<|end|>", "<|pad|>"
 MATCH, COPY = 0.3, 0.5
-TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
 def train_tokenizer(texts: Iterable[str], scratch: ScratchConfig) -> PreTrainedTokenizerFast:
