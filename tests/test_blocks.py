@@ -17,9 +17,9 @@ from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.backends.weights import add_adapter
 from r1ranker.errors import BackendError, ConfigError
 from r1ranker.io.config import RunConfig, validated
+from r1ranker.io.runs import RANKING
 from r1ranker.problem import Candidate, Problem, part_of
 from r1ranker.prompts import Readout, Wanted, block_prompt
-from r1ranker.ranking.drive import RANKING
 from r1ranker.ranking.rankers import DRanker, IRanker
 from r1ranker.ranking.spec import RankerSpec
 from r1ranker.training import pools

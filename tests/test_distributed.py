@@ -13,10 +13,11 @@ import pyarrow as pa
 import pytest
 
 from r1ranker.errors import BackendError
+from r1ranker.io.problems import PROBLEM
+from r1ranker.io.runs import RANKING
 from r1ranker.problem import Problem
 from r1ranker.ranking import distributed
-from r1ranker.ranking.distributed import PROBLEM, RankBlock, absolute, rank_each_on_ray
-from r1ranker.ranking.drive import RANKING
+from r1ranker.ranking.distributed import RankBlock, absolute, rank_each_on_ray
 from r1ranker.ranking.spec import RankerSpec
 
 MakeProblem = Callable[..., Problem]

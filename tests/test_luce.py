@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1ranker.backends.base import Ask, Choice
+from r1ranker.io.runs import RANKING
 from r1ranker.problem import Candidate, Problem, Ranking, Step
 from r1ranker.prompts import Wanted
 from r1ranker.ranking import plans
-from r1ranker.ranking.drive import RANKING
 from r1ranker.ranking.fusing import fuse
 from r1ranker.ranking.luce import Left, asked_about, goes_on
 from r1ranker.ranking.plans import Plan, Planner, Reply

@@ -149,7 +149,7 @@ def test_an_objective_that_takes_no_reward_below_0_says_so(
 
 
 def test_verl_scores_by_it_and_its_workers_find_it(tmp_path: Path) -> None:
-    from r1ranker.ranking.distributed import PROBLEM
+    from r1ranker.io.problems import PROBLEM
 
     info = {"problem": PROBLEM.dump_json(problem()).decode()}
     text = "<think>x</think><answer>[3] > [2] > [1]</answer>"

@@ -19,11 +19,10 @@ from r1ranker.baselines.specialists import serves
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.io.config import DataConfig, RunConfig, load_config
 from r1ranker.io.fingerprint import fingerprint_problems
-from r1ranker.io.problems import read_jsonl, write_jsonl
+from r1ranker.io.problems import PROBLEM, read_jsonl, write_jsonl
 from r1ranker.io.runs import read_run
 from r1ranker.problem import Candidate, Problem, scenario_names
 from r1ranker.prompts import Prompt, bare_past, block_prompt, build_prompt, context_of, list_prompt, next_prompt
-from r1ranker.ranking.distributed import PROBLEM
 from r1ranker.ranking.rankers import IRanker
 from r1ranker.scenarios import SCENARIOS, Scenario, scenarios_of
 from r1ranker.training.start import rewarded

@@ -15,8 +15,8 @@ from quick_runs import VARIANTS, assert_same
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.io.config import RunConfig
+from r1ranker.io.runs import RANKING
 from r1ranker.problem import Candidate, Problem
-from r1ranker.ranking.drive import RANKING
 from r1ranker.training import ppo as ppo_module
 from r1ranker.training.checkpoint import checkpoints, discard
 from r1ranker.training.learner import Learner, new_learner

@@ -309,7 +309,7 @@ def test_verls_reward_manager_calls_our_reward(settings: Any, encoder: Encoder, 
 
 
 def _as_json(problem: Problem) -> Any:
-    from r1ranker.ranking.distributed import PROBLEM
+    from r1ranker.io.problems import PROBLEM
 
     return PROBLEM.dump_python(problem, mode="json")
 

@@ -22,8 +22,8 @@ from typer.testing import CliRunner
 from r1ranker.cli import app
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.io.problems import write_jsonl
+from r1ranker.io.runs import RANKING
 from r1ranker.problem import Answer, Candidate, Problem, Ranking, Step, Usage
-from r1ranker.ranking.drive import RANKING
 from r1ranker.serving import traces as traces_module
 from r1ranker.serving.html import build
 from r1ranker.serving.traces import read_traces

@@ -112,10 +112,10 @@ def graded_ranking_reward(answer: Answer, problem: Problem, pool: Sequence[int])
     return _ranking_reward(_gains, answer, problem, pool)
 
 
-def ndcg(gains: Sequence[float], ideal: Sequence[float], cutoff: int = CUTOFF) -> float:
-    """Linear-gain nDCG of `gains` in listed order against the best order of `ideal`; 1 when all are 0."""
-    best = dcg(sorted(ideal, reverse=True)[:cutoff])
-    return dcg(gains[:cutoff]) / best if best else 1.0
+def ndcg(gains: Sequence[float], ideal: Sequence[float]) -> float:
+    """Linear-gain nDCG@20 of `gains` in listed order against the best order of `ideal`; 1 when all are 0."""
+    best = dcg(sorted(ideal, reverse=True)[:CUTOFF])
+    return dcg(gains[:CUTOFF]) / best if best else 1.0
 
 
 Own = Callable[..., Any]

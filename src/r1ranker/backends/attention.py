@@ -55,8 +55,6 @@ class Sight:
 
     kinds: tuple[Kind, ...]
     order_L: Tensor
-    first: int = 0
-    """The first token of the row that this pass reads; what stands before it is in the cache."""
 
     def to(self, device: torch.device) -> Sight:
         """The same on `device`."""
@@ -68,7 +66,7 @@ def sight(kinds: Sequence[Sequence[Part]], first: int = 0) -> Sight:
     """Of parts by kind, which together hold each token of the row from `first` on once."""
     kinds = [parts for of_kind in kinds for parts in _alike(of_kind)]
     tokens = torch.tensor([token for parts in kinds for part in parts for token in part.own])
-    return Sight(tuple(_kind(parts, first) for parts in kinds), tokens.argsort(), first)
+    return Sight(tuple(_kind(parts, first) for parts in kinds), tokens.argsort())
 
 
 def _alike(parts: Sequence[Part]) -> list[list[Part]]:

@@ -67,10 +67,10 @@ class Interval:
     note: str = ""
 
 
-def ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Multiples of 1, 2, 2.5 or 5 times a power of ten within low..high, `count` or so."""
-    power = 10 ** math.floor(math.log10((high - low) / count))
-    step = min((m * power for m in (1, 2, 2.5, 5, 10)), key=lambda s: abs((high - low) / s - count))
+def ticks(low: float, high: float) -> list[float]:
+    """Multiples of 1, 2, 2.5 or 5 times a power of ten within low..high, four or so."""
+    power = 10 ** math.floor(math.log10((high - low) / 4))
+    step = min((m * power for m in (1, 2, 2.5, 5, 10)), key=lambda s: abs((high - low) / s - 4))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [float(f"{k * step:.10g}") for k in range(first, last + 1)]
 

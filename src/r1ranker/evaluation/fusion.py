@@ -16,13 +16,10 @@ from r1ranker.ranking.fusing import fuse
 GRID = tuple(step / 10 for step in range(11))
 
 
-def choose_weight(
-    rankings: Sequence[Ranking],
-    problems: Sequence[Problem],
-    grid: Sequence[float] = GRID,
-    measure: str = "nDCG@10",
-) -> float:
-    """The model's weight whose fused rankings are best, tasks counting alike; of equals the one nearest to the middle.
+def choose_weight(rankings: Sequence[Ranking], problems: Sequence[Problem]) -> float:
+    """The model's weight whose fused rankings have the best nDCG@10 on average of tasks.
+
+    Of equals it is the one nearest to the middle.
 
     Raises DataError where a problem has no ranking or no prior.
     """
@@ -34,6 +31,6 @@ def choose_weight(
     def quality(weight: float) -> float:
         fused = [fuse(problem, by_qid[problem.qid], weight) for problem in problems]
         values = evaluate_by_task(fused, problems)
-        return fmean(fmean(of_task[measure].values()) for of_task in values.values())
+        return fmean(fmean(of_task["nDCG@10"].values()) for of_task in values.values())
 
-    return max(grid, key=lambda weight: (quality(weight), -abs(weight - 0.5)))
+    return max(GRID, key=lambda weight: (quality(weight), -abs(weight - 0.5)))

@@ -53,18 +53,18 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def bootstrap_means(values: Sequence[float] | Floats, *, seed: int = 0, resamples: int = BOOTSTRAP_SAMPLES) -> Floats:
-    """Means of `resamples` samples of the values, drawn with replacement; shape (resamples,)."""
+def bootstrap_means(values: Sequence[float] | Floats, *, seed: int = 0) -> Floats:
+    """Means of `BOOTSTRAP_SAMPLES` samples of the values, drawn with replacement; shape (BOOTSTRAP_SAMPLES,)."""
     known = np.asarray(values, dtype=np.float64)
     rng = np.random.default_rng(seed)
-    batches = np.array_split(np.arange(resamples), max(1, resamples * len(known) // 1_000_000))
+    batches = np.array_split(np.arange(BOOTSTRAP_SAMPLES), max(1, BOOTSTRAP_SAMPLES * len(known) // 1_000_000))
     means = [known[rng.integers(0, len(known), (len(batch), len(known)))].mean(axis=1) for batch in batches]
     return np.concatenate(means)
 
 
-def percentile_interval(means: Floats, level: float = LEVEL) -> tuple[float, float]:
-    """The middle `level` of bootstrap means."""
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+def percentile_interval(means: Floats) -> tuple[float, float]:
+    """The middle 95 % of bootstrap means."""
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 

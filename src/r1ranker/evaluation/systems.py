@@ -312,10 +312,8 @@ def _tested_against(baseline: str, values: Mapping[str, TaskValues], *, left_out
     return found, [instead]
 
 
-def pick_traces(
-    problems: Sequence[Problem], rankings: Mapping[str, list[Ranking]], per_scenario: int = 2
-) -> list[Trace]:
-    """The first problem of a few tasks of each scenario, as the last elimination system ranked it."""
+def pick_traces(problems: Sequence[Problem], rankings: Mapping[str, list[Ranking]]) -> list[Trace]:
+    """The first problem of two tasks of each scenario, as the last elimination system ranked it."""
     name = next((n for n in reversed(list(rankings)) if any(len(r.steps) > 1 for r in rankings[n])), None)
     if name is None:
         return []
@@ -325,7 +323,7 @@ def pick_traces(
     for of_task in by_task(problems).values():
         problem = of_task[0]
         taken[problem.scenario] = taken.get(problem.scenario, 0) + 1
-        if taken[problem.scenario] <= per_scenario and problem.qid in by_qid:
+        if taken[problem.scenario] <= 2 and problem.qid in by_qid:
             traces.append(Trace(problem, by_qid[problem.qid], name))
     return traces
 

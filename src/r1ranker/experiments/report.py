@@ -69,10 +69,10 @@ def results_table(
     return Table(title, columns, lines, f"{caption(comparisons)}. {note}".strip())
 
 
-def by_system(rows: Sequence[Row], measure: str, task: str = AVERAGE) -> dict[str, Row]:
+def by_system(rows: Sequence[Row], measure: str) -> dict[str, Row]:
     """Rows of one measure by system; of the only task where there is no average."""
     tasks = dict.fromkeys(row.task for row in rows)
-    task = task if task in tasks else next(iter(tasks), "")
+    task = AVERAGE if AVERAGE in tasks else next(iter(tasks), "")
     return {row.system: row for row in rows if (row.task, row.measure) == (task, measure)}
 
 

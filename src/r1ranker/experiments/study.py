@@ -33,8 +33,8 @@ from r1ranker.io.config import DataConfig, RunConfig, load_config
 from r1ranker.io.files import named_by_content, write_whole
 from r1ranker.io.fingerprint import fingerprint_model, fingerprint_problems
 from r1ranker.io.problems import write_jsonl
+from r1ranker.io.runs import RANKING
 from r1ranker.problem import Problem, Ranking, Splits, first_by_task
-from r1ranker.ranking.drive import RANKING
 from r1ranker.ranking.jobs import WHERE, rank_file
 from r1ranker.ranking.journal import failed_of
 from r1ranker.ranking.spec import RankerSpec, parse_spec

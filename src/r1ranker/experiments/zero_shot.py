@@ -95,7 +95,7 @@ def _data_without(study: Study, scenario: str) -> str:
         with replacing(folder / f"{split}.jsonl") as fresh:
             # One file holds all sources, and two of them may name a user alike.
             left = [p for p in study.problems(split) if p.scenario != scenario]
-            write_jsonl([replace(p, group=f"{p.task}:{p.group}") if p.group else p for p in left], fresh)
+            write_jsonl([replace(p, group=f"{p.task}:{p.group}") for p in left], fresh)
     return f"data={json.dumps([{'source': 'jsonl', 'path': str(folder)}])}"
 
 

@@ -19,8 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
+from r1ranker.io.problems import PROBLEM
 from r1ranker.problem import Problem
 
 PARTS = {
@@ -32,7 +31,6 @@ PARTS = {
 """The files of a model directory that decide its answers. `tokenizer_config.json` may hold the template too."""
 TEMPLATE = "chat_template"
 SHORT = 16
-_PROBLEM = TypeAdapter(Problem)
 
 
 def fingerprint_model(model: str) -> dict[str, str]:
@@ -53,7 +51,7 @@ def fingerprint_problems(splits: Mapping[str, Iterable[Problem]]) -> str:
     for split, problems in splits.items():
         digest.update(f"{split}\n".encode())
         for problem in problems:  # without what is not given: a new field of the package changes no data
-            digest.update(_PROBLEM.dump_json(problem, exclude_defaults=True) + b"\n")
+            digest.update(PROBLEM.dump_json(problem, exclude_defaults=True) + b"\n")
     return digest.hexdigest()[:SHORT]
 
 

@@ -24,6 +24,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from r1ranker.errors import DataError
 from r1ranker.io.documents import parse_json
 from r1ranker.io.files import replacing
@@ -31,6 +33,8 @@ from r1ranker.io.text import MissingFileError, need, read_lines
 from r1ranker.problem import Candidate, Problem, name_fault
 from r1ranker.scenarios import SCENARIOS, Scenario, scenario_of, unknown
 
+PROBLEM = TypeAdapter(Problem)
+"""To JSON and back, whole, for files of ours and other processes; `to_record` is what users read."""
 REQUIRED = ("qid", "task", "scenario", "candidates")
 NOTE = "note: "
 NO_RECORDS: Mapping[str, Scenario] = {}

@@ -11,12 +11,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from r1ranker.errors import DataError
 from r1ranker.io.files import write_whole
 from r1ranker.io.text import fields, finite, read_lines
 from r1ranker.problem import Problem, Ranking, name_fault
 
+RANKING = TypeAdapter(Ranking)
+"""To JSON and back, whole, for files of ours and other processes."""
 LARGEST = float(np.finfo(np.float32).max)
 OWN = "r1ranker-"
 """Begins the tag of every run that is written, so that none is taken for a first stage by mistake."""

@@ -19,28 +19,25 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from pydantic import TypeAdapter
 
 from r1ranker.backends.models import NAMES
 from r1ranker.errors import BackendError, R1RankerError
 from r1ranker.io.extras import library
+from r1ranker.io.problems import PROBLEM
 from r1ranker.problem import Problem
 from r1ranker.ranking.drive import Finished
 from r1ranker.ranking.rankers import Ranker
 from r1ranker.ranking.spec import RankerSpec
 
-PROBLEM = TypeAdapter(Problem)
 IN_FLIGHT = 2
 """Batches given to an actor at a time: it never waits for one, and a lost one holds few."""
 
 
-def rank_each_on_ray(
-    problems: Iterable[Problem], spec: RankerSpec, address: str, actors: int | None = None
-) -> Iterator[Finished]:
+def rank_each_on_ray(problems: Iterable[Problem], spec: RankerSpec, address: str) -> Iterator[Finished]:
     """(place of the problem, its ranking) as they are finished on a cluster.
 
     address: of the cluster's head, `auto` on a machine of the cluster, or `local` for one that ends with this call.
-    actors: how many rankers at most; by default one for each GPU, or for each machine where none is used.
+    There is a ranker for each GPU, or for each machine where none is used.
     Problems wait in Ray's object store, which moves what does not fit to disk. Raises BackendError when Ray is not
     installed or the work failed on the cluster; a call to an endpoint that fails loses its query alone.
     """
@@ -49,7 +46,7 @@ def rank_each_on_ray(
     try:
         if mine:
             _connect(ray, address)
-        yield from _rank_each(ray, problems, spec, actors)
+        yield from _rank_each(ray, problems, spec)
     except ray.exceptions.RayError as error:
         last_line = str(error).strip().splitlines()[-1]  # before it stands a traceback
         raise BackendError(f"the Ray cluster {address!r} could not rank: {last_line}") from error
@@ -68,12 +65,12 @@ def _connect(ray: Any, address: str) -> None:
         ) from error
 
 
-def _rank_each(ray: Any, problems: Iterable[Problem], spec: RankerSpec, actors: int | None) -> Iterator[Finished]:
+def _rank_each(ray: Any, problems: Iterable[Problem], spec: RankerSpec) -> Iterator[Finished]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # the caller shows its own
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # else its plan and each bar that is off
     resources = _resources(ray, spec)
-    most = actors or _actors(ray, "num_gpus" in resources)
+    most = _actors(ray, "num_gpus" in resources)
     blocks = [ray.put(block) for block in _blocks(problems, max(spec.batch_size, spec.concurrency))]
     if not blocks:
         return

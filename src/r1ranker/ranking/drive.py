@@ -18,8 +18,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 
-from pydantic import TypeAdapter
-
 from r1ranker.backends.base import Ask, AsyncBackend, Backend, CallError, Choice, Completion, PromptError, Session
 from r1ranker.errors import BackendError
 from r1ranker.problem import Problem, Ranking, Usage
@@ -27,8 +25,6 @@ from r1ranker.ranking.plans import OutOfTime, Plan, Planner, Reply
 
 Finished = tuple[int, Ranking]
 """A ranking and the place of its problem among those given."""
-RANKING = TypeAdapter(Ranking)
-"""To JSON and back, for files and other processes."""
 AHEAD = 4
 """Queries that may be under way or finished but not yet taken, as a multiple of the concurrency: calls go on while a
 ranking is written, but replies never pile up where the calls are faster than who takes them."""

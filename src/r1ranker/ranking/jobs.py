@@ -31,9 +31,9 @@ from r1ranker.io.fingerprint import fingerprint_file, fingerprint_model
 from r1ranker.io.locks import check_outputs, held
 from r1ranker.io.problems import NO_RECORDS, iter_jsonl
 from r1ranker.io.progress import track
-from r1ranker.io.runs import run_lines
+from r1ranker.io.runs import RANKING, run_lines
 from r1ranker.problem import Problem, Ranking, Usage
-from r1ranker.ranking.drive import RANKING, Finished
+from r1ranker.ranking.drive import Finished
 from r1ranker.ranking.journal import RETRY, JobFiles, Tally, Written, begin, check_unused, cut, read_journal, write
 from r1ranker.ranking.spec import RankerSpec
 from r1ranker.ranking.store import CandidateStore

@@ -16,8 +16,8 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from r1ranker.errors import DataError
+from r1ranker.io.runs import RANKING
 from r1ranker.problem import Candidate, Problem, Usage
-from r1ranker.ranking.drive import RANKING
 from r1ranker.ranking.rankers import Ranker
 from r1ranker.serving.bodies import RerankBody, ScoreBody, VoyageBody, check, read, texts_of
 from r1ranker.serving.errors import HttpError, json_response

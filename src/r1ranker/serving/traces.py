@@ -15,9 +15,9 @@ from pydantic import ValidationError
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.io.documents import parse_json
 from r1ranker.io.problems import NO_RECORDS, iter_jsonl, to_record
+from r1ranker.io.runs import RANKING
 from r1ranker.io.text import need, read_lines
 from r1ranker.problem import Problem, Ranking
-from r1ranker.ranking.drive import RANKING
 from r1ranker.scenarios import Scenario
 
 MOST_BYTES = 300_000_000

@@ -25,9 +25,9 @@ from r1ranker.backends.encoding import Encoder
 from r1ranker.elimination import sampled_pool
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.io.extras import library
+from r1ranker.io.problems import PROBLEM
 from r1ranker.problem import Answer, Problem
 from r1ranker.prompts import NO_THOUGHT, Design, Layout, Prompt, build_prompt, sampled_past
-from r1ranker.ranking.distributed import PROBLEM
 from r1ranker.rewards import Reward, score_ranking, score_removal
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from r1ranker.answers import completed_order
 from r1ranker.elimination import ranking_from, start
+from r1ranker.io.runs import RANKING
 from r1ranker.problem import Ranking, Step, Usage, part_of
 from r1ranker.prompts import Design, Wanted
-from r1ranker.ranking.drive import RANKING
 from r1ranker.training.experience import Experience
 from r1ranker.training.rollout import State, Trajectory
 

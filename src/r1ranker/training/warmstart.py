@@ -34,6 +34,8 @@ from r1ranker.training.memory import passes_in
 from r1ranker.training.parallel import Crew, join_crew
 from r1ranker.training.scratch import new_network, train_tokenizer
 
+FLOOR = 0.05
+"""Of the learning rate at the end."""
 SAVE_EVERY = 500
 MUON_LR_FACTOR = 5
 MICRO_TOKENS = 2048
@@ -98,11 +100,11 @@ def _stopping(step: int, config: RunConfig) -> Iterator[None]:
         ) from error
 
 
-def cosine(step: int, steps: int, warmup: int, floor: float = 0.05) -> float:
-    """Factor on the learning rate: linear rise over `warmup` steps, then half a cosine down to `floor`."""
+def cosine(step: int, steps: int, warmup: int) -> float:
+    """Factor on the learning rate: linear rise over `warmup` steps, then half a cosine down to `FLOOR`."""
     if step < warmup:
         return (step + 1) / (warmup + 1)
-    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    return FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 def _start(config: RunConfig, problems: Sequence[Problem]) -> tuple[Any, Any]:

@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from r1ranker.io.config import RunConfig
+from r1ranker.io.problems import PROBLEM
 from r1ranker.problem import Problem
 from r1ranker.prompts import build_prompt
-from r1ranker.ranking.distributed import PROBLEM
 
 TRAIN, DEV = "train", "dev"
 
