@@ -142,7 +142,7 @@ def test_notes_do_not_stop_reading(tmp_path: Path) -> None:
 def test_all_faults_are_listed_and_reading_counts_them(tmp_path: Path) -> None:
     path = write(tmp_path / "p.jsonl", changed(task=None, qery="x"), "{")
     assert len(validate_jsonl(path)) == 3
-    with pytest.raises(DataError, match=r":1: unknown key .* \(and 2 more; validate_jsonl lists them\)"):
+    with pytest.raises(DataError, match=r":1: unknown key .* \(and 2 more; `r1ranker data validate` lists them\)"):
         read_jsonl(path)
 
 

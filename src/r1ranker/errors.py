@@ -5,6 +5,8 @@ R1RankerError
 ├── ConfigError    an unknown or impossible setting
 └── BackendError   a model that cannot be loaded or asked
     └── NotFiniteError   one whose numbers are NaN or infinite
+
+Modules that have to tell one case from the others add a kind of their own.
 """
 
 from __future__ import annotations

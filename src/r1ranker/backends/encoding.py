@@ -19,7 +19,7 @@ from typing import Any
 from r1ranker.errors import BackendError
 from r1ranker.prompts import NO_THOUGHT, Prompt
 
-Path = tuple[int, ...]
+TokenPath = tuple[int, ...]
 YES_NO = ("Yes", "No")
 """What a judge says at the end of a block."""
 
@@ -34,23 +34,23 @@ _TEMPLATE = "Give the tokenizer a template that takes a conversation of one mess
 class IdentifierTrie:
     """paths: the tokens of each identifier. branches: for each path that forks, the tokens after it."""
 
-    paths: dict[int, Path]
-    branches: dict[Path, Path]
+    paths: dict[int, TokenPath]
+    branches: dict[TokenPath, TokenPath]
 
     @property
-    def openings(self) -> tuple[Path, ...]:
+    def openings(self) -> tuple[TokenPath, ...]:
         """What has to be read to know every branching: each one but the root, with the paths that lead there."""
         return tuple(sorted({node[:end] for node in self.branches for end in range(1, len(node) + 1)}))
 
-    def allowed(self, identifier: int) -> tuple[Path, ...]:
+    def allowed(self, identifier: int) -> tuple[TokenPath, ...]:
         """For each token of the identifier, the tokens that could stand there."""
         path = self.paths[identifier]
         return tuple(self.branches.get(path[:i], (path[i],)) for i in range(len(path)))
 
 
-def build_trie(paths: dict[int, Path]) -> IdentifierTrie:
+def build_trie(paths: dict[int, TokenPath]) -> IdentifierTrie:
     """The trie over the given paths; no path may be the beginning of another."""
-    children: dict[Path, set[int]] = {}
+    children: dict[TokenPath, set[int]] = {}
     for path in paths.values():
         for i, token in enumerate(path):
             children.setdefault(path[:i], set()).add(token)
@@ -94,7 +94,7 @@ class Encoder:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self._control = control_pattern(tokenizer)
-        self._identifier_paths: dict[int, Path] = {}
+        self._identifier_paths: dict[int, TokenPath] = {}
         # An episode asks for the same text and the same few answers again and again.
         self._head_ids = lru_cache(maxsize=1024)(lambda text: self.encode_text(self.head(text)))
         self._piece_ids = lru_cache(maxsize=4096)(self.encode_text)
@@ -135,7 +135,7 @@ class Encoder:
             text = found
         return text
 
-    def blocks(self, prompt: Prompt) -> tuple[Path, tuple[Path, ...], Path]:
+    def blocks(self, prompt: Prompt) -> tuple[TokenPath, tuple[TokenPath, ...], TokenPath]:
         """(head, blocks, question) of a prompt in layout `blocks`; where a judge is asked nothing, no question.
 
         A judge speaks at the end of every block, or of the question behind it: there the turn ends, and the model's own

@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from r1ranker.backends.encoding import Path, batches
+from r1ranker.backends.encoding import TokenPath, batches
 from r1ranker.backends.padding import left_pad, positions
 from r1ranker.backends.sampling import Settings, Written, write
 
@@ -133,7 +133,7 @@ class Row:
 
     key: str
     ids: list[int]
-    branches: tuple[Path, ...] = ()
+    branches: tuple[TokenPath, ...] = ()
 
 
 class PrefixCache:
@@ -299,7 +299,7 @@ class PrefixCache:
         return tensor.to(self.network.device)
 
 
-def _tree(branches: Sequence[tuple[Path, ...]], N: int, pad_id: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _tree(branches: Sequence[tuple[TokenPath, ...]], N: int, pad_id: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(ids, mask, who sees whom, depth) of branches read side by side behind their prompt."""
     B = len(branches)
     ids, depth = torch.full((B, N), pad_id, dtype=torch.long), torch.zeros((B, N), dtype=torch.long)

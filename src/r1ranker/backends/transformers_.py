@@ -17,7 +17,7 @@ from torch import Tensor
 from r1ranker.backends import blocks
 from r1ranker.backends.base import STOP, Choice, Completion, PromptError
 from r1ranker.backends.blocks import Blocks, Question
-from r1ranker.backends.encoding import Encoder, IdentifierTrie, Path, batches
+from r1ranker.backends.encoding import Encoder, IdentifierTrie, TokenPath, batches
 from r1ranker.backends.kept import Kept
 from r1ranker.backends.loading import end_ids, load
 from r1ranker.backends.models import resolve
@@ -220,14 +220,14 @@ class TransformersBackend:
 
     def _kept_branch_logprobs(
         self, prompts: Sequence[Prompt], encoded: list[list[int]], tries: list[IdentifierTrie]
-    ) -> tuple[list[dict[Path, dict[int, float]]], list[int]]:
+    ) -> tuple[list[dict[TokenPath, dict[int, float]]], list[int]]:
         """As `_branch_logprobs`, in one pass over what is new: branchings are read side by side."""
         branches = [trie.openings for trie in tries]
         rows = _rows(prompts, encoded, branches)
         self._check_lengths(encoded, 1 + max(len(paths) for paths in branches))
         assert self._prefixes is not None
         logits, computed = self._prefixes.next_logits(rows)
-        logprobs: list[dict[Path, dict[int, float]]] = [{} for _ in tries]
+        logprobs: list[dict[TokenPath, dict[int, float]]] = [{} for _ in tries]
         for b, trie in enumerate(tries):
             place = {(): 0} | {path: n for n, path in enumerate(branches[b], start=1)}
             for node, children in trie.branches.items():
@@ -237,12 +237,12 @@ class TransformersBackend:
 
     def _branch_logprobs(
         self, encoded: list[list[int]], tries: list[IdentifierTrie]
-    ) -> tuple[list[dict[Path, dict[int, float]]], list[int]]:
+    ) -> tuple[list[dict[TokenPath, dict[int, float]]], list[int]]:
         """For each prompt, log-probabilities by branching and token, and the tokens read for it."""
         nodes = [(i, node) for i, trie in enumerate(tries) for node in trie.branches]
         inputs = [encoded[i] + list(node) for i, node in nodes]
         self._check_lengths(inputs, 1)
-        logprobs: list[dict[Path, dict[int, float]]] = [{} for _ in tries]
+        logprobs: list[dict[TokenPath, dict[int, float]]] = [{} for _ in tries]
         read = [0] * len(tries)
         for group in self._groups([len(ids) for ids in inputs], self.max_tokens):
             logits = self.next_logits([inputs[j] for j in group])
@@ -359,7 +359,7 @@ def _checked(ids_B_L: Tensor, scores_B_V: Tensor) -> Tensor:
 
 
 def _rows(
-    prompts: Sequence[Prompt], encoded: Sequence[list[int]], branches: Sequence[tuple[Path, ...]] | None = None
+    prompts: Sequence[Prompt], encoded: Sequence[list[int]], branches: Sequence[tuple[TokenPath, ...]] | None = None
 ) -> list[Row]:
     """Rows of the prefix cache, found again by owner and text; equal ones are told apart by their order."""
     seen: Counter[tuple[str, str]] = Counter()
@@ -371,7 +371,7 @@ def _rows(
     return rows
 
 
-def identifier_probabilities(trie: IdentifierTrie, logprobs: dict[Path, dict[int, float]]) -> dict[int, float]:
+def identifier_probabilities(trie: IdentifierTrie, logprobs: dict[TokenPath, dict[int, float]]) -> dict[int, float]:
     """Probability by identifier from the log-probabilities at each branching."""
     return {
         k: math.exp(sum(logprobs[path[:i]][path[i]] for i in range(len(path)) if path[:i] in trie.branches))

@@ -17,7 +17,7 @@ from typing import Any
 from transformers import AutoTokenizer, GenerationConfig
 
 from r1ranker.backends.base import STOP, Choice, Completion, PromptError
-from r1ranker.backends.encoding import Encoder, Path
+from r1ranker.backends.encoding import Encoder, TokenPath
 from r1ranker.backends.loading import end_ids, pick_device, pick_dtype
 from r1ranker.backends.models import resolve
 from r1ranker.backends.transformers_ import identifier_probabilities
@@ -99,7 +99,7 @@ class VLLMBackend:
         params = _vllm().SamplingParams
         how = [params(max_tokens=1, logprob_token_ids=list(some), detokenize=False) for _, _, some in asks]
         outputs = self._run([encoded[i] + list(node) for i, node, _ in asks], how)
-        logprobs: list[dict[Path, dict[int, float]]] = [{} for _ in tries]
+        logprobs: list[dict[TokenPath, dict[int, float]]] = [{} for _ in tries]
         read = [0] * len(tries)
         for (i, node, some), output in zip(asks, outputs, strict=True):
             (at,) = output.outputs[0].logprobs

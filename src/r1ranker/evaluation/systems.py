@@ -1,6 +1,6 @@
 """Systems to compare: baselines, and models as rankers. In: problems. Out: rankings by system, and a result's files.
 
-    iranker = ModelSystem("iranker", "iranker", "runs/x/model")
+    iranker = ModelSystem("iranker", RankerSpec(design="iranker", model="runs/x/model"))
     evaluate_systems(["random", "prior", iranker], problems, out=Path("runs/eval"))
 
 Next in the data flow: `results` and `report`.

@@ -45,7 +45,7 @@ def read_jsonl(path: Path, scenarios: Mapping[str, Scenario] = NO_RECORDS) -> li
     numbered, messages = read_with_faults(path, scenarios)
     faults = [message for message in messages if not is_note(message)]
     if faults:
-        more = f" (and {len(faults) - 1} more; validate_jsonl lists them)" if len(faults) > 1 else ""
+        more = f" (and {len(faults) - 1} more; `r1ranker data validate` lists them)" if len(faults) > 1 else ""
         raise DataError(f"{faults[0]}{more}")
     return [problem for _, problem in numbered]
 
@@ -85,7 +85,7 @@ def read_with_faults(
 
 
 def is_note(message: str) -> bool:
-    """Whether a message of `validate_jsonl` is about what may be meant, and no fault."""
+    """Whether a message of `read_with_faults` is about what may be meant, and no fault."""
     return re.search(rf":\d+: {NOTE}", message) is not None
 
 

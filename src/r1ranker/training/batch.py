@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicLayer
 
 from r1ranker.backends import blocks
 from r1ranker.backends.blocks import Blocks
-from r1ranker.backends.encoding import Path
+from r1ranker.backends.encoding import TokenPath
 from r1ranker.backends.padding import positions
 from r1ranker.backends.prefix import keys_and_values
 from r1ranker.backends.sampling import Trace
@@ -47,7 +47,7 @@ class Sample:
 
     prompt_ids: list[int]
     completion_ids: list[int]
-    allowed: tuple[Path, ...] | None
+    allowed: tuple[TokenPath, ...] | None
     reward: float
     parts: Mapping[str, float] = field(default_factory=dict)
     kind: AnswerKind = "valid"
@@ -78,7 +78,7 @@ def joined(trajectory: Sequence[Sample]) -> Sample | None:
     """
     first, last = trajectory[0], trajectory[-1]
     whole = [*last.prompt_ids, *last.completion_ids]
-    allowed: list[Path] = [(token,) for token in whole[len(first.prompt_ids) :]]
+    allowed: list[TokenPath] = [(token,) for token in whole[len(first.prompt_ids) :]]
     answers: dict[int, tuple[float, ...]] = {}
     rewards: dict[int, float] = {}
     chance: dict[int, float] = {}

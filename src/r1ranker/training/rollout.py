@@ -21,7 +21,7 @@ from statistics import fmean
 
 from r1ranker.answers import parse_ranking, parse_removal, removal_of, thought_of
 from r1ranker.backends.base import Choice
-from r1ranker.backends.encoding import Encoder, IdentifierTrie, Path
+from r1ranker.backends.encoding import Encoder, IdentifierTrie, TokenPath
 from r1ranker.backends.sampling import Trace
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.elimination import Elimination, sampled_pool, start
@@ -90,7 +90,7 @@ class _List:
     rng: random.Random
     named: tuple[int, ...] = ()
     written: list[int] = field(default_factory=list)
-    allowed: list[Path] = field(default_factory=list)
+    allowed: list[TokenPath] = field(default_factory=list)
     choices: list[tuple[int, IdentifierTrie, Choice]] = field(default_factory=list)
 
     @property
