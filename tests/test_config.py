@@ -115,7 +115,7 @@ def test_numbers_outside_their_sense_are_refused_by_their_key(override: str) -> 
     [
         (["warmstart.scratch.hidden=30", "warmstart.scratch.heads=4"], "hidden=30 must be a multiple of twice heads=4"),
         (["warmstart.scratch.vocab=300", "warmstart.scratch.identifiers=50"], "vocab=300 leaves no room"),
-        (["ppo.group=9", "ppo.batch=8"], "group=9 trajectories from a start do not fit a batch of 8"),
+        (["ppo.group=9", "ppo.batch=8"], "batch=8 does not hold whole groups of 9"),
     ],
 )
 def test_numbers_that_do_not_go_together_are_refused(overrides: list[str], message: str) -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from r1ranker.backends import models
 from r1ranker.backends.models import HUB_SECONDS, resolve
 from r1ranker.backends.weights import write_first_layers
 from r1ranker.errors import BackendError, NotFiniteError
+from r1ranker.io.config import Dtype
 
 transformers_logging.disable_progress_bar()  # a bar for each load and save would drown those of the work itself
 
@@ -210,9 +211,9 @@ def pick_dtype(dtype: str, device: torch.device, network: Any = None) -> torch.d
         return torch.bfloat16
     if dtype == "auto":
         return torch.float32 if network is None or is_small(network) else _faster_here()
-    found = getattr(torch, dtype, None)
-    if not isinstance(found, torch.dtype):
-        raise BackendError(f"dtype {dtype!r} is not a torch dtype; use auto, float32, bfloat16 or float16")
+    if dtype not in get_args(Dtype):
+        raise BackendError(f"dtype {dtype!r} is not one of {', '.join(get_args(Dtype))}")
+    found: torch.dtype = getattr(torch, dtype)
     return found
 
 

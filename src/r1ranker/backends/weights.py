@@ -23,6 +23,7 @@ import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -154,11 +155,17 @@ def join_adapters(adapters: Sequence[Path], rank: int, out: Path, layers: int | 
             factors.setdefault(name, []).append((scale * up.float(), added[f"{name}.lora_A.weight"].float()))
     state, kept, whole = dict[str, Tensor](), 0.0, 0.0
     for name, pairs in factors.items():
+        if len({(up.shape[0], down.shape[1]) for up, down in pairs}) > 1:
+            raise BackendError(
+                f"{name} has another shape in each of {', '.join(map(str, adapters))}: of one model each?"
+            )
         (q, r), (p, t) = (torch.linalg.qr(torch.cat(side, 1)) for side in _sides(pairs))
         left, values, right = torch.linalg.svd(r @ t.T)
         root = (values[:rank] / SCALE) ** 0.5
-        state[f"{name}.lora_A.weight"] = (root[:, None] * (right[:rank] @ p.T)).bfloat16().contiguous()
-        state[f"{name}.lora_B.weight"] = (q @ left[:, :rank] * root).bfloat16().contiguous()
+        missing = rank - len(root)  # of a sum that has a lower rank
+        down, up = root[:, None] * (right[:rank] @ p.T), q @ left[:, :rank] * root
+        state[f"{name}.lora_A.weight"] = pad(down, (0, 0, 0, missing)).bfloat16().contiguous()
+        state[f"{name}.lora_B.weight"] = pad(up, (0, missing)).bfloat16().contiguous()
         kept, whole = kept + float((values[:rank] ** 2).sum()), whole + float((values**2).sum())
     settings = read_json(adapters[-1] / "adapter_config.json") | {"r": rank, "lora_alpha": SCALE * rank}
     with replacing(out) as fresh:
@@ -166,7 +173,7 @@ def join_adapters(adapters: Sequence[Path], rank: int, out: Path, layers: int | 
         save_file(state, fresh / ADAPTER, metadata={"format": "pt"})
         (fresh / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         save_way(fresh, ways[-1] | ({LAYERS: str(layers)} if layers is not None else {}))
-    return kept / whole
+    return kept / whole if whole else 1.0
 
 
 def _layer(name: str) -> int:

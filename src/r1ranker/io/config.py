@@ -59,6 +59,9 @@ def _from_home(value: Any) -> Any:
     return expanded(str(value)) if isinstance(value, str | Path) else value
 
 
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
 class DataConfig(Strict):
     """One source: its name in `datasets.SOURCES`, where it lies, and the loader's own options."""
 
@@ -201,15 +204,9 @@ class PPOConfig(Strict):
     @model_validator(mode="after")
     def _groups_are_compared(self) -> PPOConfig:
         if self.estimator != "gae" and self.group < 2:
-            raise ValueError(
-                f"estimator={self.estimator} compares trajectories that began alike: set group to 2 or more"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _groups_fit_a_batch(self) -> PPOConfig:
-        if self.group > self.batch:
-            raise ValueError(f"group={self.group} trajectories from a start do not fit a batch of {self.batch}")
+            raise ValueError(f"estimator={self.estimator} compares trajectories that began alike: set group=2 or more")
+        if self.batch % self.group:
+            raise ValueError(f"batch={self.batch} does not hold whole groups of {self.group}: set a multiple of it")
         return self
 
     @model_validator(mode="after")
@@ -238,7 +235,7 @@ class RunConfig(Strict):
     seed: int = 0
     out: Path = Field(Path("runs/run"), description="folder of the run")
     device: str = Field("auto", description="auto, cpu, cuda")
-    dtype: str = Field("auto", description="auto, float32, bfloat16, float16")
+    dtype: Dtype = Field("auto", description="of the passes, and of what is saved; auto: what is faster here")
     threads: int | None = Field(None, ge=1, description="CPU threads; by default one for a small model")
     warmstart: WarmstartConfig = WarmstartConfig()
     ppo: PPOConfig = PPOConfig()
@@ -275,10 +272,12 @@ class RunConfig(Strict):
         """Whether a step is one pass: where all answers of a single decision are credited, none has to be drawn first.
 
         The policy that is updated is then the one that would have drawn, so its own probabilities are the old ones.
+        The surrogate's advantages are made of the old probabilities of the whole batch, which have to be known before.
         """
         ppo = self.ppo
         alone = self.design == "iranker" and ppo.episode_share == 0 and ppo.one_update
-        return self.layout == "blocks" and ppo.answer == "expected" and alone and not ppo.kl
+        whole = ppo.answer == "expected" and ppo.objective != "surrogate"
+        return self.layout == "blocks" and whole and alone and not ppo.kl
 
     @property
     def way(self) -> dict[str, str]:
@@ -287,6 +286,10 @@ class RunConfig(Strict):
 
     def check_training(self) -> None:
         """Raises ConfigError for settings that training cannot do."""
+        if self.ppo.shard and self.layout == "blocks":
+            raise ConfigError("layout=blocks is not trained in parts: set ppo.shard=false; ppo.lora saves memory there")
+        if self.ppo.centre and self.ppo.answer == "expected":
+            raise ConfigError("ppo.centre is of sampled answers: set ppo.centre=false, or ppo.answer=sampled")
         alone = self.ppo.estimator == "gae" and self.ppo.critic == "separate" and self.ppo.answer == "sampled"
         if self.layout == "blocks" and alone:
             raise ConfigError(

@@ -22,7 +22,7 @@ from r1ranker.io.fingerprint import differing, fingerprint_model, fingerprint_pr
 from r1ranker.io.locks import held
 from r1ranker.problem import Splits
 from r1ranker.training.learner import Learner, load_optimizer, optimizer_state
-from r1ranker.training.logs import LOG_NAME
+from r1ranker.training.logs import KEPT_NAME, LOG_NAME
 from r1ranker.training.memory import plain_state
 from r1ranker.training.sharding import gathered, parted
 from r1ranker.training.start import source_of_reward
@@ -30,9 +30,8 @@ from r1ranker.training.start import source_of_reward
 if TYPE_CHECKING:
     from r1ranker.io.config import RunConfig
 
-KEPT_NAME = "kept.json"
-"""Beside the model of a run: its step, and what it scored on dev."""
-MAY_CHANGE = {"out", "ppo.steps", "ppo.token_budget", "ppo.keep", "ppo.actor_lr", "ppo.critic_lr"}
+OF_PPO = ("steps", "token_budget", "actor_lr", "critic_lr", "keep", "checkpoint_every", "max_prompt_tokens")
+MAY_CHANGE = {"out", *(f"ppo.{name}" for name in OF_PPO)}
 """Settings that a resumed run may have other than before."""
 
 log = logging.getLogger(__name__)
@@ -77,7 +76,8 @@ def begun(out: Path, *, resume: bool = False, overwrite: bool = False) -> Iterat
                     "run; one that was stopped goes on by `train --resume`"
                 )
             discard(out)
-            remove(out / "model")
+            for left in ("model", "adapter", KEPT_NAME):
+                remove(out / left)
         yield
 
 
@@ -116,8 +116,12 @@ def save_checkpoint(out: Path, learner: Learner, config: RunConfig) -> None:
         "config": json.dumps(_settings(config.model_dump(mode="json")), sort_keys=True),
         "origin": learner.origin,
     }
-    with replacing(out / f"checkpoint-{learner.step:08d}.pt") as fresh:
+    path = out / f"checkpoint-{learner.step:08d}.pt"
+    with replacing(path) as fresh:
         torch.save(state, fresh)
+    for other in checkpoints(out):
+        if other.name > path.name:  # one that could not be read, or of what is trained anew now
+            other.unlink()
     discard(out, config.ppo.keep)
 
 

@@ -12,10 +12,13 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from r1ranker.errors import DataError
+from r1ranker.io.documents import read_json
 from r1ranker.io.files import write_whole
 
 LOG_NAME = "log.jsonl"
 ROLLOUTS_NAME = "rollouts.jsonl"
+KEPT_NAME = "kept.json"
+"""Beside the model of a run: its step, and what it scored on dev."""
 KEPT = "kept_step"
 """Of a validation: the step whose model is the best so far, and lies in `<out>/model`."""
 
@@ -112,11 +115,18 @@ class Kept:
 
 
 def kept_of(out: Path) -> Kept | None:
-    """What a run has kept, by its log; None where nothing was validated."""
+    """What a run has kept; None where nothing was validated.
+
+    The model may be of a step that the log no longer has: a run that was gone on from writes it anew from there.
+    """
     rows = {int(row["step"]): row for row in read_log(out)}
     validated = [step for step, row in rows.items() if KEPT in row]
     if not validated:
         return None
     step, last = int(rows[validated[-1]][KEPT]), validated[-1]
     scores = {at: rows[at].get("dev_mrr") for at in validated}
-    return Kept(step, scores.get(step), scores.get(0), last, scores[last])
+    score = scores.get(step)
+    if (out / KEPT_NAME).is_file() and scores[last] is not None:
+        found = read_json(out / KEPT_NAME)
+        step, score = found["step"], found["score"]
+    return Kept(step, score, scores.get(0), last, scores[last])

@@ -34,7 +34,6 @@ from r1ranker.training.algorithms.listnet import listnet_loss
 from r1ranker.training.algorithms.log_expected import log_expected_loss
 from r1ranker.training.batch import Batch, PoolBatch, Sample, Scores, pack, score
 from r1ranker.training.checkpoint import (
-    KEPT_NAME,
     begun,
     checkpoints,
     discard,
@@ -46,7 +45,7 @@ from r1ranker.training.checkpoint import (
 from r1ranker.training.critic import explained_variance
 from r1ranker.training.experience import Experience, micro_batches, with_advantages
 from r1ranker.training.learner import Learner, finished, new_learner, progress
-from r1ranker.training.logs import KEPT, RunLog
+from r1ranker.training.logs import KEPT, KEPT_NAME, RunLog, read_log
 from r1ranker.training.losses import kl_k3, masked_sum, policy_loss, value_loss
 from r1ranker.training.memory import give_back_freed, recomputing, save_adapter
 from r1ranker.training.parallel import Crew, join_crew
@@ -94,13 +93,15 @@ def _train(config: RunConfig, splits: Splits, resume: bool) -> Path:
     if learner.crew.leads:
         write_provenance(config.out, config.model_dump(mode="json"))
     dev = first_by_task(splits.get("dev", []), config.ppo.validate_problems)
+    stands = learner.step == 0 or finished(learner, config.ppo)  # a run that is gone on from may end there
+    written = _written(config.out, learner.step)
     with (
-        RunLog(config.out, learner.step + 1 if resume else 0, writes=learner.crew.leads) as log,
+        RunLog(config.out, learner.step + (not stands), writes=learner.crew.leads) as log,
         track(PARTS, f"ppo {config.design}" if learner.crew.leads else "") as advance,
     ):
         shown, broken = advance_to(advance, learner, config.ppo, 0), 0
-        if learner.step == 0:
-            _validate(learner, config, dev, log, {})
+        if stands:
+            _validate(learner, config, dev, log, written)
         while not finished(learner, config.ppo):
             with _stopping(learner, config):
                 stats = ppo_step(learner, problems, config, log)
@@ -119,6 +120,12 @@ def _train(config: RunConfig, splits: Splits, resume: bool) -> Path:
             shown = advance_to(advance, learner, config.ppo, shown)
     learner.crew.wait()
     return config.out / "model"
+
+
+def _written(out: Path, step: int) -> dict[str, float]:
+    """What the log says of a step."""
+    rows = [row for row in read_log(out) if row["step"] == step] if step else []
+    return {name: value for row in rows for name, value in row.items() if name != "step"}
 
 
 @contextmanager
@@ -174,6 +181,8 @@ def ppo_step(
     learner.backend.forget()
     give_back_freed()
     stats |= batch_stats(_all(experience), crew)
+    if config.reads_once:  # what was drawn says nothing of the policy
+        stats |= {name: stats["expected_reward"] for name in stats if name.startswith("reward")}
     learner.tokens += round(stats["tokens"])
     return stats | {"tokens": learner.tokens, "tokens_per_s": stats["tokens"] / (time.perf_counter() - began)}
 
@@ -391,8 +400,8 @@ def _validate(
         learner.best, learner.kept = mean, learner.step
         tokenizer, writes = learner.backend.encoder.tokenizer, learner.crew.leads
         save_model(config.out / "model", learner.policy, tokenizer, learner.dtype, way=config.way, writes=writes)
-        if writes:
-            write_whole(config.out / KEPT_NAME, json.dumps({"step": learner.kept, "score": learner.best}) + "\n")
         if config.ppo.lora and writes:
             save_adapter(learner.policy, config.out / "adapter", config.way)
+        if writes:  # last: what it names is then there whole
+            write_whole(config.out / KEPT_NAME, json.dumps({"step": learner.kept, "score": learner.best}) + "\n")
     log.write(learner.step, stats | scores | {KEPT: learner.kept})

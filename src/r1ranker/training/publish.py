@@ -30,7 +30,7 @@ from r1ranker.evaluation.table import markdown_table
 from r1ranker.io.config import RunConfig, load_config
 from r1ranker.io.documents import parse_json
 from r1ranker.io.text import read_text
-from r1ranker.training.logs import read_log
+from r1ranker.training.logs import Kept, kept_of, read_log
 
 PAPER = "https://arxiv.org/abs/2506.21638"
 MARK = "<!-- Written by `r1ranker push`, and anew each time; delete this line to keep changes of your own. -->"
@@ -93,6 +93,7 @@ class _Run:
 
     config: RunConfig
     log: list[dict[str, float]]
+    kept: Kept | None
     origin: dict[str, Any]
 
 
@@ -194,7 +195,6 @@ def _training(directory: Path, run: _Run) -> str:
     config, ppo, last = run.config, run.config.ppo, run.log[-1] if run.log else {}
     limits = {"step": f"at most {ppo.steps:,}", "tokens": f"at most {ppo.token_budget:,}" if ppo.token_budget else ""}
     done = {name: f"{last[name]:,.0f}" if name in last else limit for name, limit in limits.items()}
-    best = max((row for row in run.log if "dev_mrr" in row), key=lambda row: row["dev_mrr"], default=None)
     settings = {
         "trained from": config.model if config.model in NAMES or _on_hub(config.model, directory) else "",
         "design": config.design,
@@ -205,7 +205,9 @@ def _training(directory: Path, run: _Run) -> str:
         "advantages": ppo.estimator,
         "steps": done["step"],
         "tokens": done["tokens"],
-        "kept": f"the model of step {best['step']:,.0f}, dev MRR {best['dev_mrr']:.3f}" if best else "",
+        "kept": f"the model of step {run.kept.step:,}, dev MRR {run.kept.score:.3f}"
+        if run.kept and run.kept.score is not None
+        else "",
         "seed": str(config.seed),
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in settings.items() if value)
@@ -264,7 +266,7 @@ def _run_of(directory: Path) -> _Run | None:
         config = load_config(out / "config.yaml")
     except ConfigError as error:
         raise ConfigError(f"{error}\nIf this is not a run's folder, move the model directory out of it") from error
-    return _Run(config, read_log(out), _json(out / "provenance.json", {}))
+    return _Run(config, read_log(out), kept_of(out), _json(out / "provenance.json", {}))
 
 
 def _json(path: Path, default: Any) -> Any:

@@ -34,6 +34,7 @@ from r1ranker.prompts import (
     Prompt,
     bare_past,
     build_prompt,
+    candidate_text,
     list_prompt,
     past_entry,
     sampled_past,
@@ -345,7 +346,7 @@ def check_prompts(encoder: Encoder, problems: Sequence[Problem], config: RunConf
     if config.layout == "blocks":
         return  # a pool is as long as it is; that each block fits is seen when it is read
     if config.design == "iranker" and config.ppo.largest_pool:
-        problems = [_longest_part(problem, config.ppo.largest_pool) for problem in problems]
+        problems = [_longest_part(problem, config.ppo.largest_pool, encoder) for problem in problems]
     prompts = (
         build_prompt(p, p.identifiers, config.design, layout=config.layout, think=config.think, ask=config.ask)
         for p in problems
@@ -360,9 +361,11 @@ def check_prompts(encoder: Encoder, problems: Sequence[Problem], config: RunConf
     )
 
 
-def _longest_part(problem: Problem, largest: int) -> Problem:
-    longest = sorted(problem.identifiers, key=lambda k: -len(problem.candidate(k).text))[:largest]
-    return part_of(problem, sorted(longest))
+def _longest_part(problem: Problem, largest: int, encoder: Encoder) -> Problem:
+    if len(problem.candidates) <= largest:
+        return problem
+    tokens = {k: len(encoder.encode_text(candidate_text(problem, k))) for k in problem.identifiers}
+    return part_of(problem, sorted(sorted(tokens, key=lambda k: -tokens[k])[:largest]))
 
 
 def _check_prompt(tokens: int, config: RunConfig) -> None:

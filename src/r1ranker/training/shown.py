@@ -9,13 +9,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from itertools import islice
+from statistics import fmean
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from r1ranker.answers import completed_order
 from r1ranker.elimination import ranking_from, start
 from r1ranker.io.runs import RANKING
 from r1ranker.problem import Ranking, Step, Usage, part_of
 from r1ranker.prompts import Design, Wanted
+from r1ranker.ranking.plans import chosen_step
 from r1ranker.training.experience import Experience
 from r1ranker.training.rollout import State, Trajectory
 
@@ -37,7 +42,7 @@ def rollouts(
     for state, trajectory in islice(zip(states, trajectories, strict=True), SHOWN):
         of_state = list(islice(known, len(trajectory)))
         steps = tuple(one for e in of_state for one in _steps(e))
-        rewards = [e.sample.reward for e in of_state]
+        rewards = [_reward(e) for e in of_state]
         line = RANKING.dump_python(_ranking(state, steps, design, ask), mode="json")
         more = {"training_step": step, "task": state.problem.task, "reward": sum(rewards) / len(rewards)}
         lines.append(line | more)
@@ -58,10 +63,23 @@ def _ranking(state: State, steps: Sequence[Step], design: Design, ask: Wanted) -
 
 
 def _steps(e: Experience) -> list[Step]:
-    """What was said; where a step was drawn before its policy was known, with the probabilities of the update."""
-    return [
-        dataclasses.replace(step, probabilities=dict(zip(step.pool, e.answer_logprobs[t].exp().tolist(), strict=True)))
-        if not step.probabilities and e.sample.pool is not None and t in e.answer_logprobs
-        else step
-        for t, step in enumerate(e.sample.said)
-    ]
+    """What was said; where the policy was not asked before its update, the likeliest by that."""
+    return [_likeliest(step, e.answer_logprobs[t]) if _unasked(e) else step for t, step in enumerate(e.sample.said)]
+
+
+def _likeliest(step: Step, logprobs_A: Tensor) -> Step:
+    probabilities = dict(zip(step.pool, logprobs_A.exp().tolist(), strict=True))
+    return chosen_step(step.pool, (max(probabilities, key=probabilities.__getitem__),), probabilities)
+
+
+def _reward(e: Experience) -> float:
+    """What was earned; where the policy was not asked, what it earns on average."""
+    if not _unasked(e):
+        return e.sample.reward
+    rewards = e.sample.answer_rewards
+    return fmean(float((e.answer_logprobs[t].exp() * torch.tensor(rewards[t])).sum()) for t in rewards)
+
+
+def _unasked(e: Experience) -> bool:
+    """Whether what was said was drawn before the policy was known (`RunConfig.reads_once`)."""
+    return e.sample.pool is not None and bool(e.answer_logprobs) and not any(s.probabilities for s in e.sample.said)

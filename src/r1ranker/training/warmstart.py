@@ -21,7 +21,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from r1ranker.backends.encoding import Encoder, batches
 from r1ranker.backends.loading import load, pick_device, pick_dtype, set_threads
 from r1ranker.backends.padding import positions
-from r1ranker.errors import DataError, NotFiniteError
+from r1ranker.errors import ConfigError, DataError, NotFiniteError
 from r1ranker.io.config import RunConfig, WarmstartConfig
 from r1ranker.io.progress import track
 from r1ranker.problem import Problem
@@ -58,6 +58,7 @@ def _warmstart(config: RunConfig, problems: Sequence[Problem]) -> Path:
     problems = taught(problems, settings)
     network, tokenizer = _start(config, problems)
     encoder = Encoder(tokenizer)
+    _check_context(network, encoder, problems)
     # Thrown away afterwards: it only makes the hidden state at a candidate's end carry how good the candidate is.
     torch.manual_seed(config.seed)
     judge = nn.Linear(network.config.get_text_config().hidden_size, 1).to(network.device)
@@ -118,6 +119,18 @@ def _start(config: RunConfig, problems: Sequence[Problem]) -> tuple[Any, Any]:
     device = pick_device(config.device)
     set_threads(network, device, config.threads)
     return network.to(device), tokenizer
+
+
+def _check_context(network: Any, encoder: Encoder, problems: Sequence[Problem]) -> None:
+    """ConfigError where a model could read no prompt of a whole pool, which nobody would see before it ranks."""
+    context = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(problems, key=lambda problem: len(_text(problem)))
+    tokens = len(encoder.encode_text(_text(longest)))
+    if context and tokens > context:
+        raise ConfigError(
+            f"a prompt ({longest.qid!r}) has {tokens} tokens, and the model reads {context}: raise "
+            "warmstart.scratch.context, take another model, or make the pools smaller"
+        )
 
 
 def _text(problem: Problem) -> str:
