@@ -273,6 +273,9 @@ def test_settings_that_do_not_go_together_are_refused() -> None:
     only_ranks = config(ppo={"answer": "sampled", "critic": "separate"})
     with pytest.raises(ConfigError, match=r"set ppo\.critic=head"):
         only_ranks.check_training()
+    for ppo, words in (({"shard": True}, r"set ppo\.shard=false"), ({"centre": True}, r"set ppo\.centre=false")):
+        with pytest.raises(ConfigError, match=words):
+            config(ppo=ppo).check_training()
 
 
 def test_a_model_is_asked_the_way_it_was_trained_and_its_adapter_makes_the_same_model(tmp_path: Path) -> None:

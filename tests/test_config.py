@@ -116,6 +116,9 @@ def test_numbers_outside_their_sense_are_refused_by_their_key(override: str) -> 
         (["warmstart.scratch.hidden=30", "warmstart.scratch.heads=4"], "hidden=30 must be a multiple of twice heads=4"),
         (["warmstart.scratch.vocab=300", "warmstart.scratch.identifiers=50"], "vocab=300 leaves no room"),
         (["ppo.group=9", "ppo.batch=8"], "batch=8 does not hold whole groups of 9"),
+        (["layout=relist", "readout=identifier"], "readout=identifier is of layout blocks"),
+        (["layout=append", "query=last"], "query=last is of layout blocks"),
+        (["dtype=int8"], "dtype"),
     ],
 )
 def test_numbers_that_do_not_go_together_are_refused(overrides: list[str], message: str) -> None:

@@ -240,6 +240,31 @@ def test_adapters_trained_one_on_top_of_the_other_join_into_one(base: Path, adap
     assert 0 < join_adapters([adapter], 2, tmp_path / "half") < 1
 
 
+def test_a_rank_above_that_of_the_sum_is_filled_with_nothing(base: Path, adapter: Path, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    join_adapters([adapter], 4, tmp_path / "same")
+    join_adapters([adapter], 9, tmp_path / "wide")
+    wide = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "wide")
+    same = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "same")
+    torch.testing.assert_close(logits(wide), logits(same))
+
+
+def test_adapters_that_do_not_belong_together_are_named_and_one_that_adds_nothing_is_kept(
+    adapter: Path, tmp_path: Path
+) -> None:
+    for name, change in (("idle", lambda value: value * 0), ("other", lambda value: value[:-1])):
+        shutil.copytree(adapter, tmp_path / name)
+        file = tmp_path / name / "adapter_model.safetensors"
+        changed = {
+            key: change(value) if "lora_B" in key or name == "other" else value
+            for key, value in load_file(file).items()
+        }
+        save_file({key: value.contiguous() for key, value in changed.items()}, file)
+    assert join_adapters([tmp_path / "idle"], 4, tmp_path / "joined") == 1
+    with pytest.raises(BackendError, match=r"has another shape in each of .*adapter, .*other: of one model each"):
+        join_adapters([adapter, tmp_path / "other"], 4, tmp_path / "joined")
+
+
 def test_an_adapter_of_the_first_layers_makes_a_model_of_them_alone(base: Path, adapter: Path, tmp_path: Path) -> None:
     join_adapters([adapter], 4, tmp_path / "of_one", layers=1)
     assert all(".layers.0." in name for name in load_file(tmp_path / "of_one" / "adapter_model.safetensors"))

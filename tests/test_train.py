@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.io.config import RunConfig
 from r1ranker.io.runs import RANKING
-from r1ranker.problem import Candidate, Problem
+from r1ranker.problem import Candidate, Problem, part_of
+from r1ranker.prompts import build_prompt
 from r1ranker.training import ppo as ppo_module
 from r1ranker.training.checkpoint import checkpoints, discard
 from r1ranker.training.learner import Learner, new_learner
-from r1ranker.training.logs import RunLog, read_log
+from r1ranker.training.logs import KEPT, RunLog, kept_of, read_log
 from r1ranker.training.ppo import ppo_step, train
+from r1ranker.training.rollout import check_prompts
 from r1ranker.training.shown import SHOWN
 
 MakeProblem = Callable[..., Problem]
@@ -241,6 +244,99 @@ def test_a_pool_longer_than_the_context_is_no_obstacle_where_candidates_stand_si
     run = config(layout="blocks", ask="best", ppo=ppo)
     train(run, {"train": [long], "dev": [], "test": []})
     assert checkpoints(run.out)
+
+
+ONCE = {"answer": "expected", "critic": "head", "kl": 0.0, "episode_share": 0.0, "batch": 8, "minibatch": 8}
+
+
+def test_where_nobody_draws_the_reward_is_what_the_policy_earns(
+    config: Callable[..., RunConfig], problems: list[Problem]
+) -> None:
+    run = config(layout="blocks", ask="best", ppo=ONCE | {"objective": "log", "steps": 3, "validate_every": 1})
+    assert run.reads_once
+    train(run, {"train": problems, "dev": [], "test": []})
+    for row in read_log(run.out)[1:]:
+        assert row["reward"] == row["reward_selection"] == row["expected_reward"]
+    for line in (run.out / "rollouts.jsonl").read_text(encoding="utf-8").splitlines():
+        (step,) = RANKING.validate_json(line).steps
+        assert step.removed[0] == max(step.probabilities, key=step.probabilities.__getitem__)
+        assert 0 < json.loads(line)["reward"] < 3
+
+
+def test_the_surrogate_learns_alike_with_and_without_a_reference(
+    config: Callable[..., RunConfig], problems: list[Problem], tmp_path: Path
+) -> None:
+    """Without one, and where an update is one pass, its advantages are still of the policy that it starts from."""
+    saved = []
+    for kl in (0.0, 1e-12):
+        run = config(layout="blocks", ask="best", out=str(tmp_path / str(kl)), ppo=ONCE | {"kl": kl, "steps": 3})
+        train(run, {"train": problems, "dev": [], "test": []})
+        saved.append(weights(run.out)["policy"])
+    for name, value in saved[0].items():
+        torch.testing.assert_close(value, saved[1][name], msg=name)
+
+
+def test_a_run_that_is_ended_early_is_validated_where_it_ends(
+    config: Callable[..., RunConfig], problems: list[Problem]
+) -> None:
+    splits = {"train": problems, "dev": problems[:4], "test": []}
+    ppo = {"steps": 6, "checkpoint_every": 2, "keep": 9, "validate_every": 9}
+    train(config(ppo=ppo), splits)
+    for newer in checkpoints(config().out)[1:]:
+        newer.unlink()
+    shorter = config(ppo=ppo | {"steps": 2, "checkpoint_every": 1, "max_prompt_tokens": 2000})
+    train(shorter, splits, resume=True)
+    rows = read_log(shorter.out)
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    assert {"dev_mrr", "policy_loss"} <= rows[-1].keys()
+
+
+def test_what_was_kept_is_told_by_the_model_not_by_a_log_that_began_again(tmp_path: Path) -> None:
+    (tmp_path / "kept.json").write_text('{"step": 8, "score": 0.75}')
+    with RunLog(tmp_path) as log:
+        log.write(0, {KEPT: 0, "dev_mrr": 0.4})
+        log.write(4, {KEPT: 8, "dev_mrr": 0.7})
+    assert str(kept_of(tmp_path)) == "step 4, kept step 8: dev MRR 0.750, 0.400 at the start, 0.700 at the end"
+
+
+def test_a_run_begun_anew_leaves_nothing_of_the_one_before(
+    config: Callable[..., RunConfig], problems: list[Problem]
+) -> None:
+    pytest.importorskip("peft")
+    splits = {"train": problems, "dev": [], "test": []}
+    run = config(ppo={"steps": 1, "lora": 2})
+    train(run, splits)
+    assert (run.out / "adapter").is_dir()
+    train(config(ppo={"steps": 1}), splits, overwrite=True)
+    assert not (run.out / "adapter").exists()
+
+
+def test_a_checkpoint_that_cannot_be_read_never_replaces_one_that_can(
+    config: Callable[..., RunConfig], problems: list[Problem]
+) -> None:
+    splits = {"train": problems, "dev": [], "test": []}
+    run = config(ppo={"steps": 2, "checkpoint_every": 2})
+    train(run, splits)
+    (run.out / "checkpoint-00000005.pt").write_bytes(b"cut")
+    longer = config(ppo={"steps": 3, "checkpoint_every": 2})
+    train(longer, splits, resume=True)
+    assert [path.name for path in checkpoints(run.out)] == ["checkpoint-00000003.pt"]
+    assert weights(run.out)["step"] == 3
+
+
+def test_prompts_are_checked_by_the_candidates_that_have_the_most_tokens(
+    config: Callable[..., RunConfig], make_problem: MakeProblem
+) -> None:
+    texts = ["the cat sat on the mat and then the cat sat on the mat", *(["鯨鷹梟鮭鱒鮎鯉鱈"] * 3)]
+    mixed = make_problem(4, candidates=tuple(Candidate(f"d{k}", text) for k, text in enumerate(texts)))
+    run = config(ppo={"max_prompt_tokens": 10**6, "largest_pool": 3})
+    encoder = new_learner(run).backend.encoder
+    dense = part_of(mixed, (2, 3, 4))
+    tokens = len(encoder.encode(build_prompt(dense, dense.identifiers, run.design, layout=run.layout, think=run.think)))
+    for most in (tokens, tokens - 1):
+        limited = config(ppo={"max_prompt_tokens": most, "largest_pool": 3})
+        with nullcontext() if most == tokens else pytest.raises(ConfigError, match=f"a training prompt has {tokens}"):
+            check_prompts(encoder, [mixed], limited)
 
 
 def test_prompts_are_checked_at_the_largest_pool_that_is_trained_on(
