@@ -19,8 +19,9 @@ from r1ranker.training.algorithms.gae import gae
 from r1ranker.training.batch import pack
 from r1ranker.training.experience import Experience, with_advantages
 from r1ranker.training.learner import Learner, new_learner
-from r1ranker.training.ppo import largest_pool, mini_batches, ppo_loss, ppo_step
+from r1ranker.training.ppo import largest_pool, ppo_step
 from r1ranker.training.rollout import collect, draw
+from r1ranker.training.update import mini_batches, ppo_loss
 
 MakeProblem = Callable[..., Problem]
 NEVER = 10**9

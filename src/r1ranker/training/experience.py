@@ -2,7 +2,7 @@
 
     score under the old policy, critic and reference -> advantages, by the estimator -> credit of whole answers
 
-Next in the data flow: `ppo`.
+Next in the data flow: `update`.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def _known(learner: Learner, samples: Sequence[Sample], batch: Batch | PoolBatch
 
 
 def _judged(samples: Sequence[Sample], batch: PoolBatch) -> Scores | None:
-    """From a judge's numbers. Rounding of bfloat16 does not matter here: see `ppo.ppo_loss`."""
+    """From a judge's numbers. Rounding of bfloat16 does not matter here: see `update.ppo_loss`."""
     if not all(sample.judged for sample in samples):
         return None
     values_B_N = pad_sequence([torch.tensor(sample.judged) for sample in samples], batch_first=True)

@@ -28,7 +28,7 @@ def shard(network: Any, dtype: torch.dtype) -> None:
     layers = [module for module in network.modules() if isinstance(module, GradientCheckpointingLayer)]
     for module in (*layers, network):
         fully_shard(module, mesh=mesh, mp_policy=passes)
-        module.set_gradient_divide_factor(1.0)  # the sum over processes: `ppo` divides by tokens
+        module.set_gradient_divide_factor(1.0)  # the sum over processes: `update` divides by tokens
         module.set_force_sum_reduction_for_comms(True)
 
 
