@@ -37,6 +37,15 @@ def test_notes_are_places_in_the_pool_and_stand_behind_the_text() -> None:
     assert [c.text for c in noted.candidates] == ["A", "B", "C"]
 
 
+def test_a_ranker_may_be_called_otherwise() -> None:
+    pool = choice("u", "A", "ABC")
+    (plain,), (called,) = noted_by(["prior", "bm25"], [], [pool]), noted_by(["prior=first", "bm25=no. 2"], [], [pool])
+    for one, other in zip(plain.candidates, called.candidates, strict=True):
+        assert other.note == one.note.replace("popularity", "first").replace("bm25", "no. 2")
+    with pytest.raises(ConfigError, match=r"'item-nn'.*item-knn"):
+        with_notes({"train": [pool], "dev": [], "test": []}, ["item-nn=first"])
+
+
 def test_a_specialist_knows_nothing_of_the_training_problem_that_it_ranks() -> None:
     pytest.importorskip("sklearn")
     # Everyone had Z. Each title is chosen by one user, so only a leak could put it first for that very user.

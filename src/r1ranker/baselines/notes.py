@@ -39,11 +39,12 @@ def load_splits(sources: Sequence[DataConfig], scenarios: Mapping[str, Scenario]
 def with_notes(splits: Splits, rankers: Sequence[str]) -> Splits:
     """The same problems; each candidate's note is its place by each of `rankers` that serves the scenario.
 
+    A ranker may be given as `bm25=second ranker`: then that is what the model reads in place of its name.
     Raises ConfigError for an unknown ranker, BackendError where one's library is not installed, DataError where
     a specialist has nothing to learn from.
     """
     known = [*(name for name in BASELINES if name != "oracle"), *SPECIALISTS]
-    for name in rankers:
+    for name in (ranker.partition("=")[0] for ranker in rankers):
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1) or [", ".join(known)]
             raise ConfigError(f"show: no ranker is called {name!r}; did you mean {near[0]}?")
@@ -59,12 +60,12 @@ def with_notes(splits: Splits, rankers: Sequence[str]) -> Splits:
 
 
 def noted_by(rankers: Sequence[str], learn: Sequence[Problem], problems: Sequence[Problem]) -> list[Problem]:
-    """Problems with the places that rankers give their candidates; specialists learn from `learn`."""
+    """Problems with the places that `rankers` give their candidates (`with_notes`); specialists learn from `learn`."""
     notes: dict[int, list[list[str]]] = {id(p): [[] for _ in p.candidates] for p in problems}
-    for name in rankers:
+    for name, _, words in (ranker.partition("=") for ranker in rankers):
         served = [p for p in problems if (has_prior(p) if name == "prior" else name in BASELINES or serves(name, p))]
         for problem, ranking in zip(served, _ranked(name, learn, served), strict=True):
-            shown = problem.words.prior if name == "prior" else name
+            shown = words or (problem.words.prior if name == "prior" else name)
             place = {docid: i for i, docid in enumerate(ranking.docids, start=1)}
             for note, candidate in zip(notes[id(problem)], problem.candidates, strict=True):
                 note.append(f"{shown} {place[candidate.docid]}")

@@ -69,7 +69,9 @@ class DataConfig(Strict):
     path: Path | None = Field(None, description="its folder or file")
     seed: int = Field(0, description="of splits, pools and negatives")
     limit: int | None = Field(None, ge=1, description="problems per task and split, at most")
-    show: tuple[str, ...] = Field((), description="rankers whose places the model reads: prior, bm25, item-knn, ...")
+    show: tuple[str, ...] = Field(
+        (), description="rankers whose places the model reads: prior, bm25, bm25=other words for it"
+    )
     splits: tuple[Literal["train", "dev", "test"], ...] = Field(
         ("train", "dev", "test"), min_length=1, description="those that are used; `[test]`: trained on by nothing"
     )
