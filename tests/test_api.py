@@ -123,7 +123,7 @@ def test_top_k_returns_the_best_and_asks_no_further_where_the_best_are_selected(
     assert best.ranking.usage.calls == 3
     assert rank("owls", texts, str(tiny_dir), ask="worst", top_k=3).ranking.usage.calls == 7
     assert len(rank("owls", texts, str(tiny_dir), ask="best", top_k=20)) == 8
-    with pytest.raises(ConfigError, match="top_k must be at least 1"):
+    with pytest.raises(ConfigError, match="top_k must be a whole number of at least 1"):
         rank("owls", texts, str(tiny_dir), top_k=0)
 
 

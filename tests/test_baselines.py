@@ -158,3 +158,10 @@ def test_candidates_that_thoughts_left_over_tie_and_chosen_ones_do_not() -> None
     assert firsts(thought).keys() == {"d1", "d2", "d3"}
     problem, ranking = left_as_given(1, replace(thought, probabilities={1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4}))
     assert undecided_by_coin(problem, ranking, "model") == ranking
+
+
+def test_an_unasked_candidate_may_come_to_stand_anywhere() -> None:
+    behind = Step((2, 3, 4), Answer("valid", (2, 3, 4)))
+    cases = (left_as_given(k, behind) for k in range(400))
+    places = Counter(undecided_by_coin(*case, "m").docids.index("d1") for case in cases)
+    assert sorted(places) == [0, 1, 2, 3] and all(abs(n - 100) < 35 for n in places.values())

@@ -315,3 +315,21 @@ def test_one_pass_a_step_has_the_gradient_of_drawing_first(tmp_path: Path) -> No
     for name, value in before.items():
         one, two = once[name] - value, drawn[name] - value
         assert torch.allclose(one, two, atol=1e-3 * float(two.abs().max()) + 1e-9), name
+
+
+@pytest.mark.parametrize("ask", ["worst", "best"])
+def test_an_episode_is_drawn_by_the_judges_probabilities(nano: TransformersBackend, ask: str) -> None:
+    whole = problem()
+    settings = config(ask=ask, ppo={"answer": "sampled"})
+    (episode,) = pools.episodes(nano, [(whole, whole.identifiers, True, random.Random(0))], settings)
+    judged = torch.tensor(episode.judged).double() * (1 if ask == "best" else -1)
+    for step in episode.said:
+        fresh = torch.softmax(judged[[k - 1 for k in step.pool]], -1).tolist()
+        assert [step.probabilities[k] for k in step.pool] == pytest.approx(fresh, abs=1e-6)
+
+
+def test_chance_is_what_a_random_choice_earns_on_average(nano: TransformersBackend) -> None:
+    whole = problem()
+    settings = config(ask="best", ppo={"answer": "sampled", "centre": True, "reward": "graded"})
+    (episode,) = pools.episodes(nano, [(whole, (1, 2, 5), True, random.Random(0))], settings)
+    assert episode.chance[0] == pytest.approx((1.0 + 0.0 + 0.5) / 3)

@@ -107,3 +107,14 @@ def test_qids_that_collide_over_tasks_are_an_error() -> None:
 
 def test_nothing_in_nothing_out() -> None:
     assert evaluate_by_task([], []) == {}
+
+
+@pytest.mark.parametrize("k", [1, 3, 5, 10])
+def test_a_cutoff_counts_its_last_place_and_none_behind(k: int) -> None:
+    order = tuple(f"d{n}" for n in range(1, 13))
+    for place in (k, k + 1):
+        problem = small_problem(12, positive=place)
+        found = evaluate([Ranking("q1", order, tuple(float(-n) for n in range(12)))], [problem])
+        assert found[f"hit@{k}"]["q1"] == (place == k)
+        if k >= 5:
+            assert found[f"nDCG@{k}"]["q1"] == pytest.approx((place == k) / log2(place + 1))

@@ -19,6 +19,7 @@ from r1ranker.evaluation.results import (
     AVERAGE,
     COSTS,
     UNASKED,
+    Comparison,
     Row,
     TaskValues,
     all_rows,
@@ -31,7 +32,7 @@ from r1ranker.evaluation.results import (
     write_csv,
     write_results,
 )
-from r1ranker.evaluation.table import markdown_table, percent, results_table
+from r1ranker.evaluation.table import markdown_table, percent, results_table, stars
 from r1ranker.problem import Answer, Problem, Step, Usage
 
 COLUMNS = ["task", "system", "split", "measure", "value", "n", "ci_low", "ci_high"]
@@ -257,3 +258,15 @@ def test_the_terminal_table_prints_names_as_they_are(rows: list[Row]) -> None:
 def test_a_table_is_of_one_split() -> None:
     with pytest.raises(DataError, match="dev, test"):
         markdown_table([row("a", "random", 0.5), row("a", "random", 0.4, split="dev")])
+
+
+def test_the_interval_of_the_average_is_that_of_tasks_drawn_apart() -> None:
+    values = {task: {"MRR": {f"{task}{k}": float(k % 2) for k in range(100)}} for task in ("a", "b")}
+    half = {row.task: (row.ci_high - row.ci_low) / 2 for row in rows_of("s", "test", values)}
+    assert half["a"] == pytest.approx(1.96 * 0.05, rel=0.1)
+    assert half[AVERAGE] == pytest.approx(1.96 * 0.05 / 2**0.5, rel=0.1)
+
+
+def test_one_star_is_below_five_percent_and_two_below_one() -> None:
+    found = [stars(Comparison("t", "s", "b", "MRR", 0.1, 9, 0.001, p)) for p in (0.009, 0.01, 0.049, 0.05)]
+    assert found == ["**", "*", "*", ""]

@@ -64,3 +64,7 @@ def test_the_interval_holds_the_mean_and_narrows_with_more_queries() -> None:
 def test_the_bootstrap_is_seeded() -> None:
     assert (bootstrap_means([0, 1, 2], seed=1) == bootstrap_means([0, 1, 2], seed=1)).all()
     assert confidence_interval([0.5]) == (0.5, 0.5)
+
+
+def test_sums_that_differ_by_rounding_alone_are_equal() -> None:
+    assert paired_randomisation([0.1, 0.1, 0.1, -0.1]) == 10 / 16  # |sum| is 0.4 twice, 0.2 eight times, else 0

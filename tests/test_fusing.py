@@ -16,7 +16,7 @@ from r1ranker.evaluation.fusion import choose_weight
 from r1ranker.evaluation.systems import parse_system
 from r1ranker.io.config import RunConfig
 from r1ranker.problem import Problem, Ranking, Usage
-from r1ranker.ranking.fusing import Fusion, fuse, parse_fusion
+from r1ranker.ranking.fusing import Fusion, _reciprocal, fuse, parse_fusion
 from r1ranker.ranking.rankers import Fused, IRanker
 from r1ranker.ranking.spec import RankerSpec
 
@@ -141,3 +141,16 @@ def test_the_weight_chosen_on_dev_is_that_of_the_better_one() -> None:
         choose_weight([ranked(by_prior[0], 1, 2, 3)], by_prior)
     empty = Problem("empty", "t", "passage", (), query="q", gains={"x": 1}, nothing_found=True)
     assert choose_weight([ranked(p, 3, 2, 1) for p in by_prior], [*by_prior, empty]) < 0.5
+
+
+def test_a_weight_is_chosen_over_tasks_not_over_queries() -> None:
+    right, wrong = {"d1": 3.0, "d2": 2.0, "d3": 1.0}, {"d1": 1.0, "d2": 2.9, "d3": 3.0}
+    many = [small_problem(3, prior=right, qid=f"a{i}", task="many") for i in range(3)]
+    model = [small_problem(3, prior=wrong, qid=f"b{i}", task=f"t{i}") for i in range(2)]
+    rankings = [ranking_from(p, (3, 2, 1), (), Usage()) for p in many]
+    rankings += [ranking_from(p, (1, 2, 3), (), Usage()) for p in model]
+    assert choose_weight(rankings, [*many, *model]) > 0.5
+
+
+def test_reciprocal_ranks_are_by_sixty_and_ties_share_their_mean() -> None:
+    assert _reciprocal({1: 3.0, 2: 2.0, 3: 2.0}) == pytest.approx({1: 1 / 61, 2: 1 / 62.5, 3: 1 / 62.5})

@@ -404,3 +404,9 @@ def test_whatever_the_texts_they_are_cut_to_the_models_context(
 def test_what_an_endpoint_can_read_is_not_known_and_nothing_is_cut(make_problem: MakeProblem) -> None:
     problem = make_problem(3, candidates=tuple(Candidate(f"d{i}", "word " * 9999) for i in range(3)))
     assert RankerSpec(truncate="context").around(ScriptedBackend()).rank(problem).usage.cut == 0
+
+
+def test_the_better_halves_go_on_and_losers_keep_their_order(make_problem: MakeProblem) -> None:
+    ranking = Tournament(eliminating(), 3).rank(make_problem(12))
+    assert ranking.docids == in_order(12)
+    assert ranking.usage.calls == 8 + 5 + 3 + 2  # groups of 3, 3, 3, 3; 3, 3, 2; 3, 2; 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from torch import Tensor
 from quick_runs import VARIANTS, assert_same
 from r1ranker.io.config import PPOConfig, RunConfig
 from r1ranker.problem import Problem
+from r1ranker.training import update as update_module
 from r1ranker.training.algorithms.gae import gae
-from r1ranker.training.batch import pack
-from r1ranker.training.experience import Experience, with_advantages
+from r1ranker.training.batch import Sample, pack
+from r1ranker.training.experience import Experience, _by_group, _by_step, _by_token, with_advantages
 from r1ranker.training.learner import Learner, new_learner
-from r1ranker.training.ppo import largest_pool, ppo_step
+from r1ranker.training.parallel import Crew
+from r1ranker.training.ppo import batch_stats, largest_pool, ppo_step
 from r1ranker.training.rollout import collect, draw
 from r1ranker.training.update import mini_batches, ppo_loss
 
@@ -317,3 +320,66 @@ def test_recomputed_activations_change_nothing_of_a_step(
         weights.append(learner.policy.state_dict())
     for name, plain in weights[0].items():
         torch.testing.assert_close(weights[1][name], plain, atol=3e-3, rtol=0)
+
+
+def known(sample: Sample) -> Experience:
+    zero = torch.zeros(len(sample.completion_ids))
+    return Experience(sample, zero, zero, zero)
+
+
+def test_each_steps_tokens_have_its_own_advantage() -> None:
+    one, other = (
+        known(Sample([0], [1] * 4, None, 0.0, rewards={1: first, 3: 0.0})) for first in (1.0, 0.0)
+    )  # two steps of two tokens
+    _by_group([[one], [other]], PPOConfig(estimator="dr_grpo", group=2))
+    assert one.advantages.tolist() == [0.5, 0.5, 0.0, 0.0]
+    assert other.advantages.tolist() == [-0.5, -0.5, 0.0, 0.0]
+
+
+def test_chance_is_taken_off_the_reward() -> None:
+    sample = Sample([0], [1, 2], None, 1.0, chance={1: 0.25})
+    assert _by_token(sample).tolist() == [0.0, 0.75]
+    assert _by_step(sample) == [0.75]
+
+
+def test_every_epoch_goes_over_the_batch(config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    run, made = config(ppo={"epochs": 3, "minibatch": 4}), list[object]()
+    monkeypatch.setattr(update_module, "_minibatch", lambda *given: made.append(given) or Counter(tokens=1))
+    update_module.update(new_learner(run), {0: [None] * 8}, run.ppo, random.Random(0))
+    assert len(made) == 3 * 2
+
+
+def moved_weights(config: Callable[..., RunConfig], problems: list[Problem], most: float) -> tuple[Tensor, Tensor]:
+    run = config(ppo={"max_grad_norm": most, "kl": 0.3})
+    learner = new_learner(run)
+    experience = moved_experience(learner, problems, run)
+    wanted = torch.cat([g.flatten() for g in gradients(learner, loss_of(learner, experience, run.ppo))])
+    learner.optimizer = torch.optim.SGD(learner.optimizer.param_groups, lr=1.0)
+    parameters = [p for group in learner.optimizer.param_groups for p in group["params"]]
+    for group in learner.optimizer.param_groups:
+        group["lr"] = 1.0
+    before = torch.cat([p.detach().flatten().clone() for p in parameters])
+    update_module._minibatch(learner, experience, run.ppo)
+    moved = before - torch.cat([p.detach().flatten() for p in parameters])
+    return moved, wanted / sum(len(e.old_values) for e in experience)
+
+
+def test_a_step_is_the_mean_by_token(config: Callable[..., RunConfig], problems: list[Problem]) -> None:
+    moved, mean = moved_weights(config, problems, 1e9)
+    assert float((moved - mean).norm()) < 1e-3 * float(mean.norm())
+
+
+def test_gradients_are_scaled_down_to_the_bound(config: Callable[..., RunConfig], problems: list[Problem]) -> None:
+    moved, mean = moved_weights(config, problems, 1e-2)
+    assert float(mean.norm()) > 1e-2
+    assert float(moved.norm()) == pytest.approx(1e-2, rel=1e-2)
+
+
+def test_the_logged_reward_is_the_mean_over_steps() -> None:
+    long = Sample([0], [1, 1, 1], None, 1.0, {"exclusion": 1.0}, steps=3)
+    short = Sample([0], [1], None, 0.0, {"exclusion": 0.0})
+    both = [known(long), known(short)]
+    for e in both:
+        e.returns = torch.zeros_like(e.old_values)
+    stats = batch_stats(both, Crew())
+    assert (stats["reward"], stats["reward_exclusion"], stats["tokens"]) == (0.75, 0.75, 6)

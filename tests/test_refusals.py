@@ -102,7 +102,7 @@ def test_places_that_cannot_be_written_are_found_before_the_work(
         (["--run", "x=RUN", "--run", "x=RUN"], "the system name 'x' is taken"),
         (["--run", "a b=RUN"], "no spaces"),
         (["--run", "../x=RUN"], "no spaces, '/' or leading dot"),
-        (["--against", "priro"], "no system 'priro' to test against; there are random, prior, bm25"),
+        (["--against", "priro"], "no system 'priro' to test against (--against); there are random, prior, bm25"),
         (["--baselines", "random,magic"], "unknown baseline 'magic'; there are"),
         (["--system", "x=iranker:nano,window=1"], "a window of 1 asks nothing"),
         (["--system", "x=iranker:nano,max_calls=0"], "a budget of 0 calls asks nothing"),
@@ -235,9 +235,9 @@ def test_evaluate_names_queries_that_failed_and_why(
 
 
 def test_names_in_python_are_text(make_problem: MakeProblem) -> None:
-    with pytest.raises(DataError, match=r"7 is a int; names are text, such as '7'"):
+    with pytest.raises(DataError, match=r"7 is a int; a name is text, such as '7'"):
         make_problem(2, candidates=(Candidate(7, "text"), Candidate("d2", "text")), gains={})  # type: ignore[arg-type]
-    with pytest.raises(DataError, match="names are text"):
+    with pytest.raises(DataError, match="a name is text"):
         make_problem(2, gains={1: 1})
 
 

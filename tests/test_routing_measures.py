@@ -183,3 +183,13 @@ def test_the_source_gives_score_and_cost_of_each_question(tmp_path: Path) -> Non
     for problem in test:
         number = int(problem.query.removeprefix("what is "))
         assert known[problem.qid] == {"a": (number % 2, 0.25), "b": (1 - number % 2, 1.0)}
+
+
+def test_an_llm_has_a_place_where_it_answered_every_query() -> None:
+    known = {"a": {"x": Outcome(1.0, 0.1), "y": Outcome(0.0, 0.25)}, "b": {"y": Outcome(1.0, 0.75)}}
+    assert llm_points(known) == {"y": Point(0.5, 0.5)}
+
+
+def test_of_equal_scores_the_cheaper_is_chosen_whatever_rounding_says() -> None:
+    known = {"q": {"dear": Outcome(0.1 + 0.2, 2.0), "cheap": Outcome(0.3, 1.0)}}
+    assert choices_by_price(known, [0.0]) == [oracle_choices(known)] == [{"q": "cheap"}]

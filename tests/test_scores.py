@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from itertools import pairwise
+from statistics import fmean
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 
 from conftest import small_problem
 from r1ranker.backends.base import Choice
-from r1ranker.problem import Problem, Ranking
+from r1ranker.elimination import ranking_from
+from r1ranker.problem import Answer, Problem, Ranking, Step, Usage
 from r1ranker.ranking.fusing import fuse
 from r1ranker.ranking.plans import Plan, Reply, eliminate, judged, listed, windows
 from r1ranker.ranking.scores import best_of_pool, scores
@@ -103,3 +105,28 @@ def test_where_no_model_gave_probabilities_scores_are_by_rank() -> None:
 
 def test_a_failed_query_has_no_scores() -> None:
     assert scores(small_problem(4), Ranking("q1", (), (), error="no answer")) == ()
+
+
+def test_a_fused_order_against_the_model_has_scores_that_say_so() -> None:
+    problem = small_problem(4, prior={"d1": 9.0, "d4": 5.0, "d3": 2.0, "d2": 1.0})
+    step = Step((1, 2, 3, 4), Answer("valid", (2, 3, 4, 1)), probabilities=STRENGTHS)
+    fused = fuse(problem, ranking_from(problem, (2, 3, 4, 1), (step,), Usage()), 0.0)
+    mean = fmean(4 * p / (1 + 4 * p) for p in STRENGTHS.values())
+    assert scores(problem, fused) == pytest.approx([mean] * 4, abs=1e-3)  # the order is the prior's, against the model
+
+
+def test_scores_are_of_the_largest_pool_that_was_asked_about() -> None:
+    problem = small_problem(4)
+    whole = Step((1, 2, 3, 4), Answer("valid", (2, 3, 4, 1)), probabilities=STRENGTHS)
+    head = Step((2, 3), Answer("valid", (2, 3)), probabilities={2: 0.9, 3: 0.1})
+    known = [4 * p / (1 + 4 * p) for p in (0.5, 0.25, 0.15, 0.1)]
+    assert scores(problem, ranking_from(problem, (2, 3, 4, 1), (whole, head), Usage())) == pytest.approx(
+        known, abs=1e-3
+    )
+
+
+def test_what_was_not_asked_about_stands_with_the_last() -> None:
+    problem = small_problem(4)
+    head = Step((1, 2), Answer("valid", (1, 2)), probabilities={1: 0.8, 2: 0.2})
+    found = scores(problem, ranking_from(problem, (1, 2, 3, 4), (head,), Usage()))
+    assert found == pytest.approx([1.6 / 2.6, 0.4 / 1.4, 0.4 / 1.4, 0.4 / 1.4], abs=1e-3)

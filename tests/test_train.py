@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from conftest import small_problem
 from quick_runs import VARIANTS, assert_same
+from r1ranker.backends.scripted import ScriptedBackend
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.io.config import RunConfig
@@ -26,6 +28,7 @@ from r1ranker.training.logs import KEPT, RunLog, kept_of, read_log
 from r1ranker.training.ppo import ppo_step, train
 from r1ranker.training.rollout import check_prompts
 from r1ranker.training.shown import SHOWN
+from r1ranker.training.validation import dev_mrr
 
 MakeProblem = Callable[..., Problem]
 NEVER = 10**9
@@ -377,3 +380,10 @@ def test_a_damaged_line_of_a_run_s_log_is_named(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text('{"step": 0}\n{"step": \n{"step": 2}\n{"st')
     with pytest.raises(DataError, match=r"log\.jsonl:2: not JSON"):
         read_log(tmp_path)
+
+
+def test_the_kept_model_is_chosen_by_tasks_that_count_alike(config: Callable[..., RunConfig]) -> None:
+    dev = [small_problem(4, positive=1, qid=f"a{i}", task="a") for i in range(3)]
+    dev.append(small_problem(4, positive=4, qid="b", task="b"))
+    found = dev_mrr(ScriptedBackend(weigh=lambda prompt, k: float(k)), dev, config())
+    assert found == {"dev_mrr": 0.625, "dev_mrr/a": 1.0, "dev_mrr/b": 0.25}

@@ -12,13 +12,14 @@ do, from the same files. All imports are in the functions, so that ranking loads
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from r1ranker.errors import BackendError, ConfigError
-from r1ranker.problem import Candidate, Problem
+from r1ranker.problem import Candidate, Problem, Ranking
 
 if TYPE_CHECKING:
     from r1ranker.datasets.inline import Texts
@@ -69,6 +70,8 @@ def rank(
     """
     from r1ranker.datasets.inline import candidates_of
 
+    if not isinstance(query, Iterable):
+        raise ConfigError(f"the query is {query!r}: give a text, or a list of them")
     queries = [query] if isinstance(query, str) else list(query)
     pools = [texts] if isinstance(query, str) else _pools(texts, len(queries))
     problems = [
@@ -125,7 +128,12 @@ def route(
     """
     from r1ranker.datasets.inline import llms_of, objective_of
 
-    wish = objective_of(objective or ("balance" if cost_quality is None else cost_quality))
+    if objective != "" and cost_quality is not None:
+        raise ConfigError("cost_quality and objective say the same thing: give one of them")
+    if isinstance(cost_quality, str):
+        raise ConfigError(f"cost_quality is {cost_quality!r}: give a number from 0 to 1, or words as objective")
+    given: str | float = "balance" if objective == "" else objective
+    wish = objective_of(given if cost_quality is None else cost_quality)
     pool: tuple[Candidate, ...] = llms_of(llms)
     problem = Problem("prompt", "route", "routing", pool, query=prompt, objective=wish, instruction=instruction)
     return _only(_ranked([problem], model, top_k, settings))
@@ -242,10 +250,9 @@ def _pools(texts: Texts, count: int) -> list[Texts]:
     """A pool for each query: those given, where each is a list or a table, else the one for all."""
     from r1ranker.datasets.inline import is_table
 
-    if not (
-        isinstance(texts, list | tuple) and texts and all(isinstance(t, list | tuple) or is_table(t) for t in texts)
-    ):
-        return [texts] * count
+    if not (isinstance(texts, list | tuple) and texts and all(isinstance(t, list) or is_table(t) for t in texts)):
+        once = isinstance(texts, Iterator)  # which the first query would use up
+        return [list(texts) if once else texts] * count
     if len(texts) != count:
         raise ConfigError(
             f"there are {count} queries and {len(texts)} lists of texts: give one for each, or one for all"
@@ -259,14 +266,23 @@ def _ranked(problems: Sequence[Problem], model: str, top_k: int | None, settings
     from r1ranker.ranking.rankers import First
     from r1ranker.ranking.spec import RankerSpec, changed
 
-    if top_k is not None and top_k < 1:
-        raise ConfigError(f"top_k must be at least 1, not {top_k}; None returns all")
+    if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
+        raise ConfigError(f"top_k must be a whole number of at least 1, not {top_k!r}; None returns all")
     if settings.get("store"):
         raise ConfigError("a store is kept by `r1ranker rank --store`, or by a CandidateStore of your own")
     spec = changed(RankerSpec(), {"model": model, **settings})
     with loaded(spec) as ranker:
         rankings = (First(ranker, top_k) if top_k else ranker).rank_many(problems)
+    rankings = [_answered(ranking) for ranking in rankings]
     return [Ranked.of(problem, ranking, top_k) for problem, ranking in zip(problems, rankings, strict=True)]
+
+
+def _answered(ranking: Ranking) -> Ranking:
+    """The ranking; where no answer of the model could be read, the order is none of its own, and so it has failed."""
+    if not ranking.steps or ranking.broken < len(ranking.steps):
+        return ranking
+    why = f"none of {ranking.broken} answers of the model could be read; more max_new_tokens, or think=False, may help"
+    return replace(ranking, docids=(), error=why)
 
 
 def _only(ranked: Sequence[Ranked]) -> Ranked:

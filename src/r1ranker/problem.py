@@ -86,11 +86,12 @@ class Problem:
             raise DataError(f"{where}: nothing_found is for an empty pool, this one has candidates")
         if not (self.candidates or self.nothing_found):
             raise DataError(f"{where}: has no candidates; a pool needs at least one")
+        _check_text(where, "query", (self.query, self.objective, self.instruction, *self.history))
         also = " or a history" if "history" in self.words.places else ""
         if not (self.query or (self.history and also)):
             raise DataError(f"{where}: has no query{also}; give the model a context")
         docids = [candidate.docid for candidate in self.candidates]
-        _check_text(where, (self.qid, self.task, *docids, *self.gains, *self.prior))
+        _check_text(where, "name", (self.qid, self.task, *docids, *self.gains, *self.prior))
         if len(set(docids)) != len(docids):
             twice = min(docid for docid, times in Counter(docids).items() if times > 1)
             raise DataError(f"{where}: docid {twice!r} occurs more than once in the pool")
@@ -151,10 +152,11 @@ class Problem:
         return len(self.candidates) > 1 and any(map(self.is_relevant, self.identifiers))
 
 
-def _check_text(where: str, names: Iterable[object]) -> None:
-    for name in names:
-        if not isinstance(name, str):
-            raise DataError(f"{where}: {name!r} is a {type(name).__name__}; names are text, such as {str(name)!r}")
+def _check_text(where: str, what: str, values: Iterable[object]) -> None:
+    for value in values:
+        if not isinstance(value, str):
+            found = f"{value!r} is a {type(value).__name__}"
+            raise DataError(f"{where}: {found}; a {what} is text, such as {str(value)!r}")
 
 
 def name_fault(problem: Problem) -> str:

@@ -13,6 +13,7 @@ a file of them (`--scenarios`), and goes with each problem (`Problem.wording`). 
 from __future__ import annotations
 
 import difflib
+import re
 import string
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -49,6 +50,9 @@ class Scenario:
             if not getattr(self, name).strip():
                 raise DataError(f"{name} is empty; say it in words, or leave it out")
         self._check_context()
+        for name in ("question", "worst", "best", "list", "candidate"):
+            if found := re.search(r"\{\w+\}", getattr(self, name)):
+                raise DataError(f"{name} has {found[0]}, and only a context is filled in: say it without")
         made = {
             "worst": f"Remove the least suitable {self.candidate} that is left.",
             "best": f"Select the most suitable {self.candidate} that is left.",

@@ -341,8 +341,8 @@ class TransformersBackend:
         if longest + max_new_tokens > limit:
             raise PromptError(
                 f"a prompt of {longest} tokens plus {max_new_tokens} to generate exceeds the context of {limit} tokens "
-                f"of {self.name}; use a smaller pool, shorter candidate texts or history, fewer new tokens, "
-                "or a model with a longer context"
+                f"of {self.name}; cut the texts (truncate), show fewer at a time (window), write less (max_new_tokens) "
+                "or take a model with a longer context"
             )
         if rows and (highest := max(max(row, default=0) for row in rows)) >= self._rows_known:
             token = self.encoder.tokenizer.convert_ids_to_tokens(highest)

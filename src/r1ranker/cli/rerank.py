@@ -61,10 +61,15 @@ def rerank(
 
     def make() -> Path:
         from r1ranker.datasets.trec import from_files
-        from r1ranker.io.problems import write_jsonl
+        from r1ranker.io.problems import read_jsonl, write_jsonl
 
         problems.extend(from_files(corpus, queries, run, qrels, depth=depth))
-        write_jsonl(problems, made)
+        if not (options["resume"] and made.is_file()):
+            write_jsonl(problems, made)
+        elif read_jsonl(made) != problems:
+            raise ConfigError(
+                f"{out} was begun with other problems than these files give: take those files, or another --out"
+            )
         return made
 
     with errors():

@@ -55,6 +55,8 @@ def route(
             ranking = settings.rankers[which].build().rank(pool.problem)
             if ranking.error:
                 raise BackendError(f"{which} could not rank: {ranking.error}")
+            if not ranking.steps:
+                raise ConfigError(f"{which} asks nothing about {len(pool.names)} LLMs: lower its top_k")
             decision = decision_of(pool, ranking.docids, scores(pool.problem, ranking), which)
     table = Table("place", "model", "score", "estimated cost", "left out for")
     for place, (model, score) in enumerate(zip(decision.order, decision.scores or [None], strict=False), 1):

@@ -10,10 +10,11 @@ Tables are known by what they can do (`to_dicts` of polars, `to_dict` of pandas)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
-from r1ranker.datasets.collection import ID_KEYS, Document
+from r1ranker.datasets.collection import ID_KEYS, OTHER_IDS, Document
 from r1ranker.datasets.llm_outcomes import LLM
 from r1ranker.datasets.llmrouter import OBJECTIVES, describe, objective_for
 from r1ranker.datasets.rankllm import TEXT_KEYS, spaced
@@ -25,6 +26,8 @@ from r1ranker.problem import Candidate
 Texts = Any
 """A sequence of texts or of dicts, a mapping of docid to either, or a table."""
 NAME_KEYS = ("name", "model", *ID_KEYS)
+ITEM_IDS = re.compile(f"{OTHER_IDS.pattern}|item([-_]?id)?", re.IGNORECASE)
+"""Of what is ranked, as files name it and as tables do."""
 FEATURE_KEYS = ("description", "feature", *TEXT_KEYS)
 
 
@@ -49,8 +52,10 @@ def objective_of(objective: str | float) -> str:
     the weight of quality from 0 (only price matters) to 1 (only quality), which is said as it is."""
     if isinstance(objective, str):
         return OBJECTIVES[objective].sentence if objective in OBJECTIVES else objective
-    if not 0 <= objective <= 1:
-        raise DataError(f"objective {objective}: as a number it is from 0, only price matters, to 1, only quality")
+    if isinstance(objective, bool) or not isinstance(objective, int | float) or not 0 <= objective <= 1:
+        raise DataError(
+            f"the weight of quality is {objective!r}: it is a number from 0, only price matters, to 1, only quality"
+        )
     return objective_for(objective).sentence
 
 
@@ -61,7 +66,7 @@ def entries(given: Texts, id_keys: Sequence[str] = ID_KEYS, *, named: bool = Fal
     if isinstance(given, Mapping) or hasattr(given, "items"):  # or one column of a table, whose index may repeat
         pairs = enumerate(given.items())
         return [(identifier_of(_plain(key), f"the name of entry {place}"), one) for place, (key, one) in pairs]
-    if isinstance(given, str) or not isinstance(given, Iterable):
+    if isinstance(given, str | Set) or not isinstance(given, Iterable):  # the entries of a set have no order
         raise DataError(f"a {type(given).__name__} holds no candidates: give a list, a mapping of docids, or a table")
     return [_entry(place, one, id_keys, named) for place, one in enumerate(given)]
 
@@ -75,13 +80,21 @@ def _rows(table: Any, id_keys: Sequence[str]) -> list[tuple[str, Any]]:
     rows: list[dict[str, Any]] = table.to_dicts() if hasattr(table, "to_dicts") else table.to_dict("records")
     places = list(getattr(table, "index", range(len(rows))))
     rows = [{str(key): value for key, value in row.items() if not _is_missing(value)} for row in rows]
+    without = [place for place, row in zip(places, rows, strict=True) if _id_key(row, id_keys) is None]
+    if without and len(without) < len(rows):
+        raise DataError(f"row {without[0]} has no identifier, and others have: give each one, or leave the column out")
     return [_entry(place, row, id_keys, named=False) for place, row in zip(places, rows, strict=True)]
+
+
+def _id_key(one: Mapping[Any, Any], id_keys: Sequence[str]) -> str | None:
+    known = next((key for key in id_keys if key in one), None)
+    return known or next((key for key in one if isinstance(key, str) and ITEM_IDS.fullmatch(key)), None)
 
 
 def _entry(place: Any, one: Any, id_keys: Sequence[str], named: bool) -> tuple[str, Any]:
     where = f"entry {place}"
     if isinstance(one, Mapping):
-        key = next((key for key in id_keys if key in one), None)
+        key = _id_key(one, id_keys)
         return (str(place) if key is None else identifier_of(_plain(one[key]), f"{where}: {key}")), one
     return (identifier_of(one, where) if named else str(place)), one
 
@@ -112,7 +125,10 @@ def _llm(name: str, value: Any) -> Candidate:
 
 
 def _price(value: Any, where: str) -> float:
-    return finite(str(value), where)
+    price = finite(str(value), where)
+    if price < 0:
+        raise DataError(f"{where} is {value!r}, and no price is negative")
+    return price
 
 
 def _text(value: Any, where: str) -> str:

@@ -72,10 +72,11 @@ def histories_of(
     return histories
 
 
-def _by_item(event: tuple[float, str]) -> tuple[float, int, str]:
+def _by_item(event: tuple[float, str]) -> tuple[float, int, str, str]:
     """Time, then item: among numbers, padded with zeros or not, the shorter is the smaller."""
     time, item = event
-    return time, len(item.lstrip("0")), item
+    number = item.lstrip("0")
+    return time, len(number), number, item
 
 
 class NegativeSampler:

@@ -156,13 +156,17 @@ def ready(judged: Judged, requests: Sequence[Request]) -> list[Request]:
             "%s: %d judged queries have no relevant document or no text, or no hit to train on", judged.task, lost
         )
     if empty := sum(not r.hits for r in ready):
-        log.warning("%s: the first stage found nothing for %d queries, which count 0", judged.task, empty)
+        counted = ", which count 0" if any(judged.grades.values()) else ""
+        log.warning("%s: the first stage found nothing for %d queries%s", judged.task, empty, counted)
     return ready
 
 
 def _need_any(problems: Iterable[Problem], where: str) -> None:
     if not any(problem.candidates for problem in problems):
-        raise DataError(f"{where}: no query has a first stage and a relevant judgement; do they belong together?")
+        raise DataError(
+            f"{where}: no query has a candidate of a first stage (and, with qrels, a relevant judgement); do the files "
+            "belong together, and do queries and texts have words in common?"
+        )
 
 
 def _list(names: str | Sequence[str]) -> list[str]:
@@ -221,14 +225,15 @@ def _from_corpus(path: Path, files: Collection, qrels: Sequence[Judged], top_k: 
 
     first = scores_of(files.run) if files.run else None
     grades = _all_grades(qrels)
-    wanted = None if first is None else set(grades) if qrels else set(first)
-    queries = {qid: query.text for qid, query in read_documents(files.topics, wanted).items()}
+    queries = {qid: query.text for qid, query in read_documents(files.topics, set(grades) if qrels else None).items()}
     if qrels:
         _tell_unjudged(set(queries if first is None else first), grades)
     else:
         grades = {qid: {} for qid in first or queries}
+        if first is not None and (unasked := queries.keys() - first):
+            log.warning("%s: %d queries are not in the run, and left out", files.topics, len(unasked))
         if lost := sum(not queries.get(qid) for qid in grades):
-            log.warning("%s: %d queries have no text and are left out", files.topics, lost)
+            log.warning("%s: %d queries are not there, or have no text, and are left out", files.topics, lost)
     return collected(grades, queries, first, texts, top_k)
 
 

@@ -227,7 +227,7 @@ def aiq(points: Sequence[Point], low: float, high: float) -> float:
         raise DataError(f"AIQ needs bounds with 0 <= low <= high, not {low} and {high}")
     corners = hull(points)
     if low == high:
-        return max(corner.quality for corner in corners)
+        return quality_within(points, low)
     costs = [low, *(corner.cost for corner in corners if low < corner.cost < high), high]
     values = np.interp(costs, [corner.cost for corner in corners], [corner.quality for corner in corners])
     area = np.diff(costs) @ (values[:-1] + values[1:]) / 2

@@ -120,7 +120,8 @@ def check_systems(systems: Sequence[str | ModelSystem], given: Iterable[str], ba
         if name.split() != [name] or "/" in name or name.startswith("."):
             raise ConfigError(f"system {name!r}: run files and their tags are named so; no spaces, '/' or leading dot")
     if baseline not in names:
-        raise ConfigError(f"no system {baseline!r} to test against; there are {', '.join(names)}")
+        there = ", ".join(names) or "none: name some by --baselines or --system"
+        raise ConfigError(f"no system {baseline!r} to test against (--against); there are {there}")
 
 
 def _check_known(baseline: str) -> None:

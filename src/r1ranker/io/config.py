@@ -384,14 +384,22 @@ def _explain(error: Any, model: type[BaseModel]) -> str:
     path = [str(part) for part in error["loc"]]
     key = ".".join(path)
     if error["type"] != "extra_forbidden":
-        return f"{key}: {FORMS.get(error['type'], error['msg'])}"
+        said = FORMS.get(error["type"], error["msg"].removeprefix("Value error, "))
+        return f"{key}: {said}" if key else said
     known = sorted(_known_keys(model))
-    by_last = {k.rsplit(".", 1)[-1]: k for k in known}
-    near = difflib.get_close_matches(key, known, n=1) or [
-        by_last[name] for name in difflib.get_close_matches(path[-1], by_last, n=1)
-    ]
-    hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}"
+    near = _nearest(path, known)
+    hint = f"; did you mean {near!r}?" if near else f"; known keys: {', '.join(known)}"
     return f"unknown key {key!r}{hint}"
+
+
+def _nearest(path: Sequence[str], known: Sequence[str]) -> str | None:
+    """The key that is meant: one that stands beside it, else one of like name anywhere."""
+    beside = [k.rsplit(".", 1)[-1] for k in known if len(path) > 1 and k.startswith(f"{path[0]}.")]
+    for name in difflib.get_close_matches(path[-1], beside, n=1, cutoff=0.5):
+        return ".".join([*path[:-1], name])
+    by_last = {k.rsplit(".", 1)[-1]: k for k in known}
+    near = difflib.get_close_matches(".".join(path), known, n=1)
+    return next(iter(near or [by_last[name] for name in difflib.get_close_matches(path[-1], by_last, n=1)]), None)
 
 
 def _known_keys(model: type[BaseModel], prefix: str = "") -> set[str]:

@@ -120,7 +120,8 @@ def judged(problem: Problem, ask: Wanted | None, top_k: int = 1, query: QueryPla
     if ask is None:
         step = Step(ids, Answer("valid", order), completion=written_list(order), probabilities=best)
         return ranking_from(problem, order, (step,), reply.usage)
-    named = order[:top_k] if ask == "best" and top_k > 1 else order[:-1] if ask == "best" else order[: top_k - 1 : -1]
+    head = order[: min(top_k, len(ids) - 1)] if top_k > 1 else order[:-1]  # of the last one left nothing is asked
+    named = head if ask == "best" else order[: top_k - 1 : -1]
     strengths = {k: max(best[k], TINY) for k in ids}
     course = course_of(strengths if ask == "best" else {k: 1 / strength for k, strength in strengths.items()}, named)
     views = (Left(course, gone) for gone in range(len(named)))

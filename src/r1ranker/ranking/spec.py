@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +104,7 @@ class RankerSpec:
         # `~` is the home folder wherever a path may stand.
         for name in ("model", "thoughts", "recall"):
             value = getattr(self, name)
-            object.__setattr__(self, name, expanded(value) if value else value)
+            object.__setattr__(self, name, expanded(os.fspath(value)) if value else value)
         for name in ("prices", "cache", "store"):
             value = getattr(self, name)
             object.__setattr__(self, name, at_home(value) if value else value)
@@ -207,8 +208,9 @@ class RankerSpec:
             raise ConfigError("prices are of endpoints: give base_urls too, or leave them out")
         if self.readout == "identifier" and self.layout not in (None, "blocks"):
             raise ConfigError(f"readout=identifier is of layout blocks, not of {self.layout}: leave it out")
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size={self.batch_size} ranks nothing; give 1 or more")
+        for name in ("batch_size", "max_new_tokens", "shuffles"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} ranks nothing; give 1 or more")
         if self.design not in DESIGNS:
             raise ConfigError(f"design {self.design!r} is not one of {', '.join(DESIGNS)}")
 
@@ -323,7 +325,8 @@ def changed(base: RankerSpec, changes: Mapping[str, Any]) -> RankerSpec:
     if wrong := unknown_setting(changes):
         raise ConfigError(wrong)
     try:
-        return TypeAdapter(RankerSpec).validate_python(dataclasses.asdict(base) | dict(changes))
+        given = {name: str(value) if isinstance(value, Path) else value for name, value in changes.items()}
+        return TypeAdapter(RankerSpec).validate_python(dataclasses.asdict(base) | given)
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error

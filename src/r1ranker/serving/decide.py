@@ -126,7 +126,7 @@ def read_ask(
         name, wish = model, ""
     if name not in routers or (wish and wish not in WISHES):
         known = [*routers, *settings.models]
-        near = difflib.get_close_matches(model, known, n=1) or [", ".join(known) or "(none)"]
+        near = difflib.get_close_matches(model, known, n=1) or [", ".join(known) or "none: the config has no models"]
         raise BodyError(f"there is no router or model {model!r} here; there is {near[0]}", "model")
     wishes = _wishes(values, headers)
     if wishes.candidates is not None:

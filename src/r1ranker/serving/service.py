@@ -171,6 +171,8 @@ def warnings_of(ranking: Ranking, seconds: float) -> tuple[str, ...]:
     if usage.cut_short:
         rest = "the rest is ordered by what they said" if ranking.steps else "the order is the one given"
         warnings.append(f"the deadline of {seconds:.3g} s came after {len(ranking.steps)} steps; {rest}")
+    if not (ranking.steps or usage.cut_short) and len(ranking.docids) > 1:
+        warnings.append("the ranker's settings leave nothing to ask of so few candidates; the order is the one given")
     if usage.cut:
         warnings.append("texts were cut to fit the model")
     if ranking.broken:
