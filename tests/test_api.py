@@ -244,3 +244,63 @@ def test_a_model_is_loaded_once_though_its_cache_comes_into_being(tiny_dir: Path
             ranker.rank_many([])
             backends.append(ranker.backend)
     assert backends[0] is backends[1] is backends[2]
+
+
+def test_identifiers_are_taken_from_columns_that_are_called_as_files_call_them() -> None:
+    pandas = pytest.importorskip("pandas")
+    for name in ("docid", "doc_id", "item", "item_id", "document-id"):
+        assert [c.docid for c in candidates_of([{name: "a7", "text": "x"}])] == ["a7"]
+        assert [c.docid for c in candidates_of(pandas.DataFrame({name: ["a7", "a8"], "text": ["x", "y"]}))] == [
+            "a7",
+            "a8",
+        ]
+    with pytest.raises(DataError, match="row 1 has no identifier, and others have"):
+        candidates_of(pandas.DataFrame({"docid": ["a7", None], "text": ["x", "y"]}))
+    with pytest.raises(DataError, match="a set holds no candidates"):
+        candidates_of({"a", "b"})
+
+
+def test_pairs_of_docid_and_text_are_no_pools_of_their_own(tiny_dir: Path) -> None:
+    with pytest.raises(DataError, match="not a text"):
+        rank(["q1", "q2"], [("d1", "text one"), ("d2", "text two")], str(tiny_dir))
+    each = rank(["owls", "hay"], (text for text in TEXTS), str(tiny_dir))
+    assert [len(one) for one in each] == [3, 3], "what can be gone over once serves every query"
+
+
+@pytest.mark.parametrize("top_k", [0, 1.5, "1"])
+def test_a_head_of_no_whole_number_is_refused_before_anything_is_ranked(top_k: object, tiny_dir: Path) -> None:
+    with pytest.raises(ConfigError, match=r"top_k must be a whole number of at least 1"):
+        rank("owls", TEXTS, str(tiny_dir), top_k=top_k)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("query", [None, 5, [5, "owls"], ["owls", float("nan")]])
+def test_a_query_is_text(query: object, tiny_dir: Path) -> None:
+    with pytest.raises((ConfigError, DataError), match=r"give a text|a query is text"):
+        rank(query, TEXTS, str(tiny_dir))  # type: ignore[call-overload]
+
+
+def test_a_model_may_be_given_as_training_returns_it(tiny_dir: Path) -> None:
+    assert rank("owls", TEXTS, tiny_dir).docids == rank("owls", TEXTS, str(tiny_dir)).docids  # type: ignore[call-overload]
+    assert RankerSpec(model=tiny_dir).model == str(tiny_dir)  # type: ignore[arg-type]
+
+
+def test_an_order_of_which_no_answer_could_be_read_has_failed(tiny_dir: Path) -> None:
+    with pytest.raises(BackendError, match=r"none of \d answers of the model could be read"):
+        rank("owls", TEXTS, str(tiny_dir), think=True, max_new_tokens=1, design="iranker")
+    for name in ("max_new_tokens", "shuffles"):
+        with pytest.raises(ConfigError, match=f"{name}=0 ranks nothing"):
+            rank("owls", TEXTS, str(tiny_dir), **{name: 0})
+
+
+def test_one_wish_is_one_number_or_words(tiny_dir: Path) -> None:
+    for wish, said in (
+        ({"objective": 0}, "Only price matters"),
+        ({"cost_quality": 0}, "Only price matters"),
+        ({}, "equal"),
+    ):
+        assert said in route("Prove it.", ["a", "b"], str(tiny_dir), **wish).problem.objective
+    for wrong in ({"cost_quality": 1, "objective": "cost"}, {"cost_quality": "0.5"}, {"cost_quality": 2}):
+        with pytest.raises((ConfigError, DataError), match=r"give one of them|a number from 0"):
+            route("Prove it.", ["a", "b"], str(tiny_dir), **wrong)
+    with pytest.raises(DataError, match="no price is negative"):
+        llms_of([{"name": "a", "input_price": -1, "output_price": 1}])

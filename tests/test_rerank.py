@@ -169,3 +169,18 @@ def test_every_option_of_rank_is_one_of_rerank() -> None:
     of_rank, ours = inspect.signature(rank).parameters, inspect.signature(rerank).parameters
     assert of_rank.keys() - {"problems"} <= ours.keys()
     assert ours["model"].default is inspect.Parameter.empty  # a toy is no default for the files of a user
+
+
+def test_a_refused_resume_leaves_the_problems_that_were_ranked(files: Path, tiny_dir: Path) -> None:
+    succeed(*of(files, tiny_dir))
+    made = files / "out.trec.problems.jsonl"
+    before = made.read_bytes()
+    (files / "other.tsv").write_text("".join(f"{docid}\tother {text}\n" for docid, text in DOCS.items()))
+    refused = run(*of(files, tiny_dir, "--resume", corpus="other.tsv"))
+    assert refused.exit_code == 1 and "was begun with other problems" in refused.output
+    assert made.read_bytes() == before
+
+
+def test_queries_that_the_run_does_not_hold_are_told(files: Path, tiny_dir: Path) -> None:
+    (files / "q.tsv").write_text("".join(f"{qid}\t{text}\n" for qid, text in (QUERIES | {"q4": "hay"}).items()))
+    assert "1 queries are not in the run, and left out" in succeed(*of(files, tiny_dir, "--run", files / "first.run"))

@@ -327,3 +327,9 @@ def test_commands_take_a_file_of_records(tmp_path: Path, tiny_dir: Path) -> None
 
 def test_ours_are_three() -> None:
     assert list(SCENARIOS) == ["recommendation", "routing", "passage"]
+
+
+@pytest.mark.parametrize("name", ["question", "worst", "best", "list", "candidate"])
+def test_only_a_context_is_filled_in(name: str) -> None:
+    with pytest.raises(DataError, match=rf"{name} has \{{query\}}, and only a context is filled in"):
+        Scenario(**({"question": "Which?"} | {name: "Remove what fits {query} least."}))

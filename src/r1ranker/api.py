@@ -282,7 +282,7 @@ def _answered(ranking: Ranking) -> Ranking:
     if not ranking.steps or ranking.broken < len(ranking.steps):
         return ranking
     why = f"none of {ranking.broken} answers of the model could be read; more max_new_tokens, or think=False, may help"
-    return replace(ranking, docids=(), error=why)
+    return replace(ranking, docids=(), scores=(), steps=(), error=why)
 
 
 def _only(ranked: Sequence[Ranked]) -> Ranked:
