@@ -177,14 +177,8 @@ def evaluate_systems(
     check_names(problems)
     given, runs = dict(given or {}), dict(runs or {})
     notes = [*notes, *_relevance(problems), *_matched(runs, problems)]
-    wanted, by_prior, about_prior = _with_prior(systems, problems)
-    asked, about_asked = _asked(wanted, problems, train)
-    asked |= {"prior": by_prior}
-    wanted = [system for system in wanted if asked.get(name_of(system), problems)]
-    names = [name_of(system) for system in wanted]
-    first = {name: rank_with(name, asked[name], train) for name in names if name in asked}  # a library may be missing
-    others = rank_all([system for system in wanted if name_of(system) not in asked], problems, workers=workers)
-    ranked = {name: (first | others)[name] for name in names}
+    wanted, asked, about = _who_ranks_what(systems, problems, train)
+    ranked = _rank_wanted(wanted, asked, problems, train, workers)
     asking = {*models, *(system.name for system in wanted if isinstance(system, ModelSystem))}
     rankings = {
         name: _decided(of_system, problems, name) if name in asking else of_system
@@ -201,30 +195,70 @@ def evaluate_systems(
     }
     rows = all_rows(values, split)
     against, about_tests = _tested_against(baseline, values, left_out=baseline in map(name_of, systems))
-    notes += about_prior + about_asked + about_tests
+    notes += about + about_tests
     tests = comparison(against, values) if against else []
     origin = provenance() | {
         "settings": dict(settings or {}),
         "systems": [_describe(s) for s in (*runs, *given, *wanted)],
         "notes": notes,
     }
+    found = Evaluation(rows, tests, rankings, notes)
+    _write(out, found, values, origin, title=title, curves=curves or {}, traces=pick_traces(problems, rankings))
+    return found
+
+
+def _who_ranks_what(
+    systems: Sequence[str | ModelSystem], problems: Sequence[Problem], train: Sequence[Problem]
+) -> tuple[list[str | ModelSystem], dict[str, list[Problem]], list[str]]:
+    """The systems that have something to rank; of those that cannot rank all problems, which; what is told of it."""
+    wanted, by_prior, about_prior = _with_prior(systems, problems)
+    asked, about_asked = _asked(wanted, problems, train)
+    asked |= {"prior": by_prior}
+    return [s for s in wanted if asked.get(name_of(s), problems)], asked, about_prior + about_asked
+
+
+def _rank_wanted(
+    wanted: Sequence[str | ModelSystem],
+    asked: Mapping[str, list[Problem]],
+    problems: Sequence[Problem],
+    train: Sequence[Problem],
+    workers: int,
+) -> dict[str, list[Ranking]]:
+    """Rankings in the order of the systems; those of a part first, since a specialist's library may be missing."""
+    names = [name_of(system) for system in wanted]
+    first = {name: rank_with(name, asked[name], train) for name in names if name in asked}
+    others = rank_all([system for system in wanted if name_of(system) not in asked], problems, workers=workers)
+    return {name: (first | others)[name] for name in names}
+
+
+def _write(
+    out: Path,
+    found: Evaluation,
+    values: Mapping[str, TaskValues],
+    origin: Mapping[str, Any],
+    *,
+    title: str,
+    curves: Mapping[str, list[dict[str, Any]]],
+    traces: Sequence[Trace],
+) -> None:
+    """All files of a result but its config."""
     out.mkdir(parents=True, exist_ok=True)
-    write_results(out / "results.json", rows, {"per_query": values, "comparisons": tests, "provenance": origin})
-    write_csv(out / "results.csv", rows)
+    extra = {"per_query": values, "comparisons": found.comparisons, "provenance": origin}
+    write_results(out / "results.json", found.rows, extra)
+    write_csv(out / "results.csv", found.rows)
     (out / "runs").mkdir(exist_ok=True)
-    for name, of_system in rankings.items():
+    for name, of_system in found.rankings.items():
         write_run(of_system, out / "runs" / f"{name}.trec", name)
     write_report(
         out / "report.html",
-        rows=rows,
-        comparisons=tests,
-        curves=dict(curves or {}),
-        traces=pick_traces(problems, rankings),
+        rows=found.rows,
+        comparisons=found.comparisons,
+        curves=dict(curves),
+        traces=traces,
         provenance=origin,
         title=title,
-        notes=notes,
+        notes=found.notes,
     )
-    return Evaluation(rows, tests, rankings, notes)
 
 
 def _with_prior(
