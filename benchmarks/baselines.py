@@ -191,8 +191,8 @@ Other = Callable[[Sequence[Problem], Sequence[Problem], int], Scores]
 def learned(name: str, label: str, task: str, beside: str, other: Other, train: Any, test: Any, seeds: Any) -> Row:
     """A specialist and its counterpart; with seeds, the mean over them of each query's value on both sides."""
     if not seeds:
-        return scored(label, task, beside, test, SPECIALISTS[name](train, test), other(train, test, 0))
-    ours = [mrr(SPECIALISTS[name](train, test, seed=seed), test) for seed in seeds]
+        return scored(label, task, beside, test, SPECIALISTS[name].rank(train, test), other(train, test, 0))
+    ours = [mrr(SPECIALISTS[name].rank(train, test, seed=seed), test) for seed in seeds]
     others = [independent.reciprocal_ranks(other(train, test, seed), test, seed) for seed in seeds]
     return row(label, task, "MRR", beside, np.mean(ours, axis=0), np.mean(others, axis=0))
 

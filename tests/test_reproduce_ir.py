@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from r1ranker.baselines import BASELINES
+from r1ranker.baselines.specialists import SPECIALISTS, Specialist
 from r1ranker.datasets import mini
 from r1ranker.errors import BackendError, DataError
 from r1ranker.evaluation.results import read_results
@@ -204,8 +205,10 @@ def test_a_specialist_that_cannot_run_is_named_and_left_out(monkeypatch: pytest.
     def absent(train: Sequence[Problem], test: Sequence[Problem]) -> Any:
         raise BackendError("needs xyz: pip install xyz")
 
-    monkeypatch.setattr(specialists, "SPECIALISTS", {"router-knn": absent, "plain": lambda train, test: [len(train)]})
-    monkeypatch.setattr(specialists, "SERVES", {"router-knn": ("routing",), "plain": ("routing",)})
+    found = {"router-knn": absent, "plain": lambda train, test: [len(train)]}
+    monkeypatch.setattr(
+        specialists, "SPECIALISTS", {name: Specialist(rank, ("routing",)) for name, rank in found.items()}
+    )
     test, other = routed("q", "route-cost", "easy"), routed("r", "route-balance", "easy")
     lacking: dict[str, str] = {}
     sets = {"routing": [test]}
@@ -223,8 +226,7 @@ def test_a_specialist_is_fitted_once_for_all_test_sets_of_its_scenario(monkeypat
         calls.append(len(train))
         return [problem.qid for problem in test]
 
-    monkeypatch.setattr(specialists, "SPECIALISTS", {"plain": named})
-    monkeypatch.setattr(specialists, "SERVES", {"plain": ("routing",)})
+    monkeypatch.setattr(specialists, "SPECIALISTS", {"plain": Specialist(named, ("routing",))})
     a, b = routed("a", "route-cost", "easy"), routed("b", "route-balance", "easy")
     sets = {"one": [a, b], "two": [b], "three": [a]}
     given = specialists.rankings_of_specialists({"": [a, b], "-all": [a, a]}, sets, {})
@@ -258,7 +260,7 @@ def test_specialists_from_end_to_end(tmp_path: Path, tiny_dir: Path, monkeypatch
     monkeypatch.setattr(mini, "SIZES", {"train": 60, "dev": 20, "test": 20})
     monkeypatch.setattr(specialists, "FEW", 0)
     chosen = ("item-knn", "router-knn", "dense", "lambdamart")
-    monkeypatch.setattr(specialists, "SERVES", {name: specialists.SERVES[name] for name in chosen})
+    monkeypatch.setattr(specialists, "SPECIALISTS", {name: SPECIALISTS[name] for name in chosen})
     whole = study(tmp_path, f"model={tiny_dir}", "data=[{source: mini}]", name="specialists", limit=2)
     specialists.specialists(whole)
     summary, routing = parsed(whole.out / "tables.json")

@@ -78,7 +78,7 @@ def _ranked(name: str, learn: Sequence[Problem], problems: Sequence[Problem]) ->
     if name in BASELINES:
         return BASELINES[name](problems)
     tasks = {problem.task for problem in problems}
-    return SPECIALISTS[name]([problem for problem in learn if problem.task in tasks], problems)
+    return SPECIALISTS[name].rank([problem for problem in learn if problem.task in tasks], problems)
 
 
 def _noted(problem: Problem, notes: Sequence[Sequence[str]]) -> Problem:

@@ -21,7 +21,7 @@ from typing import Any
 from r1ranker.baselines import BASELINES
 from r1ranker.baselines.ordering import undecided_by_coin
 from r1ranker.baselines.simple import NO_PRIOR, has_prior, without_prior
-from r1ranker.baselines.specialists import SERVES, SPECIALISTS, serves
+from r1ranker.baselines.specialists import SPECIALISTS, serves
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.evaluation.report import Trace, write_report
 from r1ranker.evaluation.results import (
@@ -72,7 +72,7 @@ def rank_with(
     """Rankings by a baseline (its name) or by a model. A specialist learns from `train`."""
     if isinstance(system, str):
         _check_known(system)
-        return SPECIALISTS[system](train, problems) if system in SPECIALISTS else BASELINES[system](problems)
+        return SPECIALISTS[system].rank(train, problems) if system in SPECIALISTS else BASELINES[system](problems)
     return system.spec.build().rank_many(problems, progress=system.name if progress else "")
 
 
@@ -292,7 +292,7 @@ def _asked(
         ranked = {problem.task for problem in asked[name]}
         if left_out := [task for task in tasks if task not in ranked]:
             where = f" on {', '.join(left_out)}" if ranked else ""
-            why = f"it ranks {' and '.join(SERVES[name])} problems of tasks that have training problems"
+            why = f"it ranks {' and '.join(SPECIALISTS[name].scenarios)} problems of tasks that have training problems"
             notes.append(f"no {name}{where}: {why}")
     return asked, notes
 

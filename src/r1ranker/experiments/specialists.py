@@ -19,7 +19,7 @@ from r1ranker import datasets
 from r1ranker.baselines import BASELINES
 from r1ranker.baselines.notes import load_splits, noted_by
 from r1ranker.baselines.simple import without_prior
-from r1ranker.baselines.specialists import ALL, SERVES, SPECIALISTS
+from r1ranker.baselines.specialists import ALL, SPECIALISTS
 from r1ranker.datasets import llmrouter, mini, mini_routing, routing_log
 from r1ranker.datasets.interactions import interactions
 from r1ranker.datasets.mini_words import words
@@ -140,16 +140,18 @@ def _ranked(
     sets: Mapping[str, Sequence[Problem]],
     lacking: dict[str, str],
 ) -> Iterator[tuple[str, dict[str, list[Ranking]]]]:
-    for name in (name for name, scenarios in SERVES.items() if scenario in scenarios or scenarios == ALL):
+    for name, specialist in SPECIALISTS.items():
+        if scenario not in specialist.scenarios and specialist.scenarios != ALL:
+            continue
         # Those of all scenarios learn nothing from all interactions: encoders are not trained here, and the places that
         # LambdaMART weighs stand in the ranker's own problems. They take each set alone, for seconds of its own.
-        trains = SERVES[name] != ALL
+        trains = specialist.scenarios != ALL
         together = [sets] if trains else [{part: problems} for part, problems in sets.items() if not suffix]
         for batch in filter(None, together):
             if name in lacking:
                 continue
             try:
-                rankings = iter(SPECIALISTS[name](train, [p for problems in batch.values() for p in problems]))
+                rankings = iter(specialist.rank(train, [p for problems in batch.values() for p in problems]))
             except (BackendError, ConfigError) as error:
                 lacking[name] = str(error)
                 continue
