@@ -23,7 +23,7 @@ ALL = tuple(SCENARIOS)
 
 
 class Specialist(NamedTuple):
-    """What ranks, of training problems, test problems and keywords of its own; and the scenarios of ours that it serves.
+    """What ranks, given training and test problems and keywords of its own; and the scenarios of ours that it serves.
 
     Encoders read any texts, though they were made for passages, and a fusion any notes.
     """
