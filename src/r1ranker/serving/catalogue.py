@@ -258,11 +258,11 @@ def _by_words(texts: Sequence[str], titles: Sequence[str]) -> Stage:
 
 
 def _learnt(name: str, chosen: Mapping[str, Iterable[str]], of_id: Mapping[str, int]) -> Stage:
-    """Item-kNN or BPR; items that no user took stand behind all others."""
-    from r1ranker.baselines.recommenders import Log, bpr_scores, item_knn_scores  # here: they need torch
+    """A recommender by name; items that no user took stand behind all others."""
+    from r1ranker.baselines.recommenders import RECOMMENDERS, Log  # here: they need torch
 
     known = Log.of(chosen)
-    scores = (item_knn_scores if name == "item-knn" else bpr_scores)(known)
+    scores = RECOMMENDERS[name](known)
     places = np.array([of_id[item] for item in known.numbers])
     number_of = {int(place): number for number, place in enumerate(places)}
 
