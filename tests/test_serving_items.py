@@ -181,7 +181,7 @@ def test_low_ratings_do_not_count(files: Path) -> None:
         ({"show": ["prior"]}, "prior learns from interactions"),
         ({"min_rating": 4}, "min_rating 4.0 needs ratings: name their column by `rating`"),
         ({"pool": 1}, "catalogues.books.pool"),
-        ({"interaction": "x.csv"}, "did you mean 'catalogues.interactions'"),
+        ({"interaction": "x.csv"}, "did you mean 'catalogues.books.interactions'"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(changes: dict[str, Any], message: str) -> None:
