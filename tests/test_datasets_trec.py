@@ -538,3 +538,17 @@ def test_files_that_lie_beside_are_no_data(tmp_path: Path) -> None:
     for name in ("._run.txt", "run.txt~", "run.txt.bak", "._qrels.txt", ".DS_Store", "qrels.txt~"):
         (path / name).write_bytes(b"\x00\x05\x16\x07")
     assert [c.docid for c in first_of(path).candidates] == ["d2", "d1"]
+
+
+@pytest.mark.parametrize(
+    ("corpus", "said"),
+    [
+        ("id\ttext\nd1\tone\ttwo\n", r"corpus\.tsv:2: .*3 fields, and the header has 2"),
+        ("d1 one\n", r"corpus\.tsv:1: .*write JSON Lines, or an identifier, a tab and a text"),
+    ],
+)
+def test_what_a_line_of_a_table_should_be_is_said(corpus: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "corpus.tsv").write_text(corpus)
+    (tmp_path / "queries.tsv").write_text("q1\tone\n")
+    with pytest.raises(DataError, match=said):
+        load("trec", tmp_path)

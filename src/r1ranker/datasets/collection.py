@@ -173,9 +173,14 @@ def _documents(file: Path) -> Iterator[tuple[int, str, Document]]:
             elif not columns and _is_header(line):
                 columns = [name.strip().lower() for name in line.split("\t")]
             elif columns:
-                yield number, *_record(dict(zip(columns, line.split("\t"), strict=True)))
+                fields = line.split("\t")
+                if len(fields) != len(columns):
+                    raise ValueError(f"{len(fields)} fields, and the header has {len(columns)}")
+                yield number, *_record(dict(zip(columns, fields, strict=True)))
             else:
-                identifier, text = line.split("\t", 1)
+                identifier, tab, text = line.partition("\t")
+                if not tab:
+                    raise ValueError("write JSON Lines, or an identifier, a tab and a text")
                 yield number, identifier_of(identifier, "the identifier"), Document("", spaced(text))
         except (ValueError, DataError) as error:
             what = f"expected an identifier and a text, found {line[:80]!r}"
