@@ -82,8 +82,10 @@ def _train(config: RunConfig, splits: Splits, resume: bool) -> Path:
     if learner.crew.leads:
         write_provenance(config.out, config.model_dump(mode="json"))
     dev = first_by_task(splits.get("dev", []), config.ppo.validate_problems)
-    stands = learner.step == 0 or finished(learner, config.ppo)  # a run that is gone on from may end there
     written = _written(config.out, learner.step)
+    # A run that is gone on from may end where it stands; the leading process has its log.
+    unseen = learner.crew.most(int(learner.crew.leads and KEPT not in written)) > 0
+    stands = learner.step == 0 or (unseen and finished(learner, config.ppo))
     with (
         RunLog(config.out, learner.step + (not stands), writes=learner.crew.leads) as log,
         track(PARTS, f"ppo {config.design}" if learner.crew.leads else "") as advance,
