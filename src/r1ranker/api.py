@@ -14,12 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from r1ranker.errors import BackendError, ConfigError
-from r1ranker.problem import Candidate, Problem, Ranking
+from r1ranker.problem import Candidate, Problem
 
 if TYPE_CHECKING:
     from r1ranker.datasets.inline import Texts
@@ -262,7 +261,7 @@ def _pools(texts: Texts, count: int) -> list[Texts]:
 
 def _ranked(problems: Sequence[Problem], model: str, top_k: int | None, settings: Mapping[str, Any]) -> list[Ranked]:
     from r1ranker.ranking.loaded import loaded
-    from r1ranker.ranking.ranked import Ranked
+    from r1ranker.ranking.ranked import Ranked, answered
     from r1ranker.ranking.rankers import First
     from r1ranker.ranking.spec import RankerSpec, changed
 
@@ -273,16 +272,8 @@ def _ranked(problems: Sequence[Problem], model: str, top_k: int | None, settings
     spec = changed(RankerSpec(), {"model": model, **settings})
     with loaded(spec) as ranker:
         rankings = (First(ranker, top_k) if top_k else ranker).rank_many(problems)
-    rankings = [_answered(ranking) for ranking in rankings]
+    rankings = [answered(ranking) for ranking in rankings]
     return [Ranked.of(problem, ranking, top_k) for problem, ranking in zip(problems, rankings, strict=True)]
-
-
-def _answered(ranking: Ranking) -> Ranking:
-    """The ranking; where no answer of the model could be read, the order is none of its own, and so it has failed."""
-    if not ranking.steps or ranking.broken < len(ranking.steps):
-        return ranking
-    why = f"none of {ranking.broken} answers of the model could be read; more max_new_tokens, or think=False, may help"
-    return replace(ranking, docids=(), scores=(), steps=(), error=why)
 
 
 def _only(ranked: Sequence[Ranked]) -> Ranked:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from r1ranker.errors import BackendError, ConfigError, DataError
 from r1ranker.problem import Candidate, Problem
+from r1ranker.ranking.ranked import answered
 from r1ranker.ranking.rankers import Ranker
 from r1ranker.ranking.scores import scores
 from r1ranker.ranking.spec import RankerSpec
@@ -47,7 +48,7 @@ def orders(
 
 def places(ranker: Ranker, problems: Sequence[Problem]) -> list[list[Placed]]:
     """Of each problem the candidates' places, best first. Raises BackendError where one ranking failed."""
-    rankings = ranker.rank_many(problems)
+    rankings = map(answered, ranker.rank_many(problems))
     found = []
     for problem, ranking in zip(problems, rankings, strict=True):
         if ranking.error:

@@ -8,7 +8,7 @@ print(ranked)
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import overload
 
@@ -97,3 +97,11 @@ class Ranked(Sequence[Hit]):
 def _short(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= WIDTH else f"{line[: WIDTH - 1]}…"
+
+
+def answered(ranking: Ranking) -> Ranking:
+    """The ranking; where no answer of the model could be read, the order is none of its own, and so it has failed."""
+    if not ranking.steps or ranking.broken < len(ranking.steps):
+        return ranking
+    why = f"none of {ranking.broken} answers of the model could be read; more max_new_tokens, or think=False, may help"
+    return replace(ranking, docids=(), scores=(), steps=(), error=why)
