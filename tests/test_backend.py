@@ -246,7 +246,7 @@ def test_a_prompt_beyond_the_context_is_refused_with_the_remedy(
 ) -> None:
     prompts = prompts_of(make_problem, [3])
     room = tiny.network.config.max_position_embeddings - len(tiny.encoder.encode(prompts[0]))
-    with pytest.raises(BackendError, match="smaller pool, shorter candidate texts"):
+    with pytest.raises(BackendError, match=r"cut the texts \(truncate\), show fewer"):
         tiny.generate(prompts, max_new_tokens=room + 1)
     long = build_prompt(make_problem(3, query="word " * 3000), (1, 2, 3), "iranker", think=False)
     with pytest.raises(BackendError, match=r"exceeds the context of 1536 tokens"):

@@ -80,6 +80,15 @@ class PromptError(BackendError):
     """A prompt that this model cannot read: too long, or no text. Only that query is lost; others can be answered."""
 
 
+def too_long(tokens: int, new: int, limit: float, name: str) -> PromptError:
+    """What to say of a prompt that leaves the context no room for what is to be written."""
+    return PromptError(
+        f"a prompt of {tokens} tokens plus {new} to generate exceeds the context of {limit} tokens of {name}; cut the "
+        "texts (truncate), show fewer at a time (window), write less (max_new_tokens), or take a model with a longer "
+        "context"
+    )
+
+
 class Backend(Protocol):
     """A model that can be asked. Calls return one result per prompt, in order, or raise BackendError."""
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from r1ranker.backends import blocks
-from r1ranker.backends.base import STOP, Choice, Completion, PromptError
+from r1ranker.backends.base import STOP, Choice, Completion, PromptError, too_long
 from r1ranker.backends.blocks import Blocks, Question
 from r1ranker.backends.encoding import Encoder, IdentifierTrie, TokenPath, batches
 from r1ranker.backends.kept import Kept
@@ -339,11 +339,7 @@ class TransformersBackend:
         limit = self.context or math.inf
         longest = max((len(row) for row in rows), default=0)
         if longest + max_new_tokens > limit:
-            raise PromptError(
-                f"a prompt of {longest} tokens plus {max_new_tokens} to generate exceeds the context of {limit} tokens "
-                f"of {self.name}; cut the texts (truncate), show fewer at a time (window), write less (max_new_tokens) "
-                "or take a model with a longer context"
-            )
+            raise too_long(longest, max_new_tokens, limit, self.name)
         if rows and (highest := max(max(row, default=0) for row in rows)) >= self._rows_known:
             token = self.encoder.tokenizer.convert_ids_to_tokens(highest)
             raise PromptError(

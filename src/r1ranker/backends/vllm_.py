@@ -16,7 +16,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, GenerationConfig
 
-from r1ranker.backends.base import STOP, Choice, Completion, PromptError
+from r1ranker.backends.base import STOP, Choice, Completion, too_long
 from r1ranker.backends.encoding import Encoder, TokenPath
 from r1ranker.backends.loading import end_ids, pick_device, pick_dtype
 from r1ranker.backends.models import resolve
@@ -124,11 +124,7 @@ class VLLMBackend:
         limit = self.context
         for ids, params in zip(rows, how, strict=True):
             if len(ids) + params.max_tokens > limit:  # vLLM would write less than was asked for, and not say so
-                raise PromptError(
-                    f"a prompt of {len(ids)} tokens plus {params.max_tokens} to generate exceeds the context of "
-                    f"{limit} tokens of {self.name}; use a smaller pool, shorter candidate texts or history, "
-                    "fewer new tokens, or a model with a longer context"
-                )
+                raise too_long(len(ids), params.max_tokens, limit, self.name)
         if not rows:
             return []
         with self._turn:  # vLLM hands every finished request to whoever waits
