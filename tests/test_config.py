@@ -68,6 +68,7 @@ def test_a_later_override_wins() -> None:
     [
         ("ppo.stepz=3", r"command line: unknown key 'ppo.stepz'; did you mean 'ppo.steps'\?"),
         ("data.0.sorce=mini", r"unknown key 'data.0.sorce'; did you mean 'data.0.source'\?"),
+        ("warmstart.hiden=8", r"did you mean 'warmstart\.scratch\.hidden'\?"),
         ("steps=3", r"unknown key 'steps'; did you mean '(ppo|warmstart).steps'\?"),
         ("warmstart.scratch.hiden=3", r"did you mean 'warmstart.scratch.hidden'\?"),
         ("lam=1", r"unknown key 'lam'; did you mean 'ppo.lam'\?"),

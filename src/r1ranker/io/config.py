@@ -394,9 +394,10 @@ def _explain(error: Any, model: type[BaseModel]) -> str:
 
 def _nearest(path: Sequence[str], known: Sequence[str]) -> str | None:
     """The key that is meant: one that stands beside it, else one of like name anywhere."""
-    beside = [k.rsplit(".", 1)[-1] for k in known if len(path) > 1 and k.startswith(f"{path[0]}.")]
+    beside = {k.rsplit(".", 1)[-1]: k for k in known if len(path) > 1 and k.startswith(f"{path[0]}.")}
     for name in difflib.get_close_matches(path[-1], beside, n=1, cutoff=0.5):
-        return ".".join([*path[:-1], name])
+        deeper = beside[name].count(".") >= len(path)  # else a list's place, or a name of the user's, is in between
+        return beside[name] if deeper else ".".join([*path[:-1], name])
     by_last = {k.rsplit(".", 1)[-1]: k for k in known}
     near = difflib.get_close_matches(".".join(path), known, n=1)
     return next(iter(near or [by_last[name] for name in difflib.get_close_matches(path[-1], by_last, n=1)]), None)
