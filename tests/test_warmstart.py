@@ -13,7 +13,7 @@ from r1ranker.answers import parse_ranking, parse_removal, thought_of
 from r1ranker.backends.encoding import Encoder
 from r1ranker.backends.padding import positions
 from r1ranker.backends.transformers_ import TransformersBackend
-from r1ranker.errors import DataError
+from r1ranker.errors import ConfigError, DataError
 from r1ranker.io.config import RunConfig, ScratchConfig, WarmstartConfig
 from r1ranker.problem import Problem
 from r1ranker.prompts import NO_THOUGHT
@@ -254,6 +254,16 @@ def test_a_model_from_nothing_learns_and_loads(pointwise: float, tmp_path: Path,
     for text in ("<think>", "</think>", "<answer>", "</answer>", "[1]", "[20]"):
         assert len(backend.encoder.encode_text(text)) == 1
         assert backend.encoder.decode(backend.encoder.encode_text(text)) == text
+
+
+def test_a_context_that_holds_no_prompt_is_refused_before_anything_is_learnt(
+    tmp_path: Path, make_problem: MakeProblem
+) -> None:
+    shape = {"vocab": 330, "hidden": 32, "layers": 1, "heads": 2, "context": 16}
+    config = RunConfig.model_validate({"out": tmp_path, "device": "cpu", "warmstart": {"scratch": shape, "steps": 1}})
+    with pytest.raises(ConfigError, match=r"a prompt has \d+ tokens, and the model reads 16: raise warmstart\.scratch"):
+        warmstart(config, [make_problem(4)])
+    assert not (tmp_path / "model").exists()
 
 
 def test_a_model_from_nothing_is_read_back_with_the_tokenizer_it_was_taught_with(

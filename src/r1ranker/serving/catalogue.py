@@ -26,7 +26,7 @@ from r1ranker.datasets.csv_ import read_events, read_items
 from r1ranker.datasets.recommendation import histories_of
 from r1ranker.errors import DataError, R1RankerError
 from r1ranker.io.bm25 import scorer
-from r1ranker.io.config import Strict
+from r1ranker.io.strict import Strict
 from r1ranker.problem import Candidate, Problem
 from r1ranker.scenarios import SCENARIOS
 

@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError
 from r1ranker.datasets.inline import objective_of
 from r1ranker.datasets.llm_outcomes import LLM
 from r1ranker.datasets.llmrouter import TASK, describe
-from r1ranker.io.config import Strict
+from r1ranker.io.strict import Strict
 from r1ranker.problem import Candidate, Problem
 from r1ranker.serving.body import OWN, REFUSED, BodyError
 from r1ranker.serving.needs import Needs, why_not

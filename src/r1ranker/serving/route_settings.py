@@ -19,7 +19,7 @@ from typing import Self
 from pydantic import Field, NonNegativeFloat, field_validator, model_validator
 
 from r1ranker.errors import ConfigError
-from r1ranker.io.config import Strict
+from r1ranker.io.strict import Strict
 
 NAME = re.compile(r"[!-~]+")
 """Names stand in HTTP headers, in lists parted by commas."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from r1ranker.io.config import Strict, read_keys, valid_as
+from r1ranker.io.strict import Strict, read_keys, valid_as
 from r1ranker.ranking.spec import RankerSpec, unknown_setting
 from r1ranker.serving.catalogue import CatalogueSettings
 from r1ranker.serving.route_settings import RouteSettings, need

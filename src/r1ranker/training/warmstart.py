@@ -124,11 +124,10 @@ def _start(config: RunConfig, problems: Sequence[Problem]) -> tuple[Any, Any]:
 def _check_context(network: Any, encoder: Encoder, problems: Sequence[Problem]) -> None:
     """ConfigError where a model could read no prompt of a whole pool, which nobody would see before it ranks."""
     context = getattr(network.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(problems, key=lambda problem: len(_text(problem)))
-    tokens = len(encoder.encode_text(_text(longest)))
+    tokens = len(encoder.encode_text(max(map(_text, problems), key=len)))
     if context and tokens > context:
         raise ConfigError(
-            f"a prompt ({longest.qid!r}) has {tokens} tokens, and the model reads {context}: raise "
+            f"a prompt has {tokens} tokens, and the model reads {context}: raise "
             "warmstart.scratch.context, take another model, or make the pools smaller"
         )
 
