@@ -23,7 +23,7 @@ MakeProblem = Callable[..., Problem]
 PROMPTS = [Prompt("one"), Prompt("two"), Prompt("three")]
 
 
-class Watched:
+class Watched(Backend):
     """A model that notes what it is asked."""
 
     def __init__(self, inner: Backend, name: str = "watched") -> None:
@@ -40,7 +40,7 @@ class Watched:
         return self.inner.choose(prompts, pools)
 
 
-class Endpoint:
+class Endpoint(AsyncBackend):
     """A scripted model behind a session; `down` makes every call fail."""
 
     name = "endpoint"

@@ -40,7 +40,7 @@ SPEC = RankerSpec(model="scripted")
 
 
 @dataclass
-class Endpoint:
+class Endpoint(AsyncBackend):
     """A scripted model behind a session: the calls of some queries fail, those of others come late."""
 
     name: str = "endpoint"

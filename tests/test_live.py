@@ -16,7 +16,7 @@ from itertools import pairwise
 
 import pytest
 
-from r1ranker.backends.base import Ask, Choice, Completion, PromptError
+from r1ranker.backends.base import Ask, AsyncBackend, Choice, Completion, PromptError
 from r1ranker.backends.scripted import ScriptedBackend
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.errors import BackendError
@@ -60,7 +60,7 @@ class Gated(ScriptedBackend):
         return super().choose(prompts, pools)
 
 
-class Endpoint:
+class Endpoint(AsyncBackend):
     """An `AsyncBackend` whose calls wait for the gate."""
 
     name = "endpoint"

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1ranker.backends.base import Choice
+from r1ranker.backends.base import Backend, Choice
 from r1ranker.backends.scripted import ScriptedBackend
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.errors import ConfigError
@@ -242,7 +242,7 @@ def test_composed_rankers_share_batches(tiny: TransformersBackend, make_problem:
         sizes.append(len(prompts))
         return inner(prompts, pools)
 
-    class Watched:
+    class Watched(Backend):
         name = "watched"
         generate = tiny.generate
 

@@ -37,7 +37,7 @@ def largest_first(prompt: Prompt) -> str:
     return f"<think>out with the largest</think><answer>[{max(left(prompt))}]</answer>"
 
 
-class Watched:
+class Watched(Backend):
     """A backend that notes the size of every call."""
 
     name = "watched"
@@ -239,7 +239,7 @@ def test_dranker_batches_by_batch_size(make_problem: MakeProblem) -> None:
     assert watched.sizes == [2, 2, 1]
 
 
-class Broken:
+class Broken(Backend):
     """A backend that cannot be reached from its second call on."""
 
     name = "broken"

@@ -10,7 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from types import MappingProxyType
+from typing import Any, Protocol, runtime_checkable
 
 from r1ranker.errors import BackendError, NotFiniteError
 from r1ranker.problem import Usage
@@ -89,10 +90,29 @@ def too_long(tokens: int, new: int, limit: float, name: str) -> PromptError:
     )
 
 
-class Backend(Protocol):
-    """A model that can be asked. Calls return one result per prompt, in order, or raise BackendError."""
+class Model(Protocol):
+    """What is known of a model before it is asked; here, what holds where nothing is. A backend says what it knows.
+
+    masks_blocks: layout `blocks` can be had of it. trained_in: layout, read-out, what is asked and where the query
+    stands, as it was trained.
+    """
 
     name: str
+    masks_blocks: bool = False
+    trained_in: Mapping[str, Any] = MappingProxyType({})
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that a prompt and its answer may have."""
+        return None
+
+    def length(self, prompt: Prompt) -> int:
+        """Tokens of a prompt: a third of its bytes, which is seldom too few."""
+        return len((prompt.text + prompt.transcript).encode()) // 3
+
+
+class Backend(Model, Protocol):
+    """A model that can be asked. Calls return one result per prompt, in order, or raise BackendError."""
 
     def generate(
         self, prompts: Sequence[Prompt], *, max_new_tokens: int = 1024, temperature: float = 0.0
@@ -106,7 +126,7 @@ class Backend(Protocol):
 
 
 @dataclass
-class NoBackend:
+class NoBackend(Backend):
     """Stands where a ranker's settings are looked at before its model is loaded. Cannot be asked."""
 
     name: str
@@ -132,10 +152,9 @@ class Session(Protocol):
 
 
 @runtime_checkable
-class AsyncBackend(Protocol):
+class AsyncBackend(Model, Protocol):
     """A model behind a network: every query's calls go out as they come, `concurrency` queries at a time."""
 
-    name: str
     concurrency: int
 
     def session(self) -> AbstractAsyncContextManager[Session]:

@@ -91,18 +91,25 @@ class Replies:
             ) from error
 
 
-class CachedModel:
+class CachedModel(Backend):
     """A `Backend` that asks the one it holds only what is not on disk, in one call."""
 
     def __init__(self, inner: Backend, replies: Replies) -> None:
         self.name = inner.name
-        self.encoder = getattr(inner, "encoder", None)
-        self.context: int | None = getattr(inner, "context", None)
-        self.masks_blocks = getattr(inner, "masks_blocks", False)
-        self.trained_in: dict[str, str] = getattr(inner, "trained_in", {})
-        self.kept = getattr(inner, "kept", None)
+        self.masks_blocks = inner.masks_blocks
+        self.trained_in = inner.trained_in
+        self.kept = getattr(inner, "kept", None)  # of candidates, see `ranking.store`
         self._inner = inner
         self._replies = replies
+
+    @property
+    def context(self) -> int | None:
+        """Of the model it holds."""
+        return self._inner.context
+
+    def length(self, prompt: Prompt) -> int:
+        """Of the model it holds."""
+        return self._inner.length(prompt)
 
     def generate(
         self, prompts: Sequence[Prompt], *, max_new_tokens: int = 1024, temperature: float = 0.0
@@ -141,7 +148,7 @@ class CachedModel:
         return [new.get(i, found[key]) for i, key in enumerate(keys)]
 
 
-class CachedEndpoint:
+class CachedEndpoint(AsyncBackend):
     """An `AsyncBackend` that calls the one it holds only for what is not on disk."""
 
     def __init__(self, inner: AsyncBackend, replies: Replies) -> None:

@@ -107,6 +107,13 @@ class Encoder:
         pieces = (self._piece_ids(piece) for piece in (*prompt.past, prompt.prefill) if piece)
         return list(chain(self._head_ids(prompt.text), *pieces))
 
+    def length(self, prompt: Prompt) -> int:
+        """Tokens that stand in a row: of blocks, which stand side by side, the longest one counts."""
+        if not prompt.blocks:
+            return len(self.encode(prompt))
+        head, blocks, question = self.blocks(prompt)
+        return len(head) + max(map(len, blocks)) + len(question)
+
     def head(self, text: str) -> str:
         """How a prompt of this text begins: as a turn of the chat template, or behind the tokenizer's first token.
 

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from r1ranker.answers import parse_removal
-from r1ranker.backends.base import STOP, Ask, CallError, Choice, Completion
+from r1ranker.backends.base import STOP, Ask, AsyncBackend, CallError, Choice, Completion
 from r1ranker.backends.likeliest import probabilities
 from r1ranker.backends.prices import Prices
 from r1ranker.errors import ConfigError
@@ -94,7 +94,7 @@ class _Server:
 
 
 @dataclass
-class OpenAIBackend:
+class OpenAIBackend(AsyncBackend):
     """One model at any number of endpoints; each call goes to the one with the fewest under way.
 
     model: the name the endpoints know it by. base_urls: such as http://localhost:8000/v1.

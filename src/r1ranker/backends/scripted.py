@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from r1ranker.backends.base import Choice, Completion
+from r1ranker.backends.base import Backend, Choice, Completion
 from r1ranker.prompts import Prompt
 
 
-class ScriptedBackend:
+class ScriptedBackend(Backend):
     """`write(prompt)` gives the completion's text; `weigh(prompt, identifier)` a weight for `choose`.
 
     Tokens are counted as words.

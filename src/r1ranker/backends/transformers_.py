@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from r1ranker.backends import blocks
-from r1ranker.backends.base import STOP, Choice, Completion, PromptError, too_long
+from r1ranker.backends.base import STOP, Backend, Choice, Completion, PromptError, too_long
 from r1ranker.backends.blocks import Blocks, Question
 from r1ranker.backends.encoding import Encoder, IdentifierTrie, TokenPath, batches
 from r1ranker.backends.kept import Kept
@@ -44,7 +44,7 @@ class Generated:
     """What the network said of each token, where that was asked for and the network is one that `sampling` drives."""
 
 
-class TransformersBackend:
+class TransformersBackend(Backend):
     """`TransformersBackend.load("nano")`, a hub name or a directory. `max_tokens` bounds a padded batch.
 
     It may be called from any thread: calls take turns, as the network and what is kept of prompts are one. Batches are
@@ -63,7 +63,6 @@ class TransformersBackend:
         self.max_columns = max_tokens or (32768 if on_cpu else 65536)
         # Blocks of several pools in one row: weights are read once for all, and what a pass keeps still fits.
         self.max_row = 2048 if on_cpu else 4096
-        self.trained_in: dict[str, str] = {}
         self.kept: Kept | None = None  # what was read of candidates for any query, see `ranking.store`
         self._known: dict[Prompt, blocks.Known] = {}
         self._turn = threading.RLock()
@@ -267,6 +266,10 @@ class TransformersBackend:
     def context(self) -> int | None:
         """Tokens that a prompt and its answer may have; None where the network does not say."""
         return getattr(self.network.config, "max_position_embeddings", None)
+
+    def length(self, prompt: Prompt) -> int:
+        """See `Encoder.length`."""
+        return self.encoder.length(prompt)
 
     @property
     def pad_id(self) -> int:

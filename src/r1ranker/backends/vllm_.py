@@ -16,7 +16,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, GenerationConfig
 
-from r1ranker.backends.base import STOP, Choice, Completion, too_long
+from r1ranker.backends.base import STOP, Backend, Choice, Completion, too_long
 from r1ranker.backends.encoding import Encoder, TokenPath
 from r1ranker.backends.loading import end_ids, pick_device, pick_dtype
 from r1ranker.backends.models import resolve
@@ -30,7 +30,7 @@ AT_ONCE = 128
 """Tokens whose log-probability one request may ask for; a limit of vLLM's sampler."""
 
 
-class VLLMBackend:
+class VLLMBackend(Backend):
     """A `vllm.LLM` as a `Backend`."""
 
     def __init__(self, llm: Any, tokenizer: Any, *, name: str = "model", ends: Sequence[int] = ()) -> None:
@@ -40,7 +40,6 @@ class VLLMBackend:
         self._turn = threading.RLock()
         self.encoder = Encoder(tokenizer)
         self.name = name
-        self.trained_in: dict[str, str] = {}
 
     @classmethod
     def load(cls, model: str, *, dtype: str = "auto", **engine: Any) -> VLLMBackend:
@@ -118,6 +117,10 @@ class VLLMBackend:
     def context(self) -> int:
         """Tokens that a prompt and its answer may have."""
         return int(self.llm.llm_engine.model_config.max_model_len)
+
+    def length(self, prompt: Prompt) -> int:
+        """See `Encoder.length`."""
+        return self.encoder.length(prompt)
 
     def _run(self, rows: list[list[int]], how: list[Any]) -> list[Any]:
         """What vLLM answers to each row of token ids."""

@@ -14,14 +14,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal, get_args
 
 from r1ranker.backends.base import Ask, AsyncBackend, Backend
 from r1ranker.errors import ConfigError
 from r1ranker.io.progress import track
 from r1ranker.problem import Problem, Ranking
-from r1ranker.prompts import Layout, Prompt, QueryPlace, Readout, Wanted
+from r1ranker.prompts import Layout, QueryPlace, Readout, Wanted
 from r1ranker.ranking import fitting, plans
 from r1ranker.ranking.drive import Finished, drive
 from r1ranker.ranking.fusing import Fusion
@@ -161,7 +160,7 @@ def check_blocks(backend: Backend | AsyncBackend, think: bool) -> None:
     """Refuse layout `blocks` where it cannot be: behind an endpoint or in another engine, and with thoughts."""
     if think:
         raise ConfigError("layout blocks has no thoughts: set think=False, or use another layout")
-    if not getattr(backend, "masks_blocks", False):
+    if not backend.masks_blocks:
         raise ConfigError(f"layout blocks needs the model in this process (engine transformers); {backend.name} is not")
 
 
@@ -197,34 +196,23 @@ class Depth(_Composed):
         return plans.depth(problem, self.inner.plan, self.size)
 
 
-def length_of(backend: Backend | AsyncBackend, prompt: Prompt) -> int:
-    """Tokens of a prompt; of a model at an endpoint, which are not known, a third of the bytes: seldom too few."""
-    encoder = getattr(backend, "encoder", None)
-    if encoder is None:
-        return len((prompt.text + prompt.transcript).encode()) // 3
-    if not prompt.blocks:
-        return len(encoder.encode(prompt))
-    head, blocks, question = encoder.blocks(prompt)  # which stand side by side: the longest one counts
-    return len(head) + max(map(len, blocks)) + len(question)
-
-
 def reads(backend: Backend | AsyncBackend, ask: Ask, candidates: int) -> bool:
     """Whether the context has room for a query's first ask, and for what is added to it until all are ranked.
 
     True where the context is not known, as at an endpoint: a prompt that is too long fails by itself.
     """
-    context: int | None = getattr(backend, "context", None)
     added = plans.EMPTY_THOUGHT_TOKENS + plans.TOKENS_PER_CANDIDATE * candidates if ask.prompt.stays else 0
-    return context is None or length_of(backend, ask.prompt) + max(added, ask.max_new_tokens) <= context
+    most = backend.context
+    return most is None or backend.length(ask.prompt) + max(added, ask.max_new_tokens) <= most
 
 
 @dataclass
 class Fitted(_Composed):
     """Texts of candidates are cut to one length where a query's first prompt would have more than `tokens`.
 
-    tokens: as `length_of` counts them. None is the model's context, less `written`, what a thought may have, and room
-    for identifiers. Where the context is not known, as at an endpoint, nothing is cut: a prompt that is too long fails
-    by itself.
+    tokens: as the backend counts them (`length`). None is the model's context, less `written`, what a thought may have,
+    and room for identifiers. Where the context is not known, as at an endpoint, nothing is cut: a prompt that is too
+    long fails by itself.
     """
 
     inner: Ranker
@@ -238,13 +226,11 @@ class Fitted(_Composed):
     def plan(self, problem: Problem) -> Plan:
         """See `fitting.fitted`."""
         most = self.tokens or self._room(len(problem.candidates))
-        length = partial(length_of, self.backend)
-        return fitting.fitted(problem, self.inner.plan, length, most) if most else self.inner.plan(problem)
+        return fitting.fitted(problem, self.inner.plan, self.backend.length, most) if most else self.inner.plan(problem)
 
     def _room(self, candidates: int) -> int | None:
-        context: int | None = getattr(self.backend, "context", None)
         beside = self.written + plans.EMPTY_THOUGHT_TOKENS + plans.TOKENS_PER_CANDIDATE * candidates
-        return context and max(1, context - beside)
+        return self.backend.context and max(1, self.backend.context - beside)
 
 
 @dataclass

@@ -163,7 +163,7 @@ class RankerSpec:
     def around(self, backend: Backend | AsyncBackend) -> Ranker:
         """The ranker around a backend that exists."""
         if self.design is None:
-            design: Design = "iranker" if getattr(backend, "trained_in", {}) else "dranker"
+            design: Design = "iranker" if backend.trained_in else "dranker"
             return dataclasses.replace(self, design=design)._around(backend)
         if self.design == "dranker":
             self._check_list()
@@ -259,7 +259,7 @@ class RankerSpec:
 
     def _way(self, backend: Backend | AsyncBackend) -> tuple[Layout, Readout, Wanted, QueryPlace]:
         """Layout, read-out, what is asked, and where the query stands: as set, else as the model was trained."""
-        way = getattr(backend, "trained_in", {})
+        way = backend.trained_in
         layout: Layout = self.layout or way.get("layout", "relist")
         return (
             layout,
