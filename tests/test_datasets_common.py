@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from r1ranker.datasets.common import check_disjoint, cut_pool, limit_per_task, split_groups, take
@@ -42,6 +42,19 @@ def test_split_sizes_follow_the_fractions_and_the_seed() -> None:
 def test_fractions_that_do_not_sum_to_one_are_an_error() -> None:
     with pytest.raises(ConfigError, match="sum to 1"):
         split_groups(["a"], 0, (0.7, 0.1, 0.1))
+
+
+@given(
+    n=st.integers(3, 40),
+    weights=st.tuples(*[st.sampled_from([0, 1, 2, 5, 50, 99])] * 3).filter(any),
+)
+@example(n=3, weights=(1, 99, 50))
+@example(n=5, weights=(0, 1, 1))
+def test_a_split_is_empty_where_nothing_was_asked_of_it_and_only_there(n: int, weights: tuple[int, int, int]) -> None:
+    train, dev, test = (weight / sum(weights) for weight in weights)
+    sides = list(split_groups(map(str, range(n)), 0, (train, dev, test)).values())
+    assert len(sides) == n
+    assert set(sides) == {name for name, part in zip(("train", "dev", "test"), weights, strict=True) if part}
 
 
 def test_a_group_in_two_splits_is_an_error() -> None:

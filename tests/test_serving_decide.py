@@ -165,6 +165,7 @@ def test_an_order_fits_a_header() -> None:
         ({"routers": {"small": {}}}, "a model has this name too"),
         ({"routers": {"auto": {"models": ["smal"]}}}, "'smal' is not one of large, small"),
         ({"routers": {"a b": {}}}, "printable ASCII"),
+        ({"routers": {"a": {"cost_quality": 0.5, "objective": "cheap"}}}, "the same thing: give one"),
         ({"upstreams": {}}, "none are given"),
         ({"models": {}, "routers": {"auto": {}}}, "no `models`"),
     ],

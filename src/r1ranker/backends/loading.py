@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from r1ranker.backends import models
-from r1ranker.backends.models import HUB_SECONDS, resolve
+from r1ranker.backends.models import HUB_SECONDS, no_answer, resolve
 from r1ranker.backends.weights import write_first_layers
 from r1ranker.errors import BackendError, NotFiniteError
 from r1ranker.io.config import Dtype
@@ -100,12 +100,11 @@ def _hub_is_silent(path: str) -> bool:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-    no_answer: type[Exception] = HfHubHTTPError.__mro__[1]  # of the HTTP client, which depends on the library's version
     try:
         HfApi().model_info(path, timeout=HUB_SECONDS)
     except (HfHubHTTPError, OfflineModeIsEnabled, ValueError):  # an answer, or one that the library gives at once
         return False
-    except (OSError, no_answer):
+    except (OSError, no_answer()):
         return True
     return False
 

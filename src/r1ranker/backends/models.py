@@ -208,14 +208,19 @@ def _short(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def no_answer() -> type[Exception]:
+    """What the hub's library raises when nobody answers: its HTTP client's error, and which client depends on its age."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return HfHubHTTPError.__mro__[1]
+
+
 def _from_hub(source: Source, fresh: Path) -> str:
     """Download the repository's one newest revision; says why not, or nothing when it is all here."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     api = HfApi()
-    no_answer: type[Exception] = HfHubHTTPError.__mro__[1]  # of the HTTP client, which depends on the library's version
     try:
         info = api.model_info(source.repo, files_metadata=True, timeout=HUB_SECONDS)
         if not sys.stderr.isatty():
@@ -228,7 +233,7 @@ def _from_hub(source: Source, fresh: Path) -> str:
             allow_patterns=["*.json", "*.txt", "model.safetensors"],
             ignore_patterns=["onnx/*", "openvino/*", "runs/*"],
         )
-    except (OSError, ValueError, no_answer) as error:
+    except (OSError, ValueError, no_answer()) as error:
         return (str(error) or type(error).__name__).splitlines()[0]
     shutil.rmtree(fresh / ".cache", ignore_errors=True)
     for file in info.siblings or ():

@@ -64,7 +64,7 @@ def split_groups(
 ) -> dict[str, str]:
     """Split name of each group. Depends on the set of groups and the seed, never on their order.
 
-    From three groups on, no split with a fraction above zero is empty.
+    From three groups on, a split is empty if and only if its fraction is zero.
     """
     if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
         raise ConfigError(f"fractions {fractions} of train, dev, test must be >= 0 and sum to 1")
@@ -72,6 +72,9 @@ def split_groups(
     rng_for(seed, "split").shuffle(ordered)
     least = 1 if len(ordered) >= 3 else 0
     dev, test = (max(round(f * len(ordered)), least if f else 0) for f in fractions[1:])
+    over = dev + test - len(ordered) + (least if fractions[0] else 0)
+    if over > 0 or not fractions[0]:
+        dev, test = (dev - over, test) if dev > test else (dev, test - over)
     names = ["dev"] * dev + ["test"] * test
     return dict(zip(ordered, names + ["train"] * (len(ordered) - len(names)), strict=False))
 

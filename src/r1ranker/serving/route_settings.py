@@ -91,6 +91,12 @@ class RouterSettings(Strict):
     prior: Mapping[str, float] = Field({}, description="mean utility by model; its places are shown to the ranker")
     fallbacks: int = Field(2, ge=0, le=20, description="how many of the next in order may be tried")
 
+    @model_validator(mode="after")
+    def _one_wish(self) -> Self:
+        if self.cost_quality is not None and self.objective is not None:
+            raise ValueError("cost_quality and objective say the same thing: give one of them")
+        return self
+
 
 class RouteSettings(Strict):
     """The part of `ServeSettings` that the proxy reads. store: where spend and feedback are kept."""

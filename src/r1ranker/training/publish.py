@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from r1ranker.backends.loading import load
-from r1ranker.backends.models import NAMES, NANO, SMOL, SMOL_BASE, SOURCES
+from r1ranker.backends.models import NAMES, NANO, SMOL, SMOL_BASE, SOURCES, no_answer
 from r1ranker.errors import BackendError, ConfigError, DataError
 from r1ranker.evaluation.results import AVERAGE, Comparison, Row, read_results
 from r1ranker.evaluation.table import markdown_table
@@ -41,8 +41,6 @@ TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*")
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 PROBE = "Which of the 12 fits Query 7B? [1] Barn Owls live 4 years. [20] It's NOT so: see 1984.\n<answer>[2]</answer>"
 """Capitals, digits, apostrophes, identifiers and tags: where tokenizers differ."""
-TRANSPORT: type[Exception] = HfHubHTTPError.__mro__[1]
-"""What the hub library's HTTP client raises when there is no answer; which client it is depends on its version."""
 
 _ABOUT = (
     f"A causal language model that ranks candidates in the way of [R1-Ranker]({PAPER}): "
@@ -336,7 +334,7 @@ def _hub_errors(endpoint: str, repo: str, directory: Path) -> Iterator[None]:
         raise BackendError("the hub library is told to stay offline; unset HF_HUB_OFFLINE to publish") from error
     except HfHubHTTPError as error:
         raise BackendError(_refused(repo, error)) from error
-    except (TRANSPORT, OSError) as error:
+    except (no_answer(), OSError) as error:
         elsewhere = f"or copy {directory} to a machine that has one and run `hf upload {repo} {directory.name} .` there"
         raise BackendError(
             f"cannot reach the hub at {endpoint} ({error}); try again with a network (HF_ENDPOINT names another hub), "
