@@ -209,7 +209,7 @@ def _short(text: str) -> str:
 
 
 def no_answer() -> type[Exception]:
-    """What the hub's library raises when nobody answers: its HTTP client's error, and which client depends on its age."""
+    """What the hub's library raises when nobody answers: an error of its HTTP client, which depends on the version."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return HfHubHTTPError.__mro__[1]
