@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Union, get_args, get_origin
 
 import typer
 
 from r1ranker.cli import app
+from r1ranker.io.config_reference import type_words, value_words
 from r1ranker.io.files import write_whole
 
 PROGRAM = "r1ranker"
@@ -76,23 +77,14 @@ def _default(value: Any) -> str:
     """A default as it would be written; empty where there is none."""
     if value is None or value in ((), [], {}, ""):
         return ""
-    if isinstance(value, tuple | list):
-        return f"`[{', '.join(map(str, value))}]`"
-    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+    return f"`{value_words(value)}`"
 
 
 def _kind(annotation: Any) -> str:
-    """What may be given, in words."""
-    if get_origin(annotation) is Literal:
-        return ", ".join(f"`{one}`" for one in get_args(annotation))
+    """What may be given, in words; that it may be left out is said by the default."""
     if get_origin(annotation) in (Union, types.UnionType):
-        return ", ".join(_kind(one) for one in get_args(annotation) if one is not type(None))
-    if get_origin(annotation) in (list, tuple):
-        return f"list of {_kind(get_args(annotation)[0])}"
-    if get_origin(annotation) in (dict, Mapping):
-        return "keys and values"
-    names = {Path: "path", str: "text", bool: "true, false", int: "whole number", float: "number", Any: "any"}
-    return str(names.get(annotation, getattr(annotation, "__name__", annotation)))
+        return ", or ".join(type_words(one) for one in get_args(annotation) if one is not type(None))
+    return type_words(annotation)
 
 
 def _escaped(text: str) -> str:
