@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ from r1ranker.evaluation.results import (
     relative_gain,
     rows_of,
     score,
+    units_of,
     write_csv,
     write_results,
 )
@@ -265,6 +267,47 @@ def test_the_interval_of_the_average_is_that_of_tasks_drawn_apart() -> None:
     half = {row.task: (row.ci_high - row.ci_low) / 2 for row in rows_of("s", "test", values)}
     assert half["a"] == pytest.approx(1.96 * 0.05, rel=0.1)
     assert half[AVERAGE] == pytest.approx(1.96 * 0.05 / 2**0.5, rel=0.1)
+
+
+def copied(values: Sequence[float], times: int, task: str = "a") -> tuple[dict[str, float], dict[str, str]]:
+    """Values of as many queries a unit, by qid, and the units."""
+    of_query = {f"{task}{k}.{i}": value for k, value in enumerate(values) for i in range(times)}
+    return of_query, {qid: qid.removeprefix(task).partition(".")[0] for qid in of_query}
+
+
+def test_several_queries_of_one_unit_count_as_one() -> None:
+    values = [float(k % 3 == 0) for k in range(60)]
+    once, _ = copied(values, 1)
+    four, units = copied(values, 4)
+    alone = rows_of("s", "test", {"a": {"MRR": once}})[0]
+    together = rows_of("s", "test", {"a": {"MRR": four}}, units=units)[0]
+    apart = rows_of("s", "test", {"a": {"MRR": four}})[0]
+    assert (together.ci_low, together.ci_high, together.n) == (alone.ci_low, alone.ci_high, 240)
+    assert apart.ci_high - apart.ci_low < 0.6 * (alone.ci_high - alone.ci_low)
+    p = []
+    for of_query, known in ((once, {}), (four, units), (four, {})):
+        both = {"s": {"a": {"MRR": of_query}}, "b": {"a": {"MRR": dict.fromkeys(of_query, 0.3)}}}
+        p.append(comparison("b", both, measures=["MRR"], units=known)[0].p)
+    assert p[1] == pytest.approx(p[0], rel=0.1)
+    assert p[2] < p[0] / 2
+
+
+def test_tasks_that_ask_the_same_questions_make_an_average_no_surer_than_one_of_them() -> None:
+    values = [float(k % 2) for k in range(100)]
+    parts = {task: copied(values, 1, task) for task in ("a", "b")}
+    per_query = {task: {"MRR": of_query} for task, (of_query, _) in parts.items()}
+    units = {qid: unit for _, of in parts.values() for qid, unit in of.items()}
+    half = {row.task: (row.ci_high - row.ci_low) / 2 for row in rows_of("s", "test", per_query, units=units)}
+    assert half["a"] == pytest.approx(half["b"]) == pytest.approx(half[AVERAGE])
+    base = {task: {"MRR": dict.fromkeys(of["MRR"], 0.4)} for task, of in per_query.items()}
+    tests = {one.task: one for one in comparison("b", {"s": per_query, "b": base}, measures=["MRR"], units=units)}
+    assert tests[AVERAGE].p == pytest.approx(tests["a"].p, rel=0.1)
+
+
+def test_units_are_groups_of_more_than_one_query(problems: list[Problem]) -> None:
+    assert units_of(problems) == {}
+    pair = [small_problem(4, qid="x#0", group="x"), small_problem(4, qid="x#1", group="x"), small_problem(4, qid="y")]
+    assert units_of(pair) == {"x#0": "x", "x#1": "x"}
 
 
 def test_one_star_is_below_five_percent_and_two_below_one() -> None:

@@ -154,3 +154,11 @@ def test_a_weight_is_chosen_over_tasks_not_over_queries() -> None:
 
 def test_reciprocal_ranks_are_by_sixty_and_ties_share_their_mean() -> None:
     assert _reciprocal({1: 3.0, 2: 2.0, 3: 2.0}) == pytest.approx({1: 1 / 61, 2: 1 / 62.5, 3: 1 / 62.5})
+
+
+def test_what_lies_below_the_depth_is_not_fused_into_the_head() -> None:
+    problem = problem_with({"d1": 1.0, "d2": 2.0, "d3": 9.0, "d4": 8.0})
+    ranker = RankerSpec(depth=2, fuse="rrf", think=False).around(ScriptedBackend())
+    docids = ranker.rank(problem).docids
+    assert {*docids[:2]} == {"d1", "d2"}
+    assert docids[2:] == ("d3", "d4")

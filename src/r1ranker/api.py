@@ -229,14 +229,14 @@ def evaluate(
 def compare(out: Path | str, against: str | None = None, *, measure: str = "MRR") -> list[Comparison]:
     """Paired tests of a finished evaluation as `r1ranker compare` makes them. against: None is as in the evaluation."""
     from r1ranker.evaluation.results import comparison
-    from r1ranker.evaluation.systems import read_baseline, read_per_query
+    from r1ranker.evaluation.systems import read_baseline, read_per_query, read_units
 
     folder = Path(out)
     values = read_per_query(folder)
     known = sorted({name for tasks in values.values() for of_task in tasks.values() for name in of_task})
     if measure not in known:
         raise ConfigError(f"{folder} has no measure {measure!r}; there are {', '.join(known)}")
-    return comparison(against or read_baseline(folder), values, measures=[measure])
+    return comparison(against or read_baseline(folder), values, measures=[measure], units=read_units(folder))
 
 
 async def _in_thread(function: Callable[..., Result], *given: Any, **settings: Any) -> Result:

@@ -13,18 +13,26 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from types import MappingProxyType
 
 import numpy as np
 from pydantic import TypeAdapter
 
 from r1ranker.errors import DataError
 from r1ranker.evaluation.measures import QueryValues, evaluate_by_task
-from r1ranker.evaluation.significance import bootstrap_means, holm, paired_randomisation, percentile_interval
+from r1ranker.evaluation.significance import (
+    Units,
+    bootstrap_tasks,
+    holm,
+    paired_randomisation,
+    percentile_interval,
+    unit_sums,
+)
 from r1ranker.io.documents import read_json
 from r1ranker.io.files import replacing, write_whole
 from r1ranker.io.text import read_csv as read_table
@@ -105,34 +113,44 @@ def asked_nothing(problem: Problem, ranking: Ranking) -> bool:
     return not ranking.steps and not ranking.error and len(problem.candidates) > 1
 
 
-def rows_of(system: str, split: str, per_query: TaskValues, *, seed: int = 0) -> list[Row]:
-    """Rows of each task and of their `average`, whose interval resamples queries within tasks.
+def units_of(problems: Sequence[Problem]) -> dict[str, str]:
+    """The group of each query that shares it with another one: their values are not independent."""
+    shared = Counter(problem.group for problem in problems)
+    return {problem.qid: problem.group for problem in problems if shared[problem.group] > 1}
+
+
+def rows_of(
+    system: str, split: str, per_query: TaskValues, *, units: Units = MappingProxyType({}), seed: int = 0
+) -> list[Row]:
+    """Rows of each task and of their `average`, whose interval resamples units within tasks.
 
     An average is of the measures that every task has; its `n` is the number of queries over all tasks.
     """
     if AVERAGE in per_query:
         raise DataError(f"a task cannot be named {AVERAGE!r}: the mean over tasks has that name; rename it")
-    rows: list[Row] = []
-    means: dict[str, list[Any]] = {}
-    for number, (task, measures) in enumerate(per_query.items()):
-        for measure, values in measures.items():
-            known = list(values.values())
-            resampled = bootstrap_means(known, seed=seed + number)
-            means.setdefault(measure, []).append(resampled)
-            rows.append(Row(task, system, split, measure, fmean(known), len(known), *percentile_interval(resampled)))
+    measures = dict.fromkeys(measure for of_task in per_query.values() for measure in of_task)
+    means = {
+        measure: bootstrap_tasks({t: of[measure] for t, of in per_query.items() if measure in of}, units, seed=seed)
+        for measure in measures
+    }
+    rows = []
+    for task, of_task in per_query.items():
+        for measure, values in of_task.items():
+            interval = percentile_interval(means[measure][task])
+            rows.append(Row(task, system, split, measure, fmean(values.values()), len(values), *interval))
     for measure, of_tasks in means.items():
         if len(of_tasks) == len(per_query):
             each = [row for row in rows if row.measure == measure]
             value, n = fmean(row.value for row in each), sum(row.n for row in each)
-            low, high = percentile_interval(np.mean(of_tasks, axis=0))
+            low, high = percentile_interval(np.mean(list(of_tasks.values()), axis=0))
             rows.append(Row(AVERAGE, system, split, measure, value, n, low, high))
     return rows
 
 
-def all_rows(systems: Mapping[str, TaskValues], split: str) -> list[Row]:
+def all_rows(systems: Mapping[str, TaskValues], split: str, units: Units = MappingProxyType({})) -> list[Row]:
     """`rows_of` every system. One that has not ranked all tasks has no `average`: it would be of other tasks."""
     tasks = {task for values in systems.values() for task in values}
-    rows = [row for name, values in systems.items() for row in rows_of(name, split, values)]
+    rows = [row for name, values in systems.items() for row in rows_of(name, split, values, units=units)]
     return [row for row in rows if row.task != AVERAGE or systems[row.system].keys() == tasks]
 
 
@@ -141,6 +159,7 @@ def comparison(
     systems: Mapping[str, TaskValues],
     *,
     measures: Sequence[str] = ("MRR", "nDCG@10"),
+    units: Units = MappingProxyType({}),
     seed: int = 0,
 ) -> list[Comparison]:
     """Every other system against `baseline`, on each task that both have and on the `average` of several tasks.
@@ -158,7 +177,7 @@ def comparison(
                 one
                 for system in others
                 if (system in REFERENCES) == references
-                for one in _compared(system, baseline, measure, systems[system], systems[baseline], seed)
+                for one in _compared(system, baseline, measure, systems[system], systems[baseline], units, seed)
             ]
             for one, p in zip(family, holm([one.p for one in family]), strict=True):
                 adjusted.setdefault((measure, one.system), []).append(replace(one, p_holm=p))
@@ -226,10 +245,10 @@ def _costs(rankings: Sequence[Ranking]) -> QueryValues:
 
 
 def _compared(
-    system: str, baseline: str, measure: str, values: TaskValues, others: TaskValues, seed: int
+    system: str, baseline: str, measure: str, values: TaskValues, others: TaskValues, units: Units, seed: int
 ) -> list[Comparison]:
     """Comparisons of two systems by one measure, on each task and their average; p not adjusted yet."""
-    differences: dict[str, list[float]] = {}
+    differences: dict[str, dict[str, float]] = {}
     levels: dict[str, float] = {}
     for task in filter(others.__contains__, values):
         mine, theirs = values[task].get(measure), others[task].get(measure)
@@ -240,21 +259,25 @@ def _compared(
             )
         if mine.keys() != theirs.keys():
             raise DataError(f"task {task!r}: {system!r} and {baseline!r} were not run on the same queries")
-        differences[task] = [mine[qid] - theirs[qid] for qid in mine]
+        differences[task] = {qid: mine[qid] - theirs[qid] for qid in mine}
         levels[task] = fmean(theirs.values())
-    means = {task: fmean(known) for task, known in differences.items()}
+    means = {task: fmean(known.values()) for task, known in differences.items()}
     shares = {task: means[task] / level if level else None for task, level in levels.items()}
-    tests = [(task, means[task], known, shares[task]) for task, known in differences.items()]
+    sums = {task: unit_sums(known, units) for task, known in differences.items()}
+    tests = [(task, means[task], len(known), sums[task], shares[task]) for task, known in differences.items()]
     if len(tests) > 1 and values.keys() == others.keys():
         # Weighed so that the sum of all is the mean over tasks; a test on it is the average's test.
-        weighed = [d / len(known) / len(differences) for known in differences.values() for d in known]
+        weighed: dict[str, float] = {}
+        for task, known in differences.items():
+            for unit, total in sums[task].items():
+                weighed[unit] = weighed.get(unit, 0.0) + total / len(known) / len(differences)
         known_shares = [share for share in shares.values() if share is not None]
         share = fmean(known_shares) if len(known_shares) == len(shares) else None
-        tests.append((AVERAGE, sum(weighed), weighed, share))
+        tests.append((AVERAGE, fmean(means.values()), sum(map(len, differences.values())), weighed, share))
     return [
-        Comparison(task, system, baseline, measure, mean, len(known), p, p, share)
-        for task, mean, known, share in tests
-        for p in [paired_randomisation(known, seed=seed)]
+        Comparison(task, system, baseline, measure, mean, n, p, p, share)
+        for task, mean, n, of_units, share in tests
+        for p in [paired_randomisation(list(of_units.values()), seed=seed)]
     ]
 
 

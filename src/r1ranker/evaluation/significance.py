@@ -1,17 +1,20 @@
 """Is a difference more than chance, and how wide is a mean. In: values of queries. Out: p-values, intervals.
 
-Queries are the unit throughout. Everything random is drawn from a seed, so a table can be made again.
+The unit is whatever may be taken as drawn by itself: a query, or all queries that ask the same thing (`Units`).
+Everything random is drawn from a seed, so a table can be made again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Units = Mapping[str, str]
+"""The unit of a query by its qid, where several queries share one: a question that three tasks ask, a user."""
 EXACT = 14
 """Number of differences up to which every one of the 2**n sign patterns is tried."""
 SIGN_PATTERNS = 99_999
@@ -53,13 +56,63 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def unit_sums(values: Mapping[str, float], units: Units) -> dict[str, float]:
+    """The sum over each unit's queries. A sign test on them turns the signs of all queries of a unit together."""
+    sums: dict[str, float] = {}
+    for qid, value in values.items():
+        unit = units.get(qid, qid)
+        sums[unit] = sums.get(unit, 0.0) + value
+    return sums
+
+
+def bootstrap_tasks(tasks: Mapping[str, Mapping[str, float]], units: Units, *, seed: int = 0) -> dict[str, Floats]:
+    """Means of each task in `BOOTSTRAP_SAMPLES` samples whose units are drawn with replacement; shape (samples,).
+
+    tasks: values by qid. Tasks that share units are drawn together, others apart. A sample that holds none of a task's
+    units says nothing of it, and has the task's own mean.
+    """
+    numbers = {task: number for number, task in enumerate(tasks)}
+    means: dict[str, Floats] = {}
+    for together in _sharing(tasks, units):
+        sums = {task: unit_sums(tasks[task], units) for task in together}
+        counts = {task: unit_sums(dict.fromkeys(tasks[task], 1.0), units) for task in together}
+        drawn_from = list(dict.fromkeys(unit for of_task in sums.values() for unit in of_task))
+        table = np.array([[of.get(unit, 0.0) for unit in drawn_from] for of in (*sums.values(), *counts.values())])
+        totals = _resampled(table, np.random.default_rng(seed + numbers[together[0]]))
+        for place, task in enumerate(together):
+            total, n = totals[place], totals[len(together) + place]
+            own = sum(tasks[task].values()) / len(tasks[task])
+            means[task] = np.divide(total, n, out=np.full_like(total, own), where=n > 0)
+    return {task: means[task] for task in tasks}
+
+
+def _sharing(tasks: Mapping[str, Mapping[str, float]], units: Units) -> list[list[str]]:
+    """Tasks in groups: no two groups have a unit in common."""
+    groups: list[tuple[list[str], set[str]]] = []
+    for task, values in tasks.items():
+        names, known = [task], {units.get(qid, qid) for qid in values}
+        for group in [group for group in groups if group[1] & known]:
+            groups.remove(group)
+            names, known = [*group[0], *names], group[1] | known
+        groups.append((names, known))
+    return [sorted(names, key=list(tasks).index) for names, _ in groups]
+
+
+def _resampled(table: Floats, rng: np.random.Generator) -> Floats:
+    """Sums over units drawn with replacement of each row of a table (rows, units); shape (rows, samples)."""
+    n = table.shape[1]
+    batches = np.array_split(np.arange(BOOTSTRAP_SAMPLES), max(1, BOOTSTRAP_SAMPLES * n // 1_000_000))
+    parts = []
+    for batch in batches:
+        drawn = rng.integers(0, n, (len(batch), n))
+        parts.append(np.stack([row[drawn].sum(axis=1) for row in table]))
+    return np.concatenate(parts, axis=1)
+
+
 def bootstrap_means(values: Sequence[float] | Floats, *, seed: int = 0) -> Floats:
     """Means of `BOOTSTRAP_SAMPLES` samples of the values, drawn with replacement; shape (BOOTSTRAP_SAMPLES,)."""
-    known = np.asarray(values, dtype=np.float64)
-    rng = np.random.default_rng(seed)
-    batches = np.array_split(np.arange(BOOTSTRAP_SAMPLES), max(1, BOOTSTRAP_SAMPLES * len(known) // 1_000_000))
-    means = [known[rng.integers(0, len(known), (len(batch), len(known)))].mean(axis=1) for batch in batches]
-    return np.concatenate(means)
+    known = {str(place): float(value) for place, value in enumerate(values)}
+    return bootstrap_tasks({"": known}, {}, seed=seed)[""]
 
 
 def percentile_interval(means: Floats) -> tuple[float, float]:

@@ -31,9 +31,11 @@ from r1ranker.evaluation.results import (
     all_rows,
     comparison,
     score,
+    units_of,
     write_csv,
     write_results,
 )
+from r1ranker.evaluation.significance import Units
 from r1ranker.io.config import RunConfig
 from r1ranker.io.documents import read_json
 from r1ranker.io.provenance import provenance
@@ -193,17 +195,18 @@ def evaluate_systems(
         )
         for name, of_system in rankings.items()
     }
-    rows = all_rows(values, split)
+    units = units_of(problems)
+    rows = all_rows(values, split, units)
     against, about_tests = _tested_against(baseline, values, left_out=baseline in map(name_of, systems))
     notes += about + about_tests
-    tests = comparison(against, values) if against else []
+    tests = comparison(against, values, units=units) if against else []
     origin = provenance() | {
         "settings": dict(settings or {}),
         "systems": [_describe(s) for s in (*runs, *given, *wanted)],
         "notes": notes,
     }
     found = Evaluation(rows, tests, rankings, notes)
-    _write(out, found, values, origin, title=title, curves=curves or {}, traces=pick_traces(problems, rankings))
+    _write(out, found, values, units, origin, title=title, curves=curves or {}, traces=pick_traces(problems, rankings))
     return found
 
 
@@ -235,6 +238,7 @@ def _write(
     out: Path,
     found: Evaluation,
     values: Mapping[str, TaskValues],
+    units: Units,
     origin: Mapping[str, Any],
     *,
     title: str,
@@ -243,7 +247,7 @@ def _write(
 ) -> None:
     """All files of a result but its config."""
     out.mkdir(parents=True, exist_ok=True)
-    extra = {"per_query": values, "comparisons": found.comparisons, "provenance": origin}
+    extra = {"per_query": values, "units": units, "comparisons": found.comparisons, "provenance": origin}
     write_results(out / "results.json", found.rows, extra)
     write_csv(out / "results.csv", found.rows)
     (out / "runs").mkdir(exist_ok=True)
@@ -374,6 +378,13 @@ def read_per_query(out: Path) -> dict[str, TaskValues]:
         raise ConfigError(f"{out} holds no per_query.json; give the --out folder of a finished `r1ranker evaluate`")
     values: dict[str, TaskValues] = read_json(path)
     return values
+
+
+def read_units(out: Path) -> Units:
+    """Which of a finished evaluation's queries share a unit, see `significance.Units`."""
+    path = out / "units.json"
+    units: dict[str, str] = read_json(path) if path.is_file() else {}
+    return units
 
 
 def read_baseline(out: Path) -> str:

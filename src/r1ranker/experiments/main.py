@@ -7,6 +7,7 @@ queries. Next: `sanity`, which asks whether the figures could be an artefact.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import fmean
 
 from r1ranker.baselines.fusion import shows_places
@@ -21,7 +22,8 @@ from r1ranker.evaluation.results import (
     comparison,
     relative_gain,
 )
-from r1ranker.evaluation.systems import read_per_query
+from r1ranker.evaluation.significance import Units
+from r1ranker.evaluation.systems import read_per_query, read_units
 from r1ranker.evaluation.table import stars, systems_of, tasks_of
 from r1ranker.experiments.report import MEASURES, Table, by_system, read_comparisons, results_table, save_tables
 from r1ranker.experiments.sanity import sanity
@@ -66,24 +68,22 @@ def main(study: Study) -> None:
         title=f"R1-Ranker, main table ({study.scale})",
         curves={"dranker": read_log(dranker.parent), "iranker": read_log(iranker.parent)},
     )
-    values = read_per_query(study.out)
     tests = read_comparisons(study.out)
     shown = [measure for measure in MEASURES if any(row.measure == measure for row in rows)]
     tables = [
         *(results_table(f"All systems, {measure}", rows, tests, measures=[measure]) for measure in shown),
-        differences("Differences in MRR", rows, values, PAIRS, f"{HEADLINE}{OTHER_TASKS if embedded(study) else ''}"),
+        differences("Differences in MRR", rows, study.out, PAIRS, HEADLINE + (OTHER_TASKS if embedded(study) else "")),
         costs(rows),
     ]
     save_tables(study.out, tables if embedded(study) else [*tables, beside_paper(rows)])
     sanity(study, models[1:])
 
 
-def differences(
-    title: str, rows: Sequence[Row], values: Mapping[str, TaskValues], pairs: Sequence[tuple[str, str]], note: str = ""
-) -> Table:
+def differences(title: str, rows: Sequence[Row], out: Path, pairs: Sequence[tuple[str, str]], note: str = "") -> Table:
     """MRR of one system less another's by task, with the stars of the paired test, Holm-adjusted within each pair."""
+    values, units = read_per_query(out), read_units(out)
     pairs = [pair for pair in pairs if set(pair) <= values.keys()]
-    tests = {pair: tested(*pair, values) for pair in pairs}
+    tests = {pair: tested(*pair, values, units) for pair in pairs}
     lines = [(task, *(_difference(tests[pair].get(task)) for pair in pairs)) for task in tasks_of(rows)]
     lines.append(("average relative gain", *(_gain(rows, *pair) for pair in pairs)))
     legend = (
@@ -98,9 +98,9 @@ def _difference(test: Comparison | None) -> str:
     return "" if test is None else f"{test.difference:+.3f} {stars(test)}".strip()
 
 
-def tested(system: str, over: str, values: Mapping[str, TaskValues]) -> dict[str, Comparison]:
+def tested(system: str, over: str, values: Mapping[str, TaskValues], units: Units) -> dict[str, Comparison]:
     """The paired test of one system's MRR against another's, by task."""
-    found = comparison(over, {system: values[system], over: values[over]}, measures=["MRR"])
+    found = comparison(over, {system: values[system], over: values[over]}, measures=["MRR"], units=units)
     return {one.task: one for one in found}
 
 

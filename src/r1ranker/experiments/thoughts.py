@@ -17,7 +17,8 @@ from functools import partial
 from pathlib import Path
 
 from r1ranker.evaluation.results import Row, TaskValues, comparison
-from r1ranker.evaluation.systems import read_per_query
+from r1ranker.evaluation.significance import Units
+from r1ranker.evaluation.systems import read_per_query, read_units
 from r1ranker.evaluation.table import stars, tasks_of
 from r1ranker.experiments.main import tested
 from r1ranker.experiments.report import Table, results_table, save_tables
@@ -49,8 +50,9 @@ def thoughts(study: Study) -> None:
     ]
     title = f"R1-Ranker, thought templates ({study.scale})"
     rows = study.evaluate(["random", "prior", *systems], study.problems("test"), baseline=UNTRAINED, title=title)
-    values = read_per_query(study.out)
-    tables = [gains(rows, values), results_table("Thought templates", rows, comparison(UNTRAINED, values)), stock(kept)]
+    values, units = read_per_query(study.out), read_units(study.out)
+    tests = comparison(UNTRAINED, values, units=units)
+    tables = [gains(rows, values, units), results_table("Thought templates", rows, tests), stock(kept)]
     save_tables(study.out, tables)
 
 
@@ -77,9 +79,9 @@ def record(study: Study, trained: str) -> tuple[Path, list[Thought]]:
     return named_by_content(study.out, partial(write_thoughts, kept), "thoughts-{}.jsonl"), kept
 
 
-def gains(rows: Sequence[Row], values: Mapping[str, TaskValues]) -> Table:
+def gains(rows: Sequence[Row], values: Mapping[str, TaskValues], units: Units) -> Table:
     """MRR behind similar thoughts less MRR without any and behind random ones, by task."""
-    over = {base: tested(SIMILAR, base, values) for base in (UNTRAINED, RANDOM)}
+    over = {base: tested(SIMILAR, base, values, units) for base in (UNTRAINED, RANDOM)}
     mrr = {(row.task, row.system): row.value for row in rows if row.measure == "MRR"}
     lines = []
     for task in tasks_of(rows):

@@ -9,7 +9,6 @@ from __future__ import annotations
 from r1ranker.backends import models
 from r1ranker.baselines.notes import load_splits
 from r1ranker.errors import ConfigError
-from r1ranker.evaluation.systems import read_per_query
 from r1ranker.evaluation.table import SHOWN
 from r1ranker.experiments.main import costs, differences
 from r1ranker.experiments.report import read_comparisons, results_table, save_tables
@@ -40,7 +39,7 @@ def unseen(study: Study) -> None:
     about += "" if encoder else f" Left out: minilm (`r1ranker model get {models.MINILM}` has it)."
     tables = [
         results_table("Never trained on", rows, read_comparisons(study.out), about, SHOWN),
-        differences("Never trained on, differences in MRR", rows, read_per_query(study.out), PAIRS),
+        differences("Never trained on, differences in MRR", rows, study.out, PAIRS),
         costs(rows),
     ]
     save_tables(study.out, tables, study.settings)

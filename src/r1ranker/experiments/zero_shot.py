@@ -13,7 +13,6 @@ from dataclasses import replace
 from r1ranker.backends.models import NANO
 from r1ranker.errors import ConfigError
 from r1ranker.evaluation.results import Row
-from r1ranker.evaluation.systems import read_per_query
 from r1ranker.evaluation.table import SHOWN
 from r1ranker.experiments.main import beside_paper, differences, embedded
 from r1ranker.experiments.report import Table, read_comparisons, results_table, save_tables
@@ -68,7 +67,7 @@ def _tables(study: Study, rows: Sequence[Row]) -> list[Table]:
     about = f"zero-shot and full: {study.budget(SHORT):,} training tokens each. {about}"
     tables = [
         results_table("Trained on the other scenarios", rows, read_comparisons(study.out), about, SHOWN),
-        _with_share(differences("Zero-shot, differences in MRR", rows, read_per_query(study.out), PAIRS), rows),
+        _with_share(differences("Zero-shot, differences in MRR", rows, study.out, PAIRS), rows),
     ]
     return tables if embedded(study) else [*tables, beside_paper(rows, ("zero-shot",))]
 

@@ -185,10 +185,10 @@ class RankerSpec:
             ranker = Shuffled(ranker, self.shuffles)
         if self._budget and self._in_parts:
             ranker = Within(ranker, self._budget)
-        if self.depth:
-            ranker = Depth(ranker, self.depth)
         if self.fuse is not None:
             ranker = Fused(ranker, self.fuse)
+        if self.depth:  # around the fusion too: what nobody read keeps its place
+            ranker = Depth(ranker, self.depth)
         self._check_asks(backend)
         return self._advised(ranker) if self.thoughts else ranker
 
