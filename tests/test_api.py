@@ -304,3 +304,32 @@ def test_one_wish_is_one_number_or_words(tiny_dir: Path) -> None:
             route("Prove it.", ["a", "b"], str(tiny_dir), **wrong)
     with pytest.raises(DataError, match="no price is negative"):
         llms_of([{"name": "a", "input_price": -1, "output_price": 1}])
+
+
+def test_a_near_miss_of_a_known_wish_is_no_sentence(tiny_dir: Path) -> None:
+    with pytest.raises(DataError, match="did you mean 'cost'"):
+        route("Prove it.", ["a", "b"], str(tiny_dir), objective="costs")
+    assert route("Prove it.", ["a", "b"], str(tiny_dir), objective="cheap").problem.objective == "cheap"
+
+
+def test_scores_of_a_first_stage_are_its_prior(tiny_dir: Path) -> None:
+    texts = [{"docid": "a", "text": "owls", "score": 1}, {"docid": "b", "text": "mice", "score": "3.5"}]
+    assert rank("owls", texts, str(tiny_dir)).problem.prior == {"a": 1.0, "b": 3.5}
+    assert rank("owls", texts, str(tiny_dir), fuse=0.0).docids == ("b", "a")
+    assert rank("owls", TEXTS, str(tiny_dir)).problem.prior == {}
+    with pytest.raises(DataError, match="entry 'b' has no score, and others have"):
+        rank("owls", [texts[0], {"docid": "b", "text": "mice"}], str(tiny_dir))
+    with pytest.raises(DataError, match="entry 'a': score"):
+        rank("owls", [{"docid": "a", "text": "owls", "score": "high"}], str(tiny_dir))
+
+
+def test_a_history_is_a_list(tiny_dir: Path) -> None:
+    with pytest.raises(DataError, match="the history is the text 'Dune'"):
+        recommend("Dune", TEXTS, str(tiny_dir))
+
+
+def test_rankings_are_short_in_a_list_and_make_a_table(tiny_dir: Path) -> None:
+    ranked = rank("owls", {"a": "owls", "b": "mice"}, str(tiny_dir))
+    assert repr([ranked]) == f"[<Ranked query-1: {' '.join(ranked.docids)}>]"
+    pandas = pytest.importorskip("pandas")
+    assert list(pandas.DataFrame(ranked)["docid"]) == list(ranked.docids)

@@ -79,6 +79,8 @@ def test_a_prior_made_of_nothing_has_no_row_and_another_baseline_is_stated(tmp_p
     assert "no prior: the problems hold no scores of their candidates, so there is no such row" in found.notes
     assert "differences are tested against bm25 instead" in found.notes
     assert "no prior" in (tmp_path / "report.html").read_text()
+    unnamed = evaluate_systems(["random", "bm25"], problems(), out=tmp_path)
+    assert {one.baseline for one in unnamed.comparisons} == {"bm25"} and "against bm25 instead" in unnamed.notes[-1]
     alone = evaluate_systems(["prior"], problems(), out=tmp_path, runs={"theirs": run_of(problems())})
     assert alone.comparisons == [] and "no difference is tested" in alone.notes
 

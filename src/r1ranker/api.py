@@ -59,6 +59,7 @@ def rank(
     """Texts by how well they answer the query, best first.
 
     texts: a list of strings, of dicts (text, title, docid), a mapping of docids, or a DataFrame (`datasets.inline`).
+    A `score` of each is the first stage's, for `fuse`.
     Of several queries: a list or table for each, or one for all; the answer is a list, and a query that failed has no
     hits and says why in `ranking.error`. top_k: how many to return (None: all). instruction: what is wanted, in your
     own words. settings: any field of a `RankerSpec` but `query` and `store`, such as `design` or `base_urls`. A call of
@@ -67,15 +68,23 @@ def rank(
     Raises BackendError where the model cannot be had or the only query failed; ConfigError and DataError for settings
     and texts that cannot be used.
     """
-    from r1ranker.datasets.inline import candidates_of
+    from r1ranker.datasets.inline import candidates_of, prior_of
 
     if not isinstance(query, Iterable):
         raise ConfigError(f"the query is {query!r}: give a text, or a list of them")
     queries = [query] if isinstance(query, str) else list(query)
     pools = [texts] if isinstance(query, str) else _pools(texts, len(queries))
     problems = [
-        Problem(f"query-{place}", "rank", "passage", candidates, query=text, instruction=instruction)
-        for place, (text, candidates) in enumerate(zip(queries, map(candidates_of, pools), strict=True), start=1)
+        Problem(
+            f"query-{place}",
+            "rank",
+            "passage",
+            candidates_of(pool),
+            query=text,
+            prior=prior_of(pool),
+            instruction=instruction,
+        )
+        for place, (text, pool) in enumerate(zip(queries, pools, strict=True), start=1)
     ]
     ranked = _ranked(problems, model, top_k, settings)
     return _only(ranked) if isinstance(query, str) else ranked
@@ -93,7 +102,7 @@ def recommend(
 ) -> Ranked:
     """Items by how likely the user takes them next. history: what they took, oldest first; items and the rest: see
     `rank`. query: what else is known of the user or asked for."""
-    from r1ranker.datasets.inline import candidates_of, titles_of
+    from r1ranker.datasets.inline import candidates_of, prior_of, titles_of
 
     problem = Problem(
         "user",
@@ -102,6 +111,7 @@ def recommend(
         candidates_of(items),
         query=query,
         history=titles_of(history),
+        prior=prior_of(items),
         instruction=instruction,
     )
     return _only(_ranked([problem], model, top_k, settings))

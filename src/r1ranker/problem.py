@@ -87,7 +87,7 @@ class Problem:
         if not (self.candidates or self.nothing_found):
             raise DataError(f"{where}: has no candidates; a pool needs at least one")
         _check_text(where, "query", (self.query, self.objective, self.instruction, *self.history))
-        also = " or a history" if "history" in self.words.places else ""
+        also = " and no history" if "history" in self.words.places else ""
         if not (self.query or (self.history and also)):
             raise DataError(f"{where}: has no query{also}; give the model a context")
         docids = [candidate.docid for candidate in self.candidates]

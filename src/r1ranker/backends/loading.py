@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import sys
@@ -270,9 +271,10 @@ def _remedy(path: str, error: Exception) -> str:
     first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
     if Path(path).exists():
         return f"cannot load the model in {path}: {first_line}"
+    near = [f"did you mean {name!r}? " for name in difflib.get_close_matches(path, models.NAMES, n=1, cutoff=0.7)]
     ours = [f"; `r1ranker model get {name}` can also fetch it" for name, s in models.SOURCES.items() if s.repo == path]
     return (
-        f"cannot load {path!r}: it is no directory here and the hub did not give it ({first_line}). "
+        f"cannot load {path!r}: it is no directory here and the hub did not give it ({first_line}). {''.join(near)}"
         "With a network, check the name and your access (hf auth login); without one, download the model "
         "elsewhere and pass its directory, or use the embedded model: --model nano" + "".join(ours)
     )

@@ -10,6 +10,7 @@ Tables are known by what they can do (`to_dicts` of polars, `to_dict` of pandas)
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
@@ -36,6 +37,16 @@ def candidates_of(texts: Texts) -> tuple[Candidate, ...]:
     return tuple(_candidate(docid, value) for docid, value in entries(texts))
 
 
+def prior_of(texts: Texts) -> dict[str, float]:
+    """The first stage's scores, where each entry has a `score`; none where none has."""
+    found = entries(texts)
+    scored = {docid: one["score"] for docid, one in found if isinstance(one, Mapping) and "score" in one}
+    if scored and len(scored) < len(found):
+        without = next(docid for docid, _ in found if docid not in scored)
+        raise DataError(f"entry {without!r} has no score, and others have: give each one, or leave them all out")
+    return {docid: finite(str(score), f"entry {docid!r}: score") for docid, score in scored.items()}
+
+
 def llms_of(llms: Texts) -> tuple[Candidate, ...]:
     """One candidate for each LLM: a name, or a dict with `name` and any of `description`, `size`, `input_price` and
     `output_price` (dollars per million tokens); a mapping of names to either; or a table."""
@@ -44,6 +55,8 @@ def llms_of(llms: Texts) -> tuple[Candidate, ...]:
 
 def titles_of(history: Texts) -> tuple[str, ...]:
     """What a user chose, oldest first: the texts of the entries."""
+    if isinstance(history, str):
+        raise DataError(f"the history is the text {history[:80]!r}: give a list of what the user took, oldest first")
     return tuple(_candidate(docid, value).text for docid, value in entries(history))
 
 
@@ -51,6 +64,9 @@ def objective_of(objective: str | float) -> str:
     """What the model reads of quality and price: one of `OBJECTIVES` by name, a sentence of the caller's, or a number,
     the weight of quality from 0 (only price matters) to 1 (only quality), which is said as it is."""
     if isinstance(objective, str):
+        near = difflib.get_close_matches(objective, OBJECTIVES, n=1, cutoff=0.75)
+        if near and objective not in OBJECTIVES:
+            raise DataError(f"objective {objective!r}: did you mean {near[0]!r}? Else say it in a sentence")
         return OBJECTIVES[objective].sentence if objective in OBJECTIVES else objective
     if isinstance(objective, bool) or not isinstance(objective, int | float) or not 0 <= objective <= 1:
         raise DataError(

@@ -121,7 +121,7 @@ def check_systems(systems: Sequence[str | ModelSystem], given: Iterable[str], ba
             raise ConfigError(f"the system name {name!r} is taken: {times} systems have it; rename one")
         if name.split() != [name] or "/" in name or name.startswith("."):
             raise ConfigError(f"system {name!r}: run files and their tags are named so; no spaces, '/' or leading dot")
-    if baseline not in names:
+    if baseline not in names and not (baseline == "prior" and {*STANDING_IN} & {*names}):
         there = ", ".join(names) or "none: name some by --baselines or --system"
         raise ConfigError(f"no system {baseline!r} to test against (--against); there are {there}")
 
@@ -197,7 +197,7 @@ def evaluate_systems(
     }
     units = units_of(problems)
     rows = all_rows(values, split, units)
-    against, about_tests = _tested_against(baseline, values, left_out=baseline in map(name_of, systems))
+    against, about_tests = _tested_against(baseline, values)
     notes += about + about_tests
     tests = comparison(against, values, units=units) if against else []
     origin = provenance() | {
@@ -340,11 +340,11 @@ def _matched(runs: Mapping[str, list[Ranking]], problems: Sequence[Problem]) -> 
     return notes
 
 
-def _tested_against(baseline: str, values: Mapping[str, TaskValues], *, left_out: bool) -> tuple[str | None, list[str]]:
+def _tested_against(baseline: str, values: Mapping[str, TaskValues]) -> tuple[str | None, list[str]]:
     """The baseline that is there, and what is to be said where it is not the one asked for or lacks tasks."""
-    if baseline in values or not left_out:
+    if baseline in values:
         tasks = dict.fromkeys(task for of_system in values.values() for task in of_system)
-        lacking = [task for task in tasks if baseline in values and task not in values[baseline]]
+        lacking = [task for task in tasks if task not in values[baseline]]
         return baseline, [f"no difference is tested on {', '.join(lacking)}"] if lacking else []
     found = next((name for name in STANDING_IN if name in values), None)
     instead = f"differences are tested against {found} instead" if found else "no difference is tested"

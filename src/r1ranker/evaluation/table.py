@@ -61,7 +61,8 @@ def results_table(
     """A rich table; the best system of each line is bold. Without intervals it fits a terminal of 80 columns."""
     box, padding = (HEAVY_HEAD, (0, 1)) if intervals else (None, (0, 1, 0, 0))
     warned = warnings_of(rows)
-    legend = "\n".join([caption(comparisons), *(text for of_system in warned.values() for text in of_system)])
+    below = [caption(comparisons, intervals=intervals), *(text for of_system in warned.values() for text in of_system)]
+    legend = "\n".join(below)
     table = Table(caption=Text(legend), caption_justify="left", box=box, padding=padding)
     table.add_column("task", no_wrap=True)
     table.add_column("measure", no_wrap=True)
@@ -101,7 +102,7 @@ def wrap(text: str) -> list[str]:
 def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     """A rich table of differences to a baseline; the last two columns are p-values, before and after Holm."""
     names = ("task", "system", "measure", "difference", "relative", "n", "p", "p (Holm)")
-    table = Table(*names, caption=caption(comparisons))
+    table = Table(*names, caption="; ".join(_stars_mean(comparisons)), caption_justify="left")
     for one in comparisons:
         difference = f"{one.difference:+.3f} {stars(one)}".rstrip()
         relative = "" if one.relative is None else f"{one.relative:+.1%}"
@@ -195,12 +196,15 @@ def stars(test: Comparison | None) -> str:
     return ("↓" if test.difference < 0 else "") + ("**" if test.p_holm < 0.01 else "*")
 
 
-def caption(comparisons: Sequence[Comparison]) -> str:
+def caption(comparisons: Sequence[Comparison], *, intervals: bool = True) -> str:
     """What a cell shows."""
-    legend = "mean ± half of the 95 % bootstrap interval; best in bold, oracle aside"
-    if not comparisons:
-        return legend
-    return f"{legend}; * p < 0.05, ** p < 0.01 against {comparisons[0].baseline} (paired randomisation, Holm), ↓ worse"
+    shown = "mean ± half of the 95 % bootstrap interval" if intervals else "means"
+    return "; ".join([f"{shown}; best in bold, oracle aside", *_stars_mean(comparisons)])
+
+
+def _stars_mean(comparisons: Sequence[Comparison]) -> list[str]:
+    against = [f"* p < 0.05, ** p < 0.01 against {one.baseline}" for one in comparisons[:1]]
+    return [f"{one} (paired randomisation, Holm), ↓ worse" for one in against]
 
 
 def _cell(row: Row, test: Comparison | None, intervals: bool) -> str:

@@ -150,7 +150,8 @@ def _check(problems: Path, spec: RankerSpec, scenarios: Mapping[str, Scenario]) 
     largest = max(sizes, default=0)
     if spec.design == "iranker" and _asks_for_worst(spec) and 1 < largest <= spec.top_k:
         raise ConfigError(
-            f"top_k={spec.top_k} asks nothing: no problem of {problems} has more than {largest} candidates; lower it"
+            f"top_k={spec.top_k} asks nothing: removing stops when so many are left, and the longest list has "
+            f"{largest} candidates; lower it"
         )
     return len(sizes)
 

@@ -2,6 +2,7 @@
 
 ranked = Ranked.of(problem, ranking)
 for hit in ranked: print(hit.rank, hit.docid, hit.score, hit.text)
+pandas.DataFrame(ranked)    # a row for each hit
 print(ranked)
 """
 
@@ -76,6 +77,10 @@ class Ranked(Sequence[Hit]):
     def __getitem__(self, place: slice) -> tuple[Hit, ...]: ...
     def __getitem__(self, place: int | slice) -> Hit | tuple[Hit, ...]:
         return self.hits[place]
+
+    def __repr__(self) -> str:
+        said = f"failed: {self.ranking.error}" if self.ranking.error else " ".join(self.docids)
+        return f"<Ranked {self.problem.qid}: {said}>"
 
     def __str__(self) -> str:
         wide = max(len("docid"), *(len(hit.docid) for hit in self.hits), 0)
