@@ -140,3 +140,9 @@ def test_types_are_told_in_words() -> None:
     assert type_words(tuple[str, ...]) == "list of text"
     assert type_words(dict[str, Any]) == "keys and values"
     assert type_words(Path) == "path"
+
+
+def test_a_config_that_was_not_written_out_says_how_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"mini.yaml: no such file; `r1ranker config init mini` writes it"):
+        load_config(Path("mini.yaml"))

@@ -47,6 +47,7 @@ def test_an_unknown_option_gets_the_allowed_ones(tmp_path: Path) -> None:
         ("recbole", {"history": "long"}, "option history='long': Input should be a valid integer"),
         ("recbole", {"history": None}, "option history=None"),
         ("movielens", {"negatives": "hard"}, "option negatives='hard': Input should be 'uniform' or 'popularity'"),
+        ("csv", {"details": "genre"}, "option details=.genre.: must be a list: \\[a, b\\]"),
         ("movielens", {"min_rating": "high"}, "option min_rating='high'"),
         ("llmrouter", {"objectives": "cost"}, "option objectives='cost'"),
     ],

@@ -34,6 +34,7 @@ from r1ranker.datasets import (
 from r1ranker.datasets.common import SPLIT_NAMES, Source, check_disjoint
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.io.files import at_home
+from r1ranker.io.strict import in_words
 from r1ranker.io.text import MissingFileError
 from r1ranker.problem import Splits
 from r1ranker.scenarios import Scenario
@@ -119,7 +120,7 @@ def _checked(name: str, option: str, value: Any) -> Any:
     try:
         return TypeAdapter(_find(name).kinds[option]).validate_python(value)
     except ValidationError as error:
-        raise ConfigError(f"source {name!r}, option {option}={value!r}: {error.errors()[0]['msg']}") from error
+        raise ConfigError(f"source {name!r}, option {option}={value!r}: {in_words(error.errors()[0])}") from error
 
 
 def _find(name: str) -> Source:

@@ -23,7 +23,15 @@ def names() -> list[str]:
 
 
 def found(path: Path) -> Path:
-    """`path` itself; or the config of that name, where no such file exists."""
+    """`path` itself; or the config of that name, where no such file exists.
+
+    ConfigError for a name that is none, and for the file of one that has not been written out here.
+    """
+    if not path.exists() and str(path) in {f"{name}.yaml" for name in names()}:
+        raise ConfigError(
+            f"{path}: no such file; `r1ranker config init {path.stem}` writes it, and the name {path.stem} alone is "
+            "the config in the package"
+        )
     if path.is_file() or path.suffix or len(path.parts) > 1:
         return path
     return named(str(path))

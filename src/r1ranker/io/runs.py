@@ -40,8 +40,8 @@ def write_run(rankings: Sequence[Ranking], path: Path, tag: str) -> None:
 def read_run(path: Path) -> list[Ranking]:
     """Rankings of a run file, queries in order of first appearance, documents by score.
 
-    The rank column is ignored. Tied scores are ordered as trec_eval does, later docid first, and lowered by
-    the least amount that lets them strictly decrease. DataError names the line that cannot be used.
+    The rank column is ignored. Scores that tie as 32-bit numbers are ordered as trec_eval does, later docid first, and
+    lowered by the least amount that lets them strictly decrease. DataError names the line that cannot be used.
     """
     scored: dict[str, dict[str, float]] = {}
     for number, line in read_lines(path):
@@ -119,7 +119,7 @@ def _parsed(line: str, where: str) -> tuple[str, str, float]:
 
 
 def _ranking(qid: str, scores: dict[str, float]) -> Ranking:
-    docids = sorted(scores, key=lambda docid: (scores[docid], docid), reverse=True)
+    docids = sorted(scores, key=lambda docid: (np.float32(scores[docid]), docid), reverse=True)
     decreasing: list[float] = []
     for docid in docids:
         score = scores[docid]

@@ -21,7 +21,7 @@ from r1ranker.io.text import read_text
 
 _LIST = "must be a list: [a, b], or a line that begins with - for each entry"
 _KEYS = "must hold keys and values: {key: value}, or a line key: value for each"
-FORMS = dict.fromkeys(("tuple_type", "list_type"), _LIST)
+FORMS = dict.fromkeys(("tuple_type", "list_type", "sequence_str"), _LIST)
 FORMS |= dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), _KEYS)
 """What pydantic calls by Python's names, in those of YAML."""
 Config = TypeVar("Config", bound=BaseModel)
@@ -102,12 +102,16 @@ def _explain(error: Any, model: type[BaseModel]) -> str:
     path = [str(part) for part in error["loc"]]
     key = ".".join(path)
     if error["type"] != "extra_forbidden":
-        said = FORMS.get(error["type"], error["msg"].removeprefix("Value error, "))
-        return f"{key}: {said}" if key else said
+        return f"{key}: {in_words(error)}" if key else in_words(error)
     known = sorted(_known_keys(model))
     near = _nearest(path, known)
     hint = f"; did you mean {near!r}?" if near else f"; known keys: {', '.join(known)}"
     return f"unknown key {key!r}{hint}"
+
+
+def in_words(error: Any) -> str:
+    """What is wrong with a value, of pydantic's own account of it."""
+    return str(FORMS.get(error["type"], error["msg"].removeprefix("Value error, ")))
 
 
 def _nearest(path: Sequence[str], known: Sequence[str]) -> str | None:
