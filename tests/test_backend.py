@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from r1ranker.backends import loading, models
-from r1ranker.backends.base import STOP
+from r1ranker.backends.base import STOP, PromptError
 from r1ranker.backends.padding import left_pad, positions
 from r1ranker.backends.transformers_ import TransformersBackend
 from r1ranker.errors import BackendError
@@ -276,6 +277,22 @@ def test_a_damaged_model_directory_is_named(tiny_dir: Path, tmp_path: Path) -> N
     (tmp_path / "model" / "config.json").write_text('{"model_type": "no-such-kind"}')
     with pytest.raises(BackendError, match=r"cannot load the model in .*model"):
         TransformersBackend.load(str(tmp_path / "model"))
+
+
+def test_a_prompt_far_beyond_the_context_is_refused_without_being_read_to_its_end(tiny: TransformersBackend) -> None:
+    prompt = Prompt("text good number " * 25_000)
+    began = time.perf_counter()
+    tiny.encoder.encode_text(prompt.text)
+    whole = time.perf_counter() - began
+    began = time.perf_counter()
+    with pytest.raises(PromptError, match="a prompt of more than 1536 tokens plus 7 to generate exceeds the context"):
+        tiny.generate([prompt], max_new_tokens=7)
+    with pytest.raises(PromptError, match="a prompt of more than 1536 tokens"):
+        tiny.choose([prompt], [(1, 2)])
+    assert tiny.length(prompt) > 1536
+    assert time.perf_counter() - began < whole / 2
+    fits = Prompt("text good number " * 100)
+    assert tiny.length(fits) == len(tiny.encoder.encode(fits))
 
 
 def test_truncated_weights_are_a_backend_error(tiny_dir: Path, tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import random
+import tracemalloc
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +19,7 @@ from r1ranker.backends.encoding import Encoder, batches, build_trie
 from r1ranker.backends.transformers_ import TransformersBackend, identifier_probabilities
 from r1ranker.errors import BackendError
 from r1ranker.problem import Problem
-from r1ranker.prompts import build_prompt
+from r1ranker.prompts import Prompt, build_prompt
 
 TEMPLATE = "{% for m in messages %}<U>{{ m.content }}</U>{% endfor %}{% if add_generation_prompt %}<A>{% endif %}"
 
@@ -94,6 +96,39 @@ def test_the_beginning_token_stands_first_where_there_is_one(
     ids = Encoder(tokenizer).encode(build_prompt(make_problem(2), (1, 2), "iranker"))
     assert ids[0] == tokenizer.bos_token_id
     assert ids.count(tokenizer.bos_token_id) == 1
+
+
+@given(st.lists(st.sampled_from(["text", "number ", "[1]", "é", "<think>", " "]), max_size=60), st.integers(1, 30))
+def test_a_beginning_is_beyond_what_the_whole_prompt_is_beyond(
+    tiny: TransformersBackend, parts: list[str], most: int
+) -> None:
+    prompt = Prompt("".join(parts))
+    found = tiny.encoder.beyond(prompt, most)
+    assert found == 0 or most < found <= tiny.encoder.length(prompt)
+
+
+def test_only_a_text_too_long_for_any_tokens_is_told_by_its_beginning(tiny: TransformersBackend) -> None:
+    words = "text number " * 100
+    assert tiny.encoder.beyond(Prompt(words), 10) > 10
+    assert tiny.encoder.beyond(Prompt(words[:80]), 10) == 0, "so short a text is read whole"
+    assert tiny.encoder.beyond(Prompt(words, blocks=("a", "b")), 10) == 0, "blocks stand side by side"
+    assert tiny.encoder.beyond(Prompt("é" * 1000), 10) > 10, "without a space in it"
+
+
+def test_tokens_of_short_texts_are_kept_and_those_of_long_ones_are_not(tiny_dir: Path) -> None:
+    encoder = Encoder(AutoTokenizer.from_pretrained(str(tiny_dir)))
+    encoder.encode(Prompt("text"))  # what is made once is there
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for i in range(12):
+            encoder.encode(Prompt(f"text {i} number " * 3000))
+        gc.collect()
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 1_000_000, "a dozen whole prompts are more"
+    assert encoder._head_ids("text number") is encoder._head_ids("text number")
 
 
 @given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 120))

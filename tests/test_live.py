@@ -319,6 +319,46 @@ def test_a_full_queue_refuses_and_only_the_key_that_filled_it(make_problem: Make
         assert not any(ranking.error for ranking in results(taken))
 
 
+@pytest.mark.parametrize("ends", ["late", "gone"])
+def test_what_waits_no_more_takes_no_place_in_the_queue(ends: str, make_problem: MakeProblem) -> None:
+    backend = Gated()
+    with running(IRanker(backend), batch=1, most=3) as live:
+        backend.gate.clear()
+        first = live.submit(make_problem(2))
+        assert backend.entered.wait(WAIT)
+        deadline = time.monotonic() + 0.05 if ends == "late" else None
+        over = [live.submit(make_problem(2), deadline=deadline) for _ in range(3)]
+        if ends == "late":
+            assert all(ranking.usage.cut_short for ranking in results(over))
+        else:
+            assert all(one.cancel() for one in over)
+        assert live.waiting == 0
+        fourth = live.submit(make_problem(2))
+        assert live.waiting == 1
+        backend.gate.set()
+        assert not any(ranking.error for ranking in results([first, fourth]))
+
+
+@pytest.mark.parametrize("backend", [Gated, Endpoint])
+def test_a_prompt_that_takes_long_to_write_holds_up_nobody_s_deadline(
+    backend: Callable[[], Gated], make_problem: MakeProblem
+) -> None:
+    ranker, writing, written = IRanker(backend()), threading.Event(), threading.Event()
+
+    def slow(problem: Problem) -> Iterator[Ask]:
+        writing.set()
+        assert written.wait(WAIT)
+        return ranker.plan(problem)
+
+    with running(ranker) as live:
+        long = live.submit(make_problem(3), planner=slow, deadline=time.monotonic() + 0.1)  # type: ignore[arg-type]
+        assert writing.wait(WAIT)
+        late = live.submit(make_problem(3), deadline=time.monotonic() + 0.05)
+        assert [ranking.usage.cut_short for ranking in results([late, long])] == [1, 1]
+        written.set()
+        assert not live.submit(make_problem(3)).result(WAIT).usage.cut_short
+
+
 def test_no_prefix_is_shared_between_keys(make_problem: MakeProblem, tiny: TransformersBackend) -> None:
     with running(IRanker(tiny, layout="append")) as live:
         same, costs = make_problem(4), []

@@ -14,7 +14,7 @@ import pytest
 from fault_server import KINDS, FaultServer
 from r1ranker.answers import parse_ranking, parse_removal
 from r1ranker.backends import openai_
-from r1ranker.backends.base import Ask, AsyncBackend, Choice, Completion
+from r1ranker.backends.base import Ask, AsyncBackend, CallError, Choice, Completion
 from r1ranker.backends.openai_ import OpenAIBackend, probabilities
 from r1ranker.backends.prices import read_prices
 from r1ranker.errors import BackendError, ConfigError
@@ -293,6 +293,17 @@ def test_a_call_that_fails_for_good_says_where_what_and_how_often(make_problem: 
         ranking = DRanker(asked(server, retries=2), think=True).rank(make_problem(2))
         assert server.stats["requests"] == 3
     assert ranking.error == f"{server.base_url} answered 500: Internal Server Error; gave up after 3 attempts"
+
+
+@pytest.mark.parametrize(("status", "retries"), [(401, 6), (500, 1), (429, 0)])
+def test_a_failed_call_says_the_status_of_the_last_answer(status: int, retries: int) -> None:
+    with FaultServer(refuse=status) as server, pytest.raises(CallError) as raised:
+        answer(asked(server, retries=retries), Ask(Prompt("hello"), None, 5))
+    assert raised.value.status == status
+    nobody = OpenAIBackend("m", [f"http://127.0.0.1:{free_port()}/v1"], retries=0)
+    with pytest.raises(CallError) as raised:
+        answer(nobody, Ask(Prompt("hello"), None, 5))
+    assert raised.value.status is None
 
 
 def test_an_endpoint_that_is_not_there_is_named(make_problem: MakeProblem) -> None:

@@ -328,6 +328,8 @@ def test_explain_holds_the_steps_and_the_pool_in_the_first_stage_s_order(shop: S
         ({"top_n": -1}, 422, "top_n", "greater than or equal to 0"),
         ({"query": "x" * 1001}, 413, "query", "at most 1000 characters"),
         ({"history": ["x" * 500] * 3}, 413, "history", "at most 1000 characters"),
+        ({"history": [""] * 1001}, 413, "history", "1001 of them; at most 1000"),
+        ({"exclude": [""] * 1001}, 413, "exclude", "1001 of them; at most 1000"),
         ({"exclude": ["x" * 500] * 50}, 413, "exclude", "at most 20000 characters"),
         ({"base_url": "http://x"}, 400, "base_url", "stands in the server's settings"),
     ],

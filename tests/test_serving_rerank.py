@@ -11,6 +11,7 @@ import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -264,6 +265,15 @@ def test_info_says_that_this_is_a_reranker(served: Server) -> None:
     assert answer["max_input_length"] > 0
 
 
+@pytest.mark.parametrize("path", ["/v1/v1/rerank", "/v1/v2/rerank", "/v2/v1/rerank"])
+def test_a_base_url_may_end_in_a_version_that_the_client_writes_again(served: Server, path: str) -> None:
+    status, _, answer = served.post(path, ASKED)
+    assert status == 200
+    assert places(answer) == places(rerank(served))
+    assert served.get("/v1/info")[2] == served.get("/info")[2]
+    assert served.post("/v1/v1/v1/rerank", ASKED)[0] == 404
+
+
 def test_voyage_has_its_own_shape(served: Server) -> None:
     asked = {"query": ASKED["query"], "documents": DOCUMENTS, "top_k": 3, "truncation": True, "return_documents": True}
     status, _, answer = served.post("/voyage/v1/rerank", asked)
@@ -324,6 +334,18 @@ def test_metrics_count_what_was_asked(served: Server) -> None:
     assert after['te_tokens_total{kind="read",model="nano"}'] > before['te_tokens_total{kind="read",model="nano"}']
     assert after['te_queue_size{model="nano"}'] == 0
     assert after['te_healthy{model="nano"}'] == 1
+
+
+def test_metrics_are_those_of_the_docs_and_no_others(served: Server) -> None:
+    rerank(served)
+    text = served.get("/metrics")[2]
+    assert "_created" not in text
+    page = Path(__file__).parents[1] / "docs" / "serving.md"
+    if not page.is_file():
+        pytest.skip("needs a checkout")
+    named = set(re.findall(r"`((?:te|r1ranker)_[a-z_]+)", page.read_text())) - {"te_", "r1ranker_upstream_"}
+    told = set(re.findall(r"^# TYPE (\S+) ", text, re.MULTILINE))
+    assert {"te_request_count_total", "te_queue_size"} < named <= told
 
 
 def test_everyone_gets_an_answer_about_their_own_documents(served: Server) -> None:

@@ -7,11 +7,13 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,12 +23,14 @@ import yaml
 
 import serving_server
 from fault_server import FaultServer
-from llm_server import ANSWER, FAILING, LLMServer
+from llm_server import ANSWER, FAILING, LLMServer, events, whole
 from r1ranker.datasets import load
+from r1ranker.errors import ConfigError
 from r1ranker.ranking.spec import RankerSpec
 from r1ranker.serving.decide import pool_of, read_ask
 from r1ranker.serving.needs import needs_of
-from r1ranker.serving.settings import ServeSettings
+from r1ranker.serving.route import llms_for
+from r1ranker.serving.settings import ServeSettings, load_settings
 from serving_server import free_port, hashed
 
 ASK = [{"role": "user", "content": "how long do owls live"}]
@@ -34,6 +38,34 @@ IMAGE = [{"role": "user", "content": [{"type": "text", "text": "what is it"}, {"
 TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "x-odd": [1.0, None]}}}
 WAYS = [*FAILING, "dead", "keyless", "moved", "refused", "too-long", "vllm-too-long"]
 MEANINGLESS = [("error-first", False)]
+
+
+NOTE = "na\u00efve \u2603"
+"""What an upstream may write into a header: no character of Latin-1 is the last one."""
+
+
+class Odd(BaseHTTPRequestHandler):
+    """An upstream whose headers are UTF-8."""
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        parts = [whole(body)] if not body.get("stream") else events(body)
+        data = b"".join(part if isinstance(part, bytes) else json.dumps(part).encode() for part in parts)
+        kind = "text/event-stream" if body.get("stream") else "application/json"
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {len(data)}\r\nX-Note: {NOTE}\r\n\r\n"
+        self.wfile.write(head.encode() + data)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing."""
+
+
+@contextmanager
+def odd_upstream() -> Iterator[str]:
+    """Its base URL."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Odd) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+        server.shutdown()
 
 
 class Proxy(NamedTuple):
@@ -48,7 +80,7 @@ def llm(name: str, upstream: str = "main", **more: Any) -> dict[str, Any]:
     return {"upstream": upstream, "name": name, "input_price": 1.0, "output_price": 2.0} | more
 
 
-def configuration(upstream: str, ranker: str, folder: Path) -> dict[str, Any]:
+def configuration(upstream: str, ranker: str, folder: Path, odd: str) -> dict[str, Any]:
     """The ranker at the endpoint puts the last LLM of a router first, so `r-500` tries `500`, then `good`."""
     failing = {f"m-{name}": llm(name, "impatient" if name == "timeout" else "main") for name in FAILING}
     failing |= {"m-dead": llm("good", "dead"), "m-keyless": llm("401"), "m-moved": llm("moved")}
@@ -60,6 +92,7 @@ def configuration(upstream: str, ranker: str, folder: Path) -> dict[str, Any]:
         "long": llm("long"),
         "midway": llm("midway"),
         "openly": llm("openly"),
+        "odd": llm("good", "odd"),
     }
     routers: dict[str, Any] = {f"r-{name[2:]}": {"models": ["good", name]} for name in failing}
     routers["auto"] = {"models": ["good", "eyes"]}
@@ -75,10 +108,12 @@ def configuration(upstream: str, ranker: str, folder: Path) -> dict[str, Any]:
             {"name": "all", "sha256": hashed("key-all")},
             {"name": "poor", "sha256": hashed("key-poor"), "budget_per_day": 0.003},
             {"name": "narrow", "sha256": hashed("key-narrow"), "models": ["auto", "good"]},
+            {"name": "routers", "sha256": hashed("key-routers"), "models": ["auto", "last-first"]},
         ],
         "upstreams": {
             "main": {"base_url": upstream, "api_key_env": "TEST_UPSTREAM_KEY"},
             "impatient": {"base_url": upstream, "timeout_s": 0.3},
+            "odd": {"base_url": odd},
             "dead": {"base_url": f"http://127.0.0.1:{free_port()}/v1"},
         },
         "models": models | failing,
@@ -95,9 +130,9 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
 @contextmanager
 def running(folder: Path) -> Iterator[Proxy]:
     """A server in a process of its own; `benchmarks/node_client.py` uses it too."""
-    with pytest.MonkeyPatch.context() as patch, LLMServer() as upstream, FaultServer() as ranker:
+    with pytest.MonkeyPatch.context() as patch, LLMServer() as upstream, FaultServer() as ranker, odd_upstream() as odd:
         patch.setenv("TEST_UPSTREAM_KEY", "sk-server")
-        settings = configuration(upstream.base_url, ranker.base_url, folder)
+        settings = configuration(upstream.base_url, ranker.base_url, folder, odd)
         with serving_server.running(folder, settings) as server:
             (folder / "serve.yaml").write_text(yaml.safe_dump(settings))
             yield Proxy(f"{server.url}/v1", upstream, folder, ServeSettings.model_validate(settings), server)
@@ -306,6 +341,26 @@ def test_a_stream_cut_midway_ends_in_an_error_the_client_raises(proxy: Proxy, cl
     assert words == ["", "Owls "]
 
 
+def test_headers_of_any_encoding_pass_as_they_came_and_the_call_is_settled(proxy: Proxy) -> None:
+    def spent() -> int:
+        rows = spend(proxy, "model = 'odd'")
+        return int(rows[0][2]) if rows else 0  # tokens of prompts, which are written down when an answer has ended
+
+    for more in ({}, {"stream": True}):
+        before = spent()
+        names = {"Authorization": "Bearer key-all", "Content-Type": "application/json"}
+        body = json.dumps({"model": "odd", "messages": ASK} | more).encode()
+        with urllib.request.urlopen(urllib.request.Request(f"{proxy.url}/chat/completions", body, names)) as answer:
+            assert answer.status == 200
+            assert answer.headers["x-note"].encode("latin-1").decode() == NOTE
+            assert answer.read()
+        for _ in range(50):
+            if spent() > before:
+                break
+            time.sleep(0.1)
+        assert spent() > before
+
+
 def test_a_client_that_leaves_ends_the_call_upstream_and_its_cost_is_counted(
     proxy: Proxy, client: openai.OpenAI
 ) -> None:
@@ -404,6 +459,28 @@ def test_a_key_uses_what_it_may_and_sees_that_alone(proxy: Proxy) -> None:
         with pytest.raises(openai.PermissionDeniedError):
             narrow.chat.completions.create(model="eyes", messages=ASK)
         assert {model.id for model in narrow.models.list()} == {"auto", "good"}
+
+
+def test_where_a_key_names_routers_alone_they_choose_among_all_llms(proxy: Proxy) -> None:
+    body = {"model": "auto", "messages": ASK}
+    for key, names in (("key-routers", ["eyes", "good"]), ("key-narrow", ["good"])):
+        assert [one["model"] for one in post(proxy, "/route", body, key)[2]["order"]] == names
+
+
+def test_a_name_that_does_not_exist_opens_nothing(proxy: Proxy) -> None:
+    key = {"name": "a", "sha256": hashed("x"), "models": ["auto", "goood"]}
+    settings = yaml.safe_load((proxy.folder / "serve.yaml").read_text())
+    with pytest.raises(ConfigError, match=r"keys.1.models: 'goood' is not one of .*; did you mean 'good'"):
+        load_settings(None, settings | {"keys": [settings["keys"][0], key]})
+
+
+def test_llms_are_all_there_are_only_where_no_other_name_was_written() -> None:
+    upstreams = {"main": {"base_url": "http://127.0.0.1:1/v1"}}
+    models = {"good": llm("good"), "eyes": llm("eyes")}
+    settings = load_settings(None, {"rankers": {"good": {}, "nano": {}}, "upstreams": upstreams, "models": models})
+    assert llms_for(settings, None) is llms_for(settings, ("auto", "nano")) is None
+    assert llms_for(settings, ("auto", "good")) == {"auto", "good"}, "a ranker may have the name of an LLM"
+    assert llms_for(settings, ("auto", "goood")) == {"auto", "goood"}, "which is none of them"
 
 
 def test_models_lists_rankers_routers_and_llms(proxy: Proxy, client: openai.OpenAI) -> None:

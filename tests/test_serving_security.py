@@ -276,12 +276,24 @@ def test_the_log_has_lines_of_json_with_request_ids_and_no_text(served: Server) 
 # Whom a browser talks to (CVE-2025-66416 and others, CVE-2023-48022).
 
 
-@pytest.mark.parametrize("path", [*GET, *POST, "/health", "/ready", "/"])
+@pytest.mark.parametrize("path", [*GET, *POST, "/"])
 def test_a_name_that_was_bound_anew_reaches_no_route(served: Server, path: str) -> None:
     method, body = ("POST", json.dumps(ASKED).encode()) if path in POST else ("GET", None)
     assert served.request(method, path, body, Host="evil.example:80")[0] == 403
     assert served.request(method, path, body, Origin="http://evil.example")[0] == 403
     assert served.request(method, path, body, Origin="null")[0] == 403
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready"])
+def test_load_balancers_ask_by_any_address_or_none_with_or_without_the_body(served: Server, path: str) -> None:
+    assert served.get(path, Authorization="", Host="10.1.2.3:8100")[0] == 200
+    for method, host in (("HEAD", "Host: 10.1.2.3:8100\r\n"), ("GET", "")):
+        with socket.create_connection(("127.0.0.1", served.port), timeout=60) as sock:
+            sock.sendall(f"{method} {path} HTTP/1.0\r\n{host}\r\n".encode())
+            head, _, body = sock.makefile("rb").read().partition(b"\r\n\r\n")
+        assert head.split()[1] == b"200"
+        assert bool(body) == (method == "GET")
+    assert served.get(path, Origin="http://evil.example")[0] == 403, "a page elsewhere is no load balancer"
 
 
 def test_the_own_origin_may_ask_and_no_other_is_invited(served: Server) -> None:
@@ -334,6 +346,11 @@ def test_ranges_of_a_file_are_not_served(alive: Server) -> None:
         ({"rankers": {"a": {"model": "nano"}}, "default": "b"}, "none of the rankers"),
         ({"rankers": {}}, "rankers"),
         ({"keys": [{"name": "a", "sha256": hashed("x")}] * 2}, "one name"),
+        (
+            {"keys": [{"name": "a", "sha256": hashed("x"), "models": ["nan"]}]},
+            "keys.0.models: 'nan' is not one of nano",
+        ),
+        ({"keys": [{"name": "a", "sha256": hashed("x"), "models": ["nan"]}]}, "did you mean 'nano'?"),
         ({"port": 70000}, "port"),
     ],
 )

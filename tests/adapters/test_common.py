@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from known_order import BEST_FIRST, QUERY, TEXTS, broken, by_shared_words, falls
-from r1ranker import BackendError, ConfigError, DataError
+from r1ranker import BackendError, ConfigError, DataError, IRanker
 from r1ranker.adapters.common import order, orders, ranker_of
+from r1ranker.backends.scripted import ScriptedBackend
+from r1ranker.prompts import Prompt
 from r1ranker.ranking.rankers import Depth
 from r1ranker.ranking.spec import RankerSpec
 
@@ -21,6 +23,21 @@ def test_the_best_are_the_first_of_all() -> None:
     ranker = by_shared_words()
     assert order(ranker, QUERY, TEXTS, 2) == order(ranker, QUERY, TEXTS)[:2]
     assert len(order(ranker, QUERY, TEXTS, 99)) == len(TEXTS)
+
+
+def test_places_that_are_thrown_away_are_not_asked_for() -> None:
+    asked: list[int] = []
+
+    def weigh(prompt: Prompt, k: int) -> float:
+        asked.append(k)
+        return 2.0**k
+
+    ranker = IRanker(ScriptedBackend(weigh=weigh), ask="best")
+    whole = order(ranker, QUERY, TEXTS)
+    calls = len(asked)
+    asked.clear()
+    assert [at for at, _ in order(ranker, QUERY, TEXTS, 1)] == [at for at, _ in whole[:1]] == [3]
+    assert len(asked) == len(TEXTS) < calls, "one step names the best"
 
 
 def test_equal_texts_keep_places_of_their_own() -> None:

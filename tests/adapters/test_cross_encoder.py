@@ -40,6 +40,13 @@ def test_predict_gives_the_types_of_a_cross_encoder(tmp_path: Path) -> None:
     assert len(ours.predict([])) == 0
 
 
+def test_what_is_given_by_place_as_to_a_cross_encoder_is_taken() -> None:
+    ours = R1Ranker(by_shared_words())
+    assert ours.predict(PAIRS, 32).tolist() == ours.predict(PAIRS).tolist()
+    assert ours.predict(PAIRS[0], 32, False) == ours.predict(PAIRS[0])
+    assert ours.rank(QUERY, TEXTS, None, True, 32) == ours.rank(QUERY, TEXTS, return_documents=True)
+
+
 def test_pairs_of_one_query_are_ranked_together_wherever_they_stand() -> None:
     ours = R1Ranker(by_shared_words())
     others = [("tractors", text) for text in TEXTS]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from r1ranker.errors import BackendError, ConfigError, DataError
 from r1ranker.problem import Candidate, Problem
 from r1ranker.ranking.ranked import answered
-from r1ranker.ranking.rankers import Ranker
+from r1ranker.ranking.rankers import First, Ranker
 from r1ranker.ranking.scores import scores
 from r1ranker.ranking.spec import RankerSpec
 
@@ -42,7 +42,8 @@ def orders(
     if top_n is not None and top_n < 1:
         raise ConfigError(f"the best {top_n} are none: give 1 or more, or None for all")
     problems = [_problem(place, query, texts) for place, (query, texts) in enumerate(queries) if len(texts)]
-    placed = dict(zip((problem.qid for problem in problems), places(ranker, problems), strict=True))
+    asked = First(ranker, top_n) if top_n else ranker  # what is thrown away is not paid for
+    placed = dict(zip((problem.qid for problem in problems), places(asked, problems), strict=True))
     return [placed.get(str(place), [])[:top_n] for place in range(len(queries))]
 
 

@@ -27,7 +27,8 @@ class _NoCard:
 class R1Ranker:
     """ranker: one of ours, its spec, or a model's name.
 
-    What says how a cross-encoder computes, such as batch_size, is accepted and not used.
+    What says how a cross-encoder computes, such as batch_size, is accepted and not used, by name or by place: versions
+    of the library have these in different places.
     """
 
     model_card_data = _NoCard()
@@ -36,7 +37,13 @@ class R1Ranker:
         self.ranker = ranker_of(ranker)
 
     def rank(
-        self, query: str, documents: Sequence[str], top_k: int | None = None, return_documents: bool = False, **_: Any
+        self,
+        query: str,
+        documents: Sequence[str],
+        top_k: int | None = None,
+        return_documents: bool = False,
+        *_: Any,
+        **__: Any,
     ) -> list[dict[str, Any]]:
         """`corpus_id` and `score` best first, with `return_documents` also `text`."""
         placed = order(self.ranker, query, documents, top_k)
@@ -45,7 +52,7 @@ class R1Ranker:
             for at, score in placed
         ]
 
-    def predict(self, inputs: Sequence[Any], *, convert_to_tensor: bool = False, **_: Any) -> Any:
+    def predict(self, inputs: Sequence[Any], *_: Any, convert_to_tensor: bool = False, **__: Any) -> Any:
         """A score for each (query, text), float32; for a single pair a number.
 
         Pairs of one query are ranked together, wherever they stand, so scores compare texts of one query alone.

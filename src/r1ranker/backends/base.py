@@ -67,13 +67,24 @@ class Choice:
 
 
 class CallError(BackendError):
-    """A call over a network that failed for good. usage: what its attempts cost, without their time."""
+    """A call over a network that failed for good. usage: what its attempts cost, without their time.
+
+    status: of the endpoint's last answer, where it gave one.
+    """
 
     def __init__(
-        self, message: str, *, prompt_tokens: int = 0, generated_tokens: int = 0, retries: int = 0, cost: float = 0.0
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        prompt_tokens: int = 0,
+        generated_tokens: int = 0,
+        retries: int = 0,
+        cost: float = 0.0,
     ) -> None:
         """What it cost is named as in a Completion."""
         super().__init__(message)
+        self.status = status
         self.usage = Usage(1, prompt_tokens, generated_tokens, 0.0, max(0, retries), cost)
 
 
@@ -81,8 +92,9 @@ class PromptError(BackendError):
     """A prompt that this model cannot read: too long, or no text. Only that query is lost; others can be answered."""
 
 
-def too_long(tokens: int, new: int, limit: float, name: str) -> PromptError:
-    """What to say of a prompt that leaves the context no room for what is to be written."""
+def too_long(tokens: int | str, new: int, limit: float, name: str) -> PromptError:
+    """What to say of a prompt that leaves the context no room for what is to be written. tokens: or what is known of
+    them, such as "more than 2048"."""
     return PromptError(
         f"a prompt of {tokens} tokens plus {new} to generate exceeds the context of {limit} tokens of {name}; cut the "
         "texts (truncate), show fewer at a time (window), write less (max_new_tokens), or take a model with a longer "

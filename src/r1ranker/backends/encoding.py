@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import chain
@@ -22,6 +22,11 @@ from r1ranker.prompts import NO_THOUGHT, Prompt
 TokenPath = tuple[int, ...]
 YES_NO = ("Yes", "No")
 """What a judge says at the end of a block."""
+HEADS, HEAD_CHARACTERS = 256, 20_000
+PIECES, PIECE_CHARACTERS = 4096, 2000
+"""Texts whose tokens are kept, and how long each may be: some thousand whole prompts would fill the memory."""
+FEW_TOKENS = 8
+"""Characters a token in a text of few tokens; most texts have half of that."""
 
 _OURS = re.compile(r"\[\d+\]|</?(think|answer)>")
 _WORDS = re.compile(r"[\w\s]+")
@@ -88,6 +93,12 @@ def _in_words(match: re.Match[str]) -> str:
     return f"({inner})" if 0 < len(inner) < len(token) else " ".join(token) if len(token) > 1 else " "
 
 
+def _kept(encode: Callable[[str], list[int]], most: int, characters: int) -> Callable[[str], list[int]]:
+    """`encode`, which remembers as many of the last texts, but none that is longer than so many characters."""
+    known = lru_cache(maxsize=most)(encode)
+    return lambda text: known(text) if len(text) <= characters else encode(text)
+
+
 class Encoder:
     """A tokenizer that knows prompts. `tokenizer` is a Hugging Face tokenizer."""
 
@@ -96,8 +107,8 @@ class Encoder:
         self._control = control_pattern(tokenizer)
         self._identifier_paths: dict[int, TokenPath] = {}
         # An episode asks for the same text and the same few answers again and again.
-        self._head_ids = lru_cache(maxsize=1024)(lambda text: self.encode_text(self.head(text)))
-        self._piece_ids = lru_cache(maxsize=4096)(self.encode_text)
+        self._head_ids = _kept(lambda text: self.encode_text(self.head(text)), HEADS, HEAD_CHARACTERS)
+        self._piece_ids = _kept(self.encode_text, PIECES, PIECE_CHARACTERS)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt, through the chat template when the tokenizer has one.
@@ -113,6 +124,20 @@ class Encoder:
             return len(self.encode(prompt))
         head, blocks, question = self.blocks(prompt)
         return len(head) + max(map(len, blocks)) + len(question)
+
+    def beyond(self, prompt: Prompt, most: int) -> int:
+        """Tokens of a prompt's beginning where these alone are more than `most`; else 0, also of blocks.
+
+        So a prompt that is far too long is known for it without being read to its end.
+        """
+        size = FEW_TOKENS * most
+        while not prompt.blocks and size < len(prompt.text):
+            space = prompt.text.rfind(" ", size // 2, size)  # a word that is cut may have more tokens than a whole one
+            begins = self.harmless(prompt.text[: size if space < 0 else space])
+            if (tokens := len(self.encode_text(begins))) > most:
+                return tokens
+            size *= 2
+        return 0
 
     def head(self, text: str) -> str:
         """How a prompt of this text begins: as a turn of the chat template, or behind the tokenizer's first token.

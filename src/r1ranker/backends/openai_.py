@@ -151,9 +151,9 @@ class OpenAIBackend(AsyncBackend):
 class _Failure(Exception):
     """An attempt that failed and may be made again, not before `wait` seconds."""
 
-    def __init__(self, what: str, wait: float = 0.0) -> None:
+    def __init__(self, what: str, wait: float = 0.0, status: int | None = None) -> None:
         super().__init__(what)
-        self.wait = wait
+        self.wait, self.status = wait, status
 
 
 class _Session:
@@ -164,6 +164,7 @@ class _Session:
     async def answer(self, ask: Ask) -> Completion | Choice:
         """The reply; what attempts before it cost is in it. Raises CallError when there is none."""
         backend, spent, failures = self.backend, _Spent(), 0
+        status: int | None = None
         last = f"no answer from {', '.join(server.url for server in backend._servers)}"
         try:
             async with asyncio.timeout(backend.deadline) as timer:
@@ -172,9 +173,10 @@ class _Session:
                         async with self.gate:
                             return await self._attempt(self._server(), ask, spent)
                     except _Failure as failure:
-                        last, failures = str(failure), failures + 1
+                        last, status, failures = str(failure), failure.status, failures + 1
                         if failures > backend.retries:
-                            raise CallError(f"{last}; gave up after {failures} attempts", **vars(spent)) from failure
+                            why = f"{last}; gave up after {failures} attempts"
+                            raise CallError(why, status=status, **vars(spent)) from failure
                         backoff = min(LONGEST_BACKOFF, BACKOFF * 2 ** (failures - 1))
                         delay = failure.wait + random.uniform(0, backoff)  # jitter: not all at once again
                     if delay > (timer.when() or math.inf) - asyncio.get_running_loop().time():
@@ -182,7 +184,7 @@ class _Session:
                     await asyncio.sleep(delay)
         except TimeoutError as error:
             when = f"the deadline of {backend.deadline:g} s after {failures} failed attempts"
-            raise CallError(f"{last}; gave up at {when}", **vars(spent)) from error
+            raise CallError(f"{last}; gave up at {when}", status=status, **vars(spent)) from error
 
     def _server(self) -> _Server:
         """The one with the fewest calls in flight among those that can be reached."""
@@ -203,23 +205,25 @@ class _Session:
             missing |= doubted
         said = data[:200].decode(errors="replace").strip()
         if status == 429 or status >= 500:
-            raise _Failure(f"{server.url} answered {status}: {said}", _seconds(wait))
+            raise _Failure(f"{server.url} answered {status}: {said}", _seconds(wait), status)
         if status != 200:
             remedy = REMEDIES.get(status, "the request itself is wrong for this server, so it is not made again")
             if "chat template" in said:  # vLLM's words where the model has none
                 remedy = "start the server with the --chat-template that docs/ranking.md shows"
-            raise CallError(f"{server.url} answered {status}: {said}; {remedy}", **vars(spent))
+            raise CallError(f"{server.url} answered {status}: {said}; {remedy}", status=status, **vars(spent))
         try:
             reply = json.loads(data)
             choice = reply["choices"][0]
             spent.add(reply.get("usage") or {}, self.backend)
             result = _read(choice, ask, used, server, spent)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise _Failure(f"{server.url} answered 200 with no completion: {said or 'an empty body'}") from error
+            why = f"{server.url} answered 200 with no completion: {said or 'an empty body'}"
+            raise _Failure(why, status=status) from error
         server.missing |= missing  # only now: a request wrong in itself proves nothing about features
         server.proven |= used - {"structured", "logprobs"}
         if result is None:
-            raise _Failure(f"{server.url}: the answer names no candidate of the pool: {_content(choice)[-200:]!r}")
+            why = f"{server.url}: the answer names no candidate of the pool: {_content(choice)[-200:]!r}"
+            raise _Failure(why, status=status)
         return result
 
     async def _post(self, server: _Server, body: dict[str, Any]) -> tuple[int, str, bytes]:

@@ -109,7 +109,7 @@ class TransformersBackend(Backend):
     def _generate_ids(
         self, prompts: Sequence[Prompt], max_new_tokens: int, temperature: float, traced: bool
     ) -> list[Generated]:
-        encoded = [self.encoder.encode(prompt) for prompt in prompts]
+        encoded = self._encoded(prompts, max_new_tokens)
         self._check_lengths(encoded, max_new_tokens)
         settings = self._settings(max_new_tokens, temperature, traced)
         if self._prefixes and prompts and all(prompt.stays for prompt in prompts):
@@ -131,7 +131,7 @@ class TransformersBackend(Backend):
             )
 
     def _choose(self, prompts: Sequence[Prompt], pools: Sequence[Sequence[int]]) -> list[Choice]:
-        encoded = [self.encoder.encode(prompt) for prompt in prompts]
+        encoded = self._encoded(prompts, 1)
         tries = [self.encoder.trie(pool) for pool in pools]
         if self._prefixes and prompts and all(prompt.stays for prompt in prompts):
             logprobs, read = self._kept_branch_logprobs(prompts, encoded, tries)
@@ -268,14 +268,23 @@ class TransformersBackend(Backend):
         return getattr(self.network.config, "max_position_embeddings", None)
 
     def length(self, prompt: Prompt) -> int:
-        """See `Encoder.length`."""
-        return self.encoder.length(prompt)
+        """See `Encoder.length`. Of a prompt far beyond the context, as many as show that it is."""
+        return self._beyond(prompt) or self.encoder.length(prompt)
 
     @property
     def pad_id(self) -> int:
         """The padding token; never attended to. Any will do where the tokenizer's own is none or has no embedding."""
         pad = self.encoder.tokenizer.pad_token_id
         return int(pad) if pad is not None and pad < self._rows_known else 0
+
+    def _beyond(self, prompt: Prompt) -> int:
+        return self.encoder.beyond(prompt, self.context) if self.context else 0
+
+    def _encoded(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[list[int]]:
+        """Token ids. PromptError for a prompt far beyond the context: to encode all of it would hold up the others."""
+        if any(map(self._beyond, prompts)):
+            raise too_long(f"more than {self.context}", max_new_tokens, self.context or math.inf, self.name)
+        return [self.encoder.encode(prompt) for prompt in prompts]
 
     def _settings(self, max_new_tokens: int, temperature: float, traced: bool) -> Settings:
         stopped = self._tail_stops if self._tag_is_many else None

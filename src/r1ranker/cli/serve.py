@@ -17,6 +17,9 @@ from r1ranker.io.extras import library
 if TYPE_CHECKING:
     from r1ranker.serving.settings import ServeSettings
 
+HEADER_ROOM = 65_536
+"""Bytes of headers above the limit that are still read, so that the refusal is one of ours."""
+
 
 def serve(
     model: Annotated[str | None, typer.Option(help="Directory, hub name, nano or smol; default nano.")] = None,
@@ -60,15 +63,16 @@ def serve(
         if replicas > 1:
             raise ConfigError("replicas are of Ray Serve: give --ray local too, or start as many servers yourself")
         log_to_stderr(level)
-        app = create_app(settings)  # told to stop while it reads catalogues, the process ends
+        app = create_app(settings)  # told to stop while it reads catalogues or loads models, the process ends
+        app.state.service.start()  # here, not when uvicorn starts the app: what goes wrong is said as all commands do
         # uvicorn finishes what runs, and then raises the signal again: told to stop, it has done as it was told.
         signal.signal(signal.SIGTERM, lambda *_: None)
         uvicorn.run(
             app,
             host=settings.host,
             port=settings.port,
-            http="h11",  # whose limit on headers can be set
-            h11_max_incomplete_event_size=settings.limits.header_bytes,
+            http="h11",  # whose limit on headers can be set: above ours, which refuses in words
+            h11_max_incomplete_event_size=settings.limits.header_bytes + HEADER_ROOM,
             limit_concurrency=settings.limits.connections + 1,  # at which uvicorn refuses
             timeout_graceful_shutdown=int(GRACE_SECONDS),
             server_header=False,

@@ -162,9 +162,9 @@ class Live:
         with self._turn:
             while len(self._running) + len(new) < self._batch and (query := self._waiting.take()):
                 new.append(query)
+        for query in new:
+            self._begin(query)
         with self._plans:
-            for query in new:
-                self._begin(query)
             self._running = [query for query in (*self._running, *new) if not query.over]
 
     def _step(self) -> None:
@@ -184,14 +184,22 @@ class Live:
             self._running = [query for query in self._running if not query.over]
 
     def _begin(self, query: Query) -> None:
+        """Its first ask, which may take long to write: the lock is taken behind it, so that others end in time."""
         if query.over:
             return
+        active, failure = None, None
         try:
-            query.begin()
+            active = query.first()
         except Exception as error:
-            query.finish(_failed(query, error), error)
-            return
-        self._settle(query)
+            failure = error
+        with self._plans:
+            if query.over:  # its deadline came meanwhile
+                return
+            query.active = active
+            if failure is not None:
+                query.finish(_failed(query, failure), failure)
+            else:
+                self._settle(query)
 
     def _advance(self, query: Query, active: Active, outcome: Reply | BackendError) -> None:
         try:
@@ -239,8 +247,7 @@ class Live:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _ask(self, query: Query, session: Session) -> None:
-        with self._plans:
-            self._begin(query)
+        self._begin(query)
         while not query.over and (active := query.active) and active.ask:
             began = time.perf_counter()
             outcome: Reply | BackendError
@@ -304,16 +311,14 @@ class Live:
         with self._plans:
             if query.over:
                 return
+            active, ranking = query.active, None
             try:
-                if query.active is None:
-                    query.begin()
-                assert query.active is not None
-                query.active.cut_short()
-                ranking = query.active.ranking
+                if active is not None:  # else nothing was asked, and to write what would be takes time
+                    active.cut_short()
+                    ranking = active.ranking
             except Exception as error:
                 log.debug("a plan did not end when it was told to", exc_info=error)
-                ranking = None
-            query.finish(_known(query.problem, ranking), query.active.cause if query.active else None)
+            query.finish(_known(query.problem, ranking), active.cause if active else None)
 
     def _stop_calls(self, query: Query | None) -> None:
         """What is asked for a query that has its answer, or whom nobody waits for, is asked in vain."""

@@ -46,10 +46,11 @@ class Query:
         """Whether it has its answer, or nobody waits for it any more."""
         return self.pending.done()
 
-    def begin(self) -> None:
-        """Its first ask, or its ranking."""
-        self.active = Active(self.problem.qid, self.planner(self.problem))
-        self.active.begin()
+    def first(self) -> Active:
+        """Its plan with what that asks first, or with its ranking."""
+        active = Active(self.problem.qid, self.planner(self.problem))
+        active.begin()
+        return active
 
     def own(self) -> None:
         """What is asked carries the key, so that no prefix is shared between two."""
@@ -66,17 +67,18 @@ class Query:
 
 
 class Waiting:
-    """Queries by key; keys take turns. At most `most` of each key."""
+    """Queries by key; keys take turns. At most `most` of each key; those that are over count no more."""
 
     def __init__(self, most: int) -> None:
         self.most = most
         self._by_key: OrderedDict[str, deque[Query]] = OrderedDict()
 
     def __len__(self) -> int:
-        return sum(map(len, self._by_key.values()))
+        return sum(not query.over for line in self._by_key.values() for query in line)
 
     def put(self, query: Query) -> None:
         """Raises Full."""
+        self._drop_over()
         line = self._by_key.setdefault(query.key, deque())
         if len(line) >= self.most:
             raise Full(f"{self.most} queries wait already; try again in a moment")
@@ -96,3 +98,12 @@ class Waiting:
     def all(self) -> set[Query]:
         """All that wait."""
         return {query for line in self._by_key.values() for query in line}
+
+    def _drop_over(self) -> None:
+        """Those that had their answer at the deadline, or whom nobody waits for, hold no texts and no place."""
+        for key, line in list(self._by_key.items()):
+            left = deque(query for query in line if not query.over)
+            if left:
+                self._by_key[key] = left
+            else:
+                del self._by_key[key]

@@ -8,13 +8,14 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from r1ranker.serving import health, items, page, rerank, route
 from r1ranker.serving.catalogue import read_catalogues
-from r1ranker.serving.errors import HttpError, error_response
+from r1ranker.serving.errors import HttpError, causes, error_response
 from r1ranker.serving.guard import Guard
 from r1ranker.serving.service import Service
 from r1ranker.serving.settings import ServeSettings
@@ -24,7 +25,10 @@ GRACE_SECONDS = 10.0
 
 
 def create_app(settings: ServeSettings) -> FastAPI:
-    """The app. Catalogues are read here, models are loaded when it starts. Raises R1RankerError for a catalogue."""
+    """The app. Catalogues are read here, models are loaded when it starts, unless its service was started before.
+
+    Raises R1RankerError for a catalogue.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -50,6 +54,7 @@ def create_app(settings: ServeSettings) -> FastAPI:
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HttpError)
+    request.state.failure = error
     return error_response(error, getattr(request.state, "family", ""))
 
 
@@ -65,9 +70,12 @@ class JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """See `logging.Formatter`."""
         when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        line = {"time": f"{when}.{int(record.msecs):03}Z", "level": record.levelname.lower()}
+        line: dict[str, Any] = {"time": f"{when}.{int(record.msecs):03}Z", "level": record.levelname.lower()}
         told = getattr(record, "request", None)
-        return json.dumps(line | (told if told is not None else {"message": record.getMessage()}))
+        line |= told if told is not None else {"message": record.getMessage()}
+        if record.exc_info and record.exc_info[1]:
+            line["causes"] = causes(record.exc_info[1])
+        return json.dumps(line)
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:

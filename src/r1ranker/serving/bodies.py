@@ -7,6 +7,7 @@ of another server are refused, since nothing is ever sent, or fetched from, wher
 from __future__ import annotations
 
 import json
+from collections.abc import Sized
 from typing import Annotated, Any, TypeVar
 
 import pydantic_core
@@ -119,13 +120,17 @@ async def read(request: Request, model: type[Body]) -> Body:
 
 def texts_of(documents: Documents, fields: list[str] | None) -> list[str]:
     """What is read of each document: itself, the fields named, else its text, else all of it as lines of YAML."""
-    return [document if isinstance(document, str) else _text(document, fields) for document in documents]
+    place = {name: at for at, name in enumerate(dict.fromkeys(fields or ()))}
+    return [document if isinstance(document, str) else _text(document, place) for document in documents]
 
 
-def _text(document: dict[str, Any], fields: list[str] | None) -> str:
-    if not fields and isinstance(document.get("text"), str):
+def _text(document: dict[str, Any], place: dict[str, int]) -> str:
+    """place: of the fields that are read, by name; none where none are named."""
+    if not place and isinstance(document.get("text"), str):
         return str(document["text"])
-    shown = {name: document[name] for name in fields if name in document} if fields else document
+    # The fewer of both are gone through: a body may have many fields, and many documents.
+    named = sorted(document.keys() & place.keys(), key=place.__getitem__)
+    shown = {name: document[name] for name in named} if place else document
     if len(shown) == 1:
         return _plain(next(iter(shown.values())))
     return "\n".join(f"{name}: {_plain(value)}" for name, value in shown.items())
@@ -137,18 +142,37 @@ def _plain(value: Any) -> str:
 
 def check(query: str | None, texts: list[str] | None, limits: Limits, param: str = "documents") -> str:
     """The query. HttpError for one that is blank, for no documents, and for more than the limits allow."""
+    found = check_query(query, limits)
+    check_texts(texts, limits, param, beside=len(found))
+    return found
+
+
+def check_query(query: str | None, limits: Limits, param: str = "query") -> str:
+    """The query. HttpError for one that is blank or too long."""
     if query is None or not query.strip():
-        raise HttpError(400, "query: give one; it is empty", "query", "empty")
+        raise HttpError(400, f"{param}: give one; it is empty", param, "empty")
+    if len(query) > limits.characters:
+        message = f"{param}: it has {len(query)} characters; at most {limits.characters}"
+        raise HttpError(413, message, param, "too_large")
+    return query
+
+
+def check_texts(texts: list[str] | None, limits: Limits, param: str = "documents", beside: int = 0) -> None:
+    """HttpError for no documents, and for more than the limits allow. beside: characters of the query."""
     if not texts:
         raise HttpError(400, f"{param}: give at least one", param, "empty")
-    if len(texts) > limits.documents:
-        raise HttpError(413, f"{param}: {len(texts)} of them; at most {limits.documents}", param, "too_large")
-    longest = max(len(query), *map(len, texts))
+    check_number(texts, limits, param)
+    longest = max(map(len, texts))
     if longest > limits.characters:
         message = f"{param}: one text has {longest} characters; at most {limits.characters}"
         raise HttpError(413, message, param, "too_large")
-    total = len(query) + sum(map(len, texts))
+    total = beside + sum(map(len, texts))
     if total > limits.all_characters:
         message = f"{param}: {total} characters in all; at most {limits.all_characters}"
         raise HttpError(413, message, param, "too_large")
-    return query
+
+
+def check_number(texts: Sized, limits: Limits, param: str) -> None:
+    """HttpError for more texts than a request may have: before any work is done for each of them."""
+    if len(texts) > limits.documents:
+        raise HttpError(413, f"{param}: {len(texts)} of them; at most {limits.documents}", param, "too_large")

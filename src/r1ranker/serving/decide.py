@@ -26,6 +26,7 @@ from r1ranker.problem import Candidate, Problem
 from r1ranker.serving.body import OWN, REFUSED, BodyError
 from r1ranker.serving.needs import Needs, why_not
 from r1ranker.serving.route_settings import WISHES, ModelSettings, RouterSettings, RouteSettings
+from r1ranker.serving.route_settings import routers_of as routers_of
 from r1ranker.serving.upstreams import OWN_PREFIX
 
 ORDER_CHARS = 4000
@@ -107,11 +108,6 @@ class Decision:
             content["order"].pop()
             content["cut"] = True
         return text
-
-
-def routers_of(settings: RouteSettings) -> Mapping[str, RouterSettings]:
-    """Those that are set, else `auto` over all LLMs where there are any."""
-    return settings.routers or ({"auto": RouterSettings()} if settings.models else {})
 
 
 def read_ask(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,9 @@ TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_e
 """What OpenAI's clients call a status; other 4xx are an `invalid_request_error`."""
 
 TEI_TYPES = {401: "Unauthorized", 429: "Overloaded", 500: "Backend", 502: "Backend", 503: "Overloaded"}
+
+MOST_CAUSES, LAST_FRAMES = 8, 8
+"""Of one failure in the log."""
 
 
 class HttpError(Exception):
@@ -47,4 +51,20 @@ def error_response(error: HttpError, family: str = "") -> Response:
 def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """JSON as UTF-8. ValueError for a number that JSON does not have."""
     body = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return Response(body.encode("utf-8", "replace"), status, headers, "application/json")
+    return Response(body.encode("utf-8", "replace"), status, in_latin(headers or {}), "application/json")
+
+
+def in_latin(headers: Mapping[str, str]) -> dict[str, str]:
+    """Headers that can be sent, whatever they say: what HTTP has no character for becomes a question mark."""
+    return {name: value.encode("latin-1", "replace").decode("latin-1") for name, value in headers.items()}
+
+
+def causes(error: BaseException | None) -> list[dict[str, Any]]:
+    """For the log: an exception and what it came of, each with its frames; no messages, which may quote texts."""
+    found: list[dict[str, Any]] = []
+    while error is not None and len(found) < MOST_CAUSES:
+        frames = list(traceback.walk_tb(error.__traceback__))[-LAST_FRAMES:]
+        told = [f"{frame.f_code.co_filename}:{line} {frame.f_code.co_name}" for frame, line in frames]
+        found.append({"type": type(error).__name__, "frames": told})
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return found

@@ -11,8 +11,8 @@ import asyncio
 import hashlib
 import hmac
 import logging
+import re
 import time
-import traceback
 import uuid
 from urllib.parse import urlsplit
 
@@ -20,13 +20,19 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from r1ranker.serving.errors import HttpError, error_response
+from r1ranker.backends.base import CallError
+from r1ranker.serving.errors import HttpError, causes, error_response
 from r1ranker.serving.settings import ServeSettings
+from r1ranker.serving.upstreams import UpstreamError
 
 log = logging.getLogger(__name__)
 access = logging.getLogger("r1ranker.access")
-OPEN = ("/", "/health", "/ready")
-"""Routes that need no key: the page, which holds no data, and what load balancers ask."""
+PROBES = ("/health", "/ready")
+"""What load balancers ask: with no key, and by an address that no setting knows, or by none."""
+OPEN = ("/", *PROBES)
+"""Routes that need no key: the page, which holds no data, and those."""
+DOUBLED = re.compile("^/v[12](?=/v[12]/)")
+"""How a path begins where a client's base URL ends in /v1 and the client writes its own version behind it."""
 BODY_SECONDS = 30.0
 """A body that takes longer to come is refused, so that slow clients hold no connection for long."""
 GONE = 499
@@ -44,7 +50,8 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
         if scope["type"] == "http":
-            await _Exchange(self, scope, receive, send).run()
+            path = DOUBLED.sub("", scope["path"], count=1)
+            await _Exchange(self, {**scope, "path": path}, receive, send).run()
         elif scope["type"] == "lifespan":
             await self.app(scope, receive, send)
         else:  # no route speaks anything else
@@ -53,7 +60,7 @@ class Guard:
     def check(self, headers: Headers, path: str) -> str:
         """The key's name. HttpError for a request that may not come in."""
         key = self._key(headers, path)
-        self._check_hosts(headers)
+        self._check_hosts(headers, path)
         sizes = (len(name) + len(value) + 4 for name, value in headers.raw)
         if sum(sizes) > self.settings.limits.header_bytes:
             raise HttpError(431, f"headers of more than {self.settings.limits.header_bytes} bytes", code="too_large")
@@ -78,9 +85,9 @@ class Guard:
             raise HttpError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
         return names[0]
 
-    def _check_hosts(self, headers: Headers) -> None:
-        origin = headers.get("origin")
-        for what, given in (("Host", f"//{headers.get('host', '')}"), ("Origin", origin)):
+    def _check_hosts(self, headers: Headers, path: str) -> None:
+        host = None if path in PROBES else f"//{headers.get('host', '')}"
+        for what, given in (("Host", host), ("Origin", headers.get("origin"))):
             if given is not None and "*" not in self.hosts and _host(given) not in self.hosts:
                 message = f"{what} is none that this server knows; add it to allowed_hosts if it should be"
                 raise HttpError(403, message, code="host_not_allowed")
@@ -123,15 +130,23 @@ class _Exchange:
         except ClientDisconnect:
             self.status = self.status or GONE
         except Exception as error:
-            frames = "".join(traceback.format_tb(error.__traceback__)[-3:])
-            log.error("request %s failed: %s\n%s", self.id, type(error).__name__, frames)
-            await self._refuse(internal_error(self.id))
+            await self._refuse(internal_error(self.id, error))
         finally:
-            access.info("request", extra={"request": self._line(time.perf_counter() - began)})
+            self._log(self._line(time.perf_counter() - began))
 
     async def _refuse(self, error: HttpError) -> None:
+        self.state["failure"] = error
         if not self.status:
             await error_response(error, self.state.get("family", ""))(self.scope, self._receive, self.send)
+
+    def _log(self, line: dict[str, object]) -> None:
+        """One line. Where the request failed for no fault of its own, an error with what is known of the reason."""
+        failure: HttpError | None = self.state.get("failure")
+        if max(self.status, failure.status if failure else 0) < 500:
+            access.info("request", extra={"request": line})
+            return
+        why = why_of(failure) if failure else {}
+        log.error("request %s failed: %s", self.id, why.get("causes"), extra={"request": line | why})
 
     def _line(self, seconds: float) -> dict[str, object]:
         told: dict[str, object] = self.state.get("told", {})
@@ -168,6 +183,17 @@ class _Exchange:
         await self._send(message)
 
 
-def internal_error(request_id: str) -> HttpError:
+def internal_error(request_id: str, cause: Exception) -> HttpError:
     """What a client is told of a fault that is not its own: where to look, and nothing else."""
-    return HttpError(500, f"something went wrong here; the log has more under request id {request_id}", code="internal")
+    message = f"something went wrong here; the log has more under request id {request_id}"
+    error = HttpError(500, message, code="internal")
+    error.__cause__ = cause
+    return error
+
+
+def why_of(failure: HttpError) -> dict[str, object]:
+    """For the log: what was answered, of what causes, and the status of the endpoint where one had answered."""
+    known: dict[str, object] = {"answered": failure.message, "causes": causes(failure.__cause__)}
+    cause = failure.__cause__
+    status = cause.status if isinstance(cause, CallError) else cause.said if isinstance(cause, UpstreamError) else None
+    return known if status is None else known | {"endpoint_status": status}

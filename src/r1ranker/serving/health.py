@@ -11,6 +11,8 @@ from r1ranker.serving.service import Service
 router = APIRouter(tags=["state"])
 
 
+@router.head("/health", include_in_schema=False)
+@router.head("/ready", include_in_schema=False)
 @router.get("/health")
 @router.get("/ready")
 async def health(request: Request) -> Response:
@@ -18,6 +20,7 @@ async def health(request: Request) -> Response:
     service: Service = request.app.state.service
     state = {name: "ok" if live.healthy else "down" for name, live in service.rankers.items()}
     sound = bool(state) and set(state.values()) == {"ok"} and not service.stopping
+    request.state.told = {} if sound else {"rankers": state}
     return json_response({"status": "ok" if sound else "unavailable", "rankers": state}, 200 if sound else 503)
 
 
@@ -39,6 +42,7 @@ async def models(request: Request) -> Response:
     return json_response({"object": "list", "data": rankers + entries(service.settings, mine.models if mine else None)})
 
 
+@router.get("/v1/info")
 @router.get("/info")
 async def info(request: Request) -> Response:
     """What TEI says of itself; Dify asks it before it takes a server for a reranker."""

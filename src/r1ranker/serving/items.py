@@ -14,7 +14,7 @@ from fastapi import APIRouter, Request, Response
 
 from r1ranker.problem import Problem
 from r1ranker.ranking.luce import asked_about
-from r1ranker.serving.bodies import RecommendBody, read
+from r1ranker.serving.bodies import RecommendBody, check_number, read
 from r1ranker.serving.catalogue import Catalogue, Drawn
 from r1ranker.serving.errors import HttpError, json_response
 from r1ranker.serving.rerank import DECIMALS, explained, takes, tell, usage_of, warned
@@ -70,6 +70,8 @@ def named(catalogues: Mapping[str, Catalogue], name: str | None) -> tuple[str, C
 
 def check(body: RecommendBody, limits: Limits) -> tuple[str, list[str]]:
     """Query and history. HttpError where neither says anything, and for more than the limits allow."""
+    check_number(body.history or (), limits, "history")
+    check_number(body.exclude or (), limits, "exclude")
     query, history = (body.query or "").strip(), [name for name in body.history or () if name.strip()]
     if not (query or history):
         raise HttpError(400, "history: give items that the user took, or a query", "history", "empty")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -18,6 +18,8 @@ class Metrics:
     """Counters of rankings and of LLMs' answers, and what the rankers say of themselves when they are asked."""
 
     def __init__(self, rankers: Mapping[str, Live]) -> None:
+        # A second series for each counter, which says when it began.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self.count = self._counter("te_request_count", "Rankings asked for")
         self.success = self._counter("te_request_success", "Rankings given")

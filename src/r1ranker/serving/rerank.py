@@ -19,9 +19,20 @@ from r1ranker.errors import DataError
 from r1ranker.io.runs import RANKING
 from r1ranker.problem import Candidate, Problem, Usage
 from r1ranker.ranking.rankers import Ranker
-from r1ranker.serving.bodies import RerankBody, ScoreBody, VoyageBody, check, read, texts_of
+from r1ranker.serving.bodies import (
+    RerankBody,
+    ScoreBody,
+    VoyageBody,
+    check,
+    check_number,
+    check_query,
+    check_texts,
+    read,
+    texts_of,
+)
 from r1ranker.serving.errors import HttpError, json_response
 from r1ranker.serving.service import Served, Service, while_there
+from r1ranker.serving.settings import Limits
 
 router = APIRouter(tags=["rerank"])
 DECIMALS = 9
@@ -40,9 +51,11 @@ async def rerank(request: Request) -> Response:
     """Order documents for a query: Cohere's, Jina's and vLLM's shape; with `texts` for `documents`, TEI's."""
     body = await read(request, RerankBody)
     service: Service = request.app.state.service
+    limits = service.settings.limits
     tei = body.texts is not None
+    check_number(body.documents or (), limits, "documents")
     texts = body.texts if body.texts is not None else texts_of(body.documents or [], body.rank_fields)
-    query = _checked(request, body, texts, "texts" if tei else "documents")
+    query = _checked(limits, body, texts, "texts" if tei else "documents")
     problem = _problem(query, texts, body)
     wants_all = bool(body.explain)
     work = service.rank(
@@ -113,8 +126,9 @@ async def score(request: Request) -> Response:
     texts = body.documents if body.documents is not None else body.text_2 or []
     limits = service.settings.limits
     pairs = _pairs(queries, texts)
-    for query, _ in pairs:
-        check(query, texts, limits)
+    for query in dict.fromkeys(queries):
+        check_query(query, limits, "queries")
+    check_texts(texts, limits, beside=max(map(len, queries)))
     of_query: dict[str, list[int]] = {}
     for place, (query, _) in enumerate(pairs):
         of_query.setdefault(query, []).append(place)
@@ -159,16 +173,16 @@ def _pairs(queries: Sequence[str], texts: Sequence[str]) -> list[tuple[str, str]
     return [(queries[0] if len(queries) == 1 else queries[i], text) for i, text in enumerate(texts)]
 
 
-def _checked(request: Request, body: RerankBody, texts: list[str], param: str) -> str:
-    limits = request.app.state.service.settings.limits
+def _checked(limits: Limits, body: RerankBody, texts: list[str], param: str) -> str:
     history = body.history or []
+    check_number(history, limits, "history")
     beside = [body.instruction or "", body.objective or "", *history]
     if sum(map(len, beside)) > limits.characters:
         raise HttpError(
             413, f"instruction, objective, history: at most {limits.characters} characters", code="too_large"
         )
     if history and not (body.query or "").strip():  # which a scenario that reads no history refuses itself
-        check("history", texts, limits, param)
+        check_texts(texts, limits, param)
         return ""
     return check(body.query, texts, limits, param)
 

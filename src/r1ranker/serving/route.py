@@ -24,8 +24,9 @@ from starlette.responses import StreamingResponse
 from r1ranker.errors import DataError
 from r1ranker.serving.body import Body, BodyError, parse
 from r1ranker.serving.decide import Asked, Decision, as_data, decision_of, pool_of, read_ask, refuse_addresses
-from r1ranker.serving.errors import HttpError, json_response
+from r1ranker.serving.errors import HttpError, in_latin, json_response
 from r1ranker.serving.needs import Needs, needs_of
+from r1ranker.serving.route_settings import routers_of
 from r1ranker.serving.service import Service, while_there
 from r1ranker.serving.settings import Key, ServeSettings
 from r1ranker.serving.store import BudgetError, Call, ScoredError, Store, seconds_left
@@ -194,13 +195,14 @@ async def _route(proxy: Proxy, request: Request, body: Body) -> Routed:
         return Routed(id_, name, body, needs, None, decision, 0.0, 0.0)
     left = await _left(proxy, key)
     began = time.perf_counter()
-    decision, cost = await _decided(proxy, asked, needs, id_, name, left, _llms(proxy, allowed))
+    decision, cost = await _decided(proxy, asked, needs, id_, name, left, llms_for(proxy.settings, allowed))
     return Routed(id_, name, body, needs, asked, decision, time.perf_counter() - began, cost)
 
 
-def _llms(proxy: Proxy, allowed: tuple[str, ...] | None) -> set[str] | None:
-    """The LLMs that routers may choose for a key: those it may name, or all where it may name routers alone."""
-    return {name for name in allowed or () if name in proxy.settings.models} or None
+def llms_for(settings: ServeSettings, allowed: tuple[str, ...] | None) -> set[str] | None:
+    """The names that routers may choose for a key: those it may name, or all (None) where no LLM is among them."""
+    others = {*routers_of(settings), *settings.rankers} - settings.models.keys()
+    return None if others.issuperset(allowed or ()) else set(allowed or ())
 
 
 async def _decided(
@@ -247,7 +249,7 @@ async def _answered(proxy: Proxy, request: Request, routed: Routed) -> Response:
         metrics.upstream_seconds.labels(name).observe(time.perf_counter() - began)
         return await _passed(proxy, request, routed, name, answer, failed)
     await proxy.surely(_finish(proxy, routed, routed.tried[0], None))
-    return _failed(routed, failed)
+    return _failed(request, routed, failed)
 
 
 async def _passed(
@@ -277,10 +279,9 @@ async def _passed(
     return _with(StreamingResponse(parts(), answer.status), answer.headers, headers)
 
 
-def _with(response: Response, passed: list[tuple[str, str]], own: Mapping[str, str]) -> Response:
-    for name, value in passed:
-        response.headers.append(name, value)
-    response.headers.update(own)
+def _with(response: Response, passed: list[tuple[bytes, bytes]], own: Mapping[str, str]) -> Response:
+    response.raw_headers.extend(passed)
+    response.headers.update(in_latin(own))
     return response
 
 
@@ -307,7 +308,7 @@ def _headers(
     return {OWN_PREFIX + key: value for key, value in values.items()}
 
 
-def _failed(routed: Routed, failed: Mapping[str, UpstreamError]) -> Response:
+def _failed(request: Request, routed: Routed, failed: Mapping[str, UpstreamError]) -> Response:
     """Nobody answered. The answer of an upstream stands where it is the only one, or where the request is too large."""
     last = list(failed.values())[-1]
     statuses = {error.status for error in failed.values()}
@@ -316,11 +317,13 @@ def _failed(routed: Routed, failed: Mapping[str, UpstreamError]) -> Response:
     alone = routed.asked is None and last.status not in OUR_FAULT
     if last.answer is not None and last.status >= 400 and (alone or statuses <= TOO_LARGE):
         last.answer.close()
+        request.state.failure = HttpError(last.status, "what the upstream answered")
+        request.state.failure.__cause__ = last
         return _with(Response(last.answer.first, last.status), last.answer.headers, own)
     status = 429 if statuses == {429} else 504 if statuses == {504} else 502
     waits = [error.answer.retry_after for error in failed.values() if error.answer and error.answer.retry_after]
     own |= {"retry-after": waits[0]} if status == 429 and waits else {}
-    raise HttpError(status, f"no model answered: {_whys(failed)}", code="upstreams_failed", headers=own)
+    raise HttpError(status, f"no model answered: {_whys(failed)}", code="upstreams_failed", headers=own) from last
 
 
 def _whys(failed: Mapping[str, UpstreamError]) -> str:

@@ -10,6 +10,7 @@ Keys stand in the environment, never in the file: a file says the variable's nam
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Collection, Mapping
@@ -124,6 +125,13 @@ class RouteSettings(Strict):
 
 
 def need(where: str, name: str, known: Collection[str]) -> None:
-    """ValueError for a name that nothing has."""
+    """ValueError for a name that nothing has, with the nearest one that something has."""
     if name not in known:
-        raise ValueError(f"{where}: {name!r} is not one of {', '.join(sorted(known)) or '(none are given)'}")
+        near = difflib.get_close_matches(name, known, n=1)
+        meant = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{where}: {name!r} is not one of {', '.join(sorted(known)) or '(none are given)'}{meant}")
+
+
+def routers_of(settings: RouteSettings) -> Mapping[str, RouterSettings]:
+    """Those that are set, else `auto` over all LLMs where there are any."""
+    return settings.routers or ({"auto": RouterSettings()} if settings.models else {})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
@@ -23,7 +22,6 @@ from r1ranker.serving.errors import HttpError
 from r1ranker.serving.metrics import Metrics
 from r1ranker.serving.settings import ServeSettings
 
-log = logging.getLogger(__name__)
 RETRY_SECONDS = "1"
 T = TypeVar("T")
 
@@ -51,7 +49,9 @@ class Service:
         self.metrics = Metrics(self.rankers)
 
     def start(self) -> None:
-        """Load the models and begin to answer. Raises BackendError or ConfigError."""
+        """Load the models and begin to answer, where that was not done before. Raises BackendError or ConfigError."""
+        if self.rankers:
+            return
         for name, spec in self.settings.rankers.items():
             try:
                 live = Live(spec.build(), most=self.settings.limits.queue)
@@ -127,7 +127,7 @@ class Service:
         seconds = time.monotonic() - began
         self.metrics.spent(name, ranking.usage)
         if ranking.error:
-            raise self._failed(name, live, pending)
+            raise self._failed(name, live, pending) from pending.cause
         self.metrics.success.labels(name).inc()
         self.metrics.seconds.labels(name).observe(seconds)
         if ranking.usage.cut_short:
@@ -141,8 +141,6 @@ class Service:
             self.metrics.failure.labels(name, "validation").inc()
             return HttpError(422, f"the model cannot read this request: {cause}", "documents", "prompt")
         self.metrics.failure.labels(name, "backend").inc()
-        log.error("the ranker %s could not answer: %s", name, type(cause).__name__)
-        log.debug("because of", exc_info=cause)
         who = "the endpoint behind" if live.remote else "the model of"
         return HttpError(502 if live.remote else 500, f"{who} {name!r} could not answer", code="model_failed")
 

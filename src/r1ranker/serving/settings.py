@@ -18,7 +18,7 @@ from pydantic import Field, field_validator, model_validator
 from r1ranker.io.strict import Strict, read_keys, valid_as
 from r1ranker.ranking.spec import RankerSpec, unknown_setting
 from r1ranker.serving.catalogue import CatalogueSettings
-from r1ranker.serving.route_settings import RouteSettings, need
+from r1ranker.serving.route_settings import RouteSettings, need, routers_of
 
 WAYS = frozenset(
     ("design", "think", "layout", "readout", "ask", "query", "top_k", "drop", "head", "tournament", "max_calls")
@@ -99,6 +99,9 @@ class ServeSettings(RouteSettings):
             raise ValueError(f"default: {self.default!r} is none of the rankers {', '.join(self.rankers)}")
         for name, router in self.routers.items():
             need(f"routers.{name}.ranker", router.ranker or self.default_ranker, self.rankers)
+        for place, key in enumerate(self.keys):
+            for name in key.models or ():
+                need(f"keys.{place}.models", name, {*self.rankers, *routers_of(self), *self.models})
         if len({key.name for key in self.keys}) < len(self.keys):
             raise ValueError("keys: two have one name; a name says whose a request is")
         if any(not key.name.isprintable() for key in self.keys):

@@ -47,6 +47,11 @@ class UpstreamError(Exception):
         super().__init__(why)
         self.status, self.answer = status, answer
 
+    @property
+    def said(self) -> int | None:
+        """The upstream's own status, where it gave one."""
+        return self.answer.status if self.answer else None
+
 
 @dataclass(slots=True)
 class Usage:
@@ -59,10 +64,13 @@ class Usage:
 
 @dataclass
 class Answer:
-    """An answer that began well. `first` is to be sent first: all of it, unless it is a stream."""
+    """An answer that began well. `first` is to be sent first: all of it, unless it is a stream.
+
+    headers: the bytes that came, as an upstream may write them in any encoding.
+    """
 
     status: int
-    headers: list[tuple[str, str]]
+    headers: list[tuple[bytes, bytes]]
     first: bytes
     streams: bool
     response: aiohttp.ClientResponse
@@ -90,7 +98,8 @@ class Answer:
     @property
     def retry_after(self) -> str | None:
         """When the upstream wants to be asked again."""
-        return dict(self.headers).get("retry-after")
+        wait = dict(self.headers).get(b"retry-after")
+        return wait.decode("latin-1") if wait else None
 
     def close(self) -> None:
         """End the call; a connection that was read to its end is kept for others."""
@@ -248,12 +257,13 @@ async def _whole(response: aiohttp.ClientResponse) -> bytes:
     return bytes(data)
 
 
-def _headers(response: aiohttp.ClientResponse) -> list[tuple[str, str]]:
+def _headers(response: aiohttp.ClientResponse) -> list[tuple[bytes, bytes]]:
     named = {name.strip().lower() for name in response.headers.get("connection", "").split(",")}
+    raw = [(name.lower(), value) for name, value in response.raw_headers]
     return [
-        (name.lower(), value)
-        for name, value in response.headers.items()
-        if name.lower() not in NOT_DOWNSTREAM | named and not name.lower().startswith(OWN_PREFIX)
+        (name, value)
+        for name, value in raw
+        if (text := name.decode("latin-1")) not in NOT_DOWNSTREAM | named and not text.startswith(OWN_PREFIX)
     ]
 
 
