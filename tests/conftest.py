@@ -143,7 +143,8 @@ def one_thread() -> None:
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with keys, small limits, the embedded model, and endpoints that hang or refuse."""
-    with FaultServer(delay=600) as hangs, FaultServer(refuse=401, message="the secret of the endpoint") as refuses:
+    refusing = FaultServer(refuse=401, message="the secret of the endpoint")
+    with FaultServer(delay=600) as hangs, FaultServer(delay=0.8) as delays, refusing as refuses:
         settings = {
             "rankers": {
                 "nano": {"model": "nano", "design": "iranker"},
@@ -151,6 +152,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
                 "best": {"model": "nano", "ask": "best"},
                 "short": {"model": "nano", "design": "iranker", "truncate": 120},
                 "slow": {"model": "m", "base_urls": [hangs.base_url], "concurrency": 1},
+                "steady": {"model": "m", "base_urls": [delays.base_url], "design": "iranker"},
                 "refused": {"model": "m", "base_urls": [refuses.base_url]},
             },
             "keys": [

@@ -282,7 +282,7 @@ def test_a_trace_of_something_else_is_never_touched(given: Path, endpoint: Endpo
 def test_a_job_that_asks_nothing_is_refused_and_one_that_asks_little_says_so(
     given: Path, endpoint: Endpoint, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="top_k=8 asks nothing: .* the longest list has 8 candidates"):
+    with pytest.raises(ConfigError, match=r"top_k=8 asks nothing: .* the longest list has 8 candidates"):
         rank(given, tmp_path / "none.trec", RankerSpec(top_k=8))
     assert rank(given, tmp_path / "best.trec", RankerSpec(top_k=8, ask="best")).unasked == 0
     small = sum(len(problem.candidates) <= 4 for problem in iter_jsonl(given))

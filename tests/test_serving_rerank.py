@@ -163,10 +163,19 @@ def test_a_user_of_a_recommendation_has_a_history_and_no_query(served: Server) -
 
 
 def test_what_is_late_is_ordered_by_what_is_known_and_says_so(served: Server) -> None:
-    answer = rerank(served, model="slow", deadline_s=0.2)
-    assert places(answer) == [0, 1, 2, 3, 4]
-    assert "deadline" in answer["meta"]["warnings"][0]
+    answer = rerank(served, model="steady", deadline_s=2)
+    assert sorted(places(answer)) == [0, 1, 2, 3, 4]
+    assert re.match(r"the deadline of 2 s came after [123] steps", answer["meta"]["warnings"][0])
     assert "warnings" not in rerank(served)["meta"]
+
+
+def test_an_order_of_which_the_model_said_nothing_in_time_is_no_answer(served: Server) -> None:
+    late = {"model": "slow", "deadline_s": 0.2}
+    status, headers, answer = served.post("/v1/rerank", ASKED | late)
+    assert (status, answer["error"]["code"]) == (504, "deadline")
+    assert "fewer or shorter documents" in answer["message"] and headers["retry-after"] == "1"
+    status, _, answer = served.post("/rerank", {"query": "q", "texts": DOCUMENTS} | late)
+    assert (status, answer["error_type"]) == (504, "Overloaded")
 
 
 @pytest.mark.parametrize("path", ["/voyage/v1/rerank", "/rerank", "/v1/rerank", "/score"])
@@ -307,7 +316,7 @@ def test_pairs_of_one_query_are_ranked_together(served: Server) -> None:
 
 def test_what_there_is_can_be_asked(served: Server) -> None:
     models = served.get("/v1/models")[2]
-    assert [model["id"] for model in models["data"]] == ["nano", "direct", "best", "short", "slow", "refused"]
+    assert [model["id"] for model in models["data"]] == ["nano", "direct", "best", "short", "slow", "steady", "refused"]
     assert served.get("/health")[2]["rankers"]["nano"] == "ok"
     assert served.get("/ready")[0] == 200
     schema = served.get("/openapi.json")[2]

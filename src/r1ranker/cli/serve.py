@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 from pathlib import Path
@@ -67,18 +68,23 @@ def serve(
         app.state.service.start()  # here, not when uvicorn starts the app: what goes wrong is said as all commands do
         # uvicorn finishes what runs, and then raises the signal again: told to stop, it has done as it was told.
         signal.signal(signal.SIGTERM, lambda *_: None)
-        uvicorn.run(
-            app,
-            host=settings.host,
-            port=settings.port,
-            http="h11",  # whose limit on headers can be set: above ours, which refuses in words
-            h11_max_incomplete_event_size=settings.limits.header_bytes + HEADER_ROOM,
-            limit_concurrency=settings.limits.connections + 1,  # at which uvicorn refuses
-            timeout_graceful_shutdown=int(GRACE_SECONDS),
-            server_header=False,
-            log_config=None,
-            access_log=False,
-        )
+        try:
+            uvicorn.run(
+                app,
+                host=settings.host,
+                port=settings.port,
+                http="h11",  # whose limit on headers can be set: above ours, which refuses in words
+                h11_max_incomplete_event_size=settings.limits.header_bytes + HEADER_ROOM,
+                limit_concurrency=settings.limits.connections + 1,  # at which uvicorn refuses
+                timeout_graceful_shutdown=int(GRACE_SECONDS),
+                server_header=False,
+                log_config=None,
+                access_log=False,
+            )
+        finally:
+            if not app.state.service.ended:  # a pass of the model outlasted the grace; torch would abort at the exit
+                logging.shutdown()
+                os._exit(0)
 
 
 def _on_ray(settings: ServeSettings, address: str, replicas: int, level: int) -> None:

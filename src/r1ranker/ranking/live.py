@@ -92,6 +92,11 @@ class Live:
         self._watcher.join(LOOK_SECONDS)
 
     @property
+    def ended(self) -> bool:
+        """Whether the model is not being asked any more; after `close`, False where a call outlasted the grace."""
+        return not self._worker.is_alive()
+
+    @property
     def healthy(self) -> bool:
         """Whether queries are being answered: both threads live, and no call has been under way for a minute."""
         stuck = time.monotonic() - self._calling_since > STUCK_SECONDS

@@ -12,7 +12,14 @@ from fastapi import Response
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 """What OpenAI's clients call a status; other 4xx are an `invalid_request_error`."""
 
-TEI_TYPES = {401: "Unauthorized", 429: "Overloaded", 500: "Backend", 502: "Backend", 503: "Overloaded"}
+TEI_TYPES = {
+    401: "Unauthorized",
+    429: "Overloaded",
+    500: "Backend",
+    502: "Backend",
+    503: "Overloaded",
+    504: "Overloaded",
+}
 
 MOST_CAUSES, LAST_FRAMES = 8, 8
 """Of one failure in the log."""

@@ -23,6 +23,10 @@ from r1ranker.serving.metrics import Metrics
 from r1ranker.serving.settings import ServeSettings
 
 RETRY_SECONDS = "1"
+TOO_LATE = (
+    "the deadline of {:.3g} s came before the model had said anything; send fewer or shorter documents, allow more "
+    "time (deadline_s, and limits.deadline_s of the settings), or ask again when less is under way"
+)
 T = TypeVar("T")
 
 
@@ -67,6 +71,11 @@ class Service:
         for live in self.rankers.values():
             live.close(max(0.0, until - time.monotonic()))
 
+    @property
+    def ended(self) -> bool:
+        """Whether no ranker is being asked any more."""
+        return all(live.ended for live in self.rankers.values())
+
     def allowed(self, key: str) -> tuple[str, ...]:
         """Names of the rankers that a key may use."""
         mine = self.settings.key(key)
@@ -98,7 +107,8 @@ class Service:
         """Rank by the named ranker, or the default one; the whole pool, of which the first `top_n` are surely ordered.
 
         deadline_s: at most that of the settings. explain: the whole order is wanted, and how it came about. trusted:
-        the ranker is the server's choice, not the request's, and the key need not name it. reach: of a pool that the
+        the ranker is the server's choice, not the request's: the key need not name it, and where the deadline comes
+        before its first step the order is the one given, which is else an error. reach: of a pool that the
         model cannot read at once, rank as many of the first as it can; the others keep their places behind them.
         Raises HttpError.
         """
@@ -128,6 +138,11 @@ class Service:
         self.metrics.spent(name, ranking.usage)
         if ranking.error:
             raise self._failed(name, live, pending) from pending.cause
+        if ranking.usage.cut_short and not ranking.steps and not trusted:
+            self.metrics.failure.labels(name, "late").inc()
+            raise HttpError(
+                504, TOO_LATE.format(deadline - began), code="deadline", headers={"Retry-After": RETRY_SECONDS}
+            )
         self.metrics.success.labels(name).inc()
         self.metrics.seconds.labels(name).observe(seconds)
         if ranking.usage.cut_short:
