@@ -94,7 +94,7 @@ def test_the_prior_stands_on_the_tasks_that_have_one(tmp_path: Path) -> None:
     assert {one.task for one in found.comparisons} == {"with"}
     assert any(note.startswith("no prior on without: ") for note in found.notes)
     assert "no difference is tested on without" in found.notes
-    assert "no prior for 1 of 6 queries: there the row is a coin" in found.notes
+    assert "no prior for 1 of 6 queries: there the row is a random order" in found.notes
 
 
 def test_specialists_learn_from_training_problems_and_stand_on_the_tasks_they_serve(tmp_path: Path) -> None:

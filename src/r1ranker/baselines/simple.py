@@ -24,7 +24,7 @@ def prior(problems: Sequence[Problem]) -> list[Ranking]:
     lacking = without_prior(problems)
     if lacking:
         raise DataError(
-            f"{NO_PRIOR} in task {lacking[0]!r}: no score of any candidate, so an order by it would be a coin; "
+            f"{NO_PRIOR} in task {lacking[0]!r}: no score of any candidate, so an order by it would be random; "
             "give the problems a `prior`, or leave the baseline out"
         )
     return [ranked_by(problem, problem.prior, "prior") for problem in problems]

@@ -280,7 +280,7 @@ def _with_prior(
         where = f" on {', '.join(lacking)}" if known else ""
         notes.append(f"{NO_PRIOR}{where}: {reason}, so there is no such row{' there' if known else ''}")
     if unknown:
-        notes.append(f"{NO_PRIOR} for {unknown} of {len(known)} queries: there the row is a coin")
+        notes.append(f"{NO_PRIOR} for {unknown} of {len(known)} queries: there the row is a random order")
     return [system for system in systems if system != "prior" or known], known, notes
 
 

@@ -155,7 +155,7 @@ def warnings_of(rows: Sequence[Row]) -> dict[str, list[str]]:
         told = []
         if counts[UNASKED]:
             told.append(
-                f"asked nothing about {counts[UNASKED]} of {totals[UNASKED]} queries; there its order is a coin"
+                f"asked nothing about {counts[UNASKED]} of {totals[UNASKED]} queries; there its order is random"
             )
         if counts["failed"]:
             told.append(f"has no ranking of {counts['failed']} of {totals['failed']} queries, which count 0")
