@@ -74,6 +74,17 @@ def test_one_token_choice_reads_the_prompt_once(tiny: TransformersBackend, make_
     assert choice.generated_tokens == 1
 
 
+def test_a_prompt_is_read_once_however_many_tokens_its_identifiers_have(
+    plain: TransformersBackend, make_problem: MakeProblem
+) -> None:
+    prompts = prompts_of(make_problem, [12, 23])
+    pools = [tuple(range(1, 13)), tuple(range(1, 24))]
+    for prompt, pool, choice in zip(prompts, pools, plain.choose(prompts, pools), strict=True):
+        openings = plain.encoder.trie(pool).openings
+        assert len(plain.encoder.trie(pool).branches) > 1
+        assert choice.prompt_tokens == len(plain.encoder.encode(prompt)) + len(openings)
+
+
 def test_a_pool_of_one_is_certain(backend: TransformersBackend, make_problem: MakeProblem) -> None:
     (choice,) = backend.choose(prompts_of(make_problem, [5]), [(4,)])
     assert choice.probabilities == {4: 1.0}

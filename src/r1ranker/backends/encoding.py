@@ -27,6 +27,8 @@ PIECES, PIECE_CHARACTERS = 4096, 2000
 """Texts whose tokens are kept, and how long each may be: some thousand whole prompts would fill the memory."""
 FEW_TOKENS = 8
 """Characters a token in a text of few tokens; most texts have half of that."""
+CUT_WORD = 16
+"""Tokens that a word or a tag which is cut may have more than the whole one."""
 
 _OURS = re.compile(r"\[\d+\]|</?(think|answer)>")
 _WORDS = re.compile(r"[\w\s]+")
@@ -126,15 +128,15 @@ class Encoder:
         return len(head) + max(map(len, blocks)) + len(question)
 
     def beyond(self, prompt: Prompt, most: int) -> int:
-        """Tokens of a prompt's beginning where these alone are more than `most`; else 0, also of blocks.
+        """At least so many tokens a prompt has, where its beginning alone has more than `most`; else 0, also of blocks.
 
         So a prompt that is far too long is known for it without being read to its end.
         """
         size = FEW_TOKENS * most
         while not prompt.blocks and size < len(prompt.text):
-            space = prompt.text.rfind(" ", size // 2, size)  # a word that is cut may have more tokens than a whole one
+            space = prompt.text.rfind(" ", size // 2, size)
             begins = self.harmless(prompt.text[: size if space < 0 else space])
-            if (tokens := len(self.encode_text(begins))) > most:
+            if (tokens := len(self.encode_text(begins)) - CUT_WORD) > most:
                 return tokens
             size *= 2
         return 0

@@ -134,7 +134,9 @@ class TransformersBackend(Backend):
         encoded = self._encoded(prompts, 1)
         tries = [self.encoder.trie(pool) for pool in pools]
         if self._prefixes and prompts and all(prompt.stays for prompt in prompts):
-            logprobs, read = self._kept_branch_logprobs(prompts, encoded, tries)
+            logprobs, read = self._branches_behind(self._prefixes, _rows(prompts, encoded, tries), tries)
+        elif self.keeps and any(trie.openings for trie in tries):
+            logprobs, read = self._branches_read_once(prompts, encoded, tries)
         else:
             logprobs, read = self._branch_logprobs(encoded, tries)
         return [
@@ -217,22 +219,33 @@ class TransformersBackend(Backend):
             for length in sorted({lengths[i] for i in group})
         )
 
-    def _kept_branch_logprobs(
-        self, prompts: Sequence[Prompt], encoded: list[list[int]], tries: list[IdentifierTrie]
+    def _branches_behind(
+        self, prefixes: PrefixCache, rows: Sequence[Row], tries: Sequence[IdentifierTrie]
     ) -> tuple[list[dict[TokenPath, dict[int, float]]], list[int]]:
         """As `_branch_logprobs`, in one pass over what is new: branchings are read side by side."""
-        branches = [trie.openings for trie in tries]
-        rows = _rows(prompts, encoded, branches)
-        self._check_lengths(encoded, 1 + max(len(paths) for paths in branches))
-        assert self._prefixes is not None
-        logits, computed = self._prefixes.next_logits(rows)
+        self._check_lengths([row.ids for row in rows], 1 + max(len(row.branches) for row in rows))
+        logits, computed = prefixes.next_logits(rows)
         logprobs: list[dict[TokenPath, dict[int, float]]] = [{} for _ in tries]
         for b, trie in enumerate(tries):
-            place = {(): 0} | {path: n for n, path in enumerate(branches[b], start=1)}
+            place = {(): 0} | {path: n for n, path in enumerate(rows[b].branches, start=1)}
             for node, children in trie.branches.items():
                 values = torch.log_softmax(logits[b, place[node], list(children)], dim=-1).tolist()
                 logprobs[b][node] = dict(zip(children, values, strict=True))
         return logprobs, computed
+
+    def _branches_read_once(
+        self, prompts: Sequence[Prompt], encoded: list[list[int]], tries: list[IdentifierTrie]
+    ) -> tuple[list[dict[TokenPath, dict[int, float]]], list[int]]:
+        """As `_branch_logprobs`, each prompt read once for all of its branchings; nothing stays known."""
+        logprobs: list[dict[TokenPath, dict[int, float]]] = [{} for _ in tries]
+        read = [0] * len(tries)
+        rows = _rows(prompts, encoded, tries)
+        for group in self._groups([len(row.ids) + len(row.branches) for row in rows], self.max_tokens):
+            prefixes = PrefixCache(self.network, self.pad_id, self.max_tokens)
+            of_group = self._branches_behind(prefixes, [rows[i] for i in group], [tries[i] for i in group])
+            for i, values, tokens in zip(group, *of_group, strict=True):
+                logprobs[i], read[i] = values, tokens
+        return logprobs, read
 
     def _branch_logprobs(
         self, encoded: list[list[int]], tries: list[IdentifierTrie]
@@ -367,14 +380,14 @@ def _checked(ids_B_L: Tensor, scores_B_V: Tensor) -> Tensor:
 
 
 def _rows(
-    prompts: Sequence[Prompt], encoded: Sequence[list[int]], branches: Sequence[tuple[TokenPath, ...]] | None = None
+    prompts: Sequence[Prompt], encoded: Sequence[list[int]], tries: Sequence[IdentifierTrie] | None = None
 ) -> list[Row]:
     """Rows of the prefix cache, found again by owner and text; equal ones are told apart by their order."""
     seen: Counter[tuple[str, str]] = Counter()
     rows = []
     for i, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True)):
         whose = (prompt.owner, prompt.text)
-        rows.append(Row(f"{seen[whose]}:{prompt.owner}:{prompt.text}", ids, branches[i] if branches else ()))
+        rows.append(Row(f"{seen[whose]}:{prompt.owner}:{prompt.text}", ids, tries[i].openings if tries else ()))
         seen[whose] += 1
     return rows
 
