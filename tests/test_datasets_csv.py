@@ -187,3 +187,22 @@ def test_any_names_and_titles_come_out_as_they_went_in(data: st.DataObject, mark
         assert problem.gains == {last: 1}
         assert problem.history == tuple(title_of[item] for item in before)
         assert {c.docid: c.text for c in problem.candidates}[last] == title_of[last]
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_a_columns_name_may_hold_what_parts_the_fields(tmp_path: Path, mark: str) -> None:
+    folder = write(tmp_path / "shop", mark)
+    usual, name = of(folder), f"title{mark} full"
+    (folder / "items.csv").write_text(table(NAMES, ("item", name, "kind"), mark))
+    assert of(folder, title=name) == usual
+
+
+@pytest.mark.parametrize(("more", "said"), [("2024-05-01", "date, .* numbers"), ("17", "number, .* dates")])
+def test_times_of_two_kinds_are_refused(tmp_path: Path, more: str, said: str) -> None:
+    folder = write(tmp_path / "shop")
+    at = "2024-05-01" if more == "17" else "17"
+    rows = [(user, item, stars, at) for user, item, stars, _ in ORDERS]
+    header = ("user", "item", "stars", "at")
+    (folder / "interactions.csv").write_text(table([*rows, ("u1", "b29", 1, more)], header))
+    with pytest.raises(DataError, match=rf"interactions\.csv:74: time '{more}' is a {said}; write one kind"):
+        of(folder, time="at")

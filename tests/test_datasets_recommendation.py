@@ -115,7 +115,22 @@ def test_popularity_negatives_are_more_popular_than_uniform_ones() -> None:
         problems = all_of(splits)
         return mean(p.prior[c.docid] for p in problems for c in p.candidates if c.docid not in p.gains)
 
-    assert average("popularity") > 1.3 * average("uniform")
+    assert average("popularity") > 1.25 * average("uniform")
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_negatives_by_popularity_do_not_give_the_positive_away_by_a_popularity_of_0(split: str) -> None:
+    """A long tail: every user takes an item that nobody else takes, and nine of the thirty that all take."""
+    titles = {f"p{k}": f"P{k}" for k in range(30)} | {f"t{k}": f"T{k}" for k in range(600)}
+    titles |= {f"unknown{k}": f"U{k}" for k in range(600)}
+    made = {}
+    for user in range(300):
+        items = [*rng_for("popular", user).sample([f"p{k}" for k in range(30)], 9), f"t{user}"]
+        made[str(user)] = rng_for("order", user).sample(items, len(items))
+    problems = recommendation_problems(made, titles, task="t", negatives="popularity", pool_size=10)[split]
+    untaken = [(k in p.gains) for p in problems for k, count in p.prior.items() if count == 0]
+    assert 0.05 < mean(untaken) < 0.25, "one of ten is the positive, of those that no other took as of all"
+    assert not any(c.docid.startswith("unknown") for p in problems for c in p.candidates), "nobody has them"
 
 
 def test_positives_have_no_fixed_place() -> None:
@@ -313,3 +328,47 @@ def test_lastfm_artists_stand_in_a_seeded_order_not_by_plays(tmp_path: Path) -> 
     assert len(set(places)) > 5
     assert splits["test"][0].task == "rec-artist"
     assert splits["test"][0].history[0].startswith("Artist ")
+
+
+def write_parts(path: Path, *names: str) -> None:
+    """Histories of 9 items cut into files of 7, 1 and 1, without times."""
+    write_items(path)
+    parts = {name: ["user_id:token\titem_id:token"] for name in names}
+    for user, items in histories(20, 9).items():
+        for place, item in enumerate(items):
+            parts[names[max(0, place - 6)]].append(f"{user}\t{item}")
+    for name, lines in parts.items():
+        (path / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def test_parts_of_a_recbole_benchmark_without_times_follow_each_other(tmp_path: Path) -> None:
+    write_parts(tmp_path, "g.train.inter", "g.valid.inter", "g.test.inter")
+    for problem in recbole.load(tmp_path, pool_size=5)["test"]:
+        items = [item for item in histories(20, 9)[problem.group[1:]] if item != "3"]
+        assert problem.gains == {items[-1]: 1}
+        assert problem.history == tuple(f"Game & {item}" for item in items[:-1])
+
+
+def test_recbole_files_whose_order_nobody_knows_are_refused(tmp_path: Path) -> None:
+    write_parts(tmp_path, "g.part1.inter", "g.part2.inter", "g.part3.inter")
+    with pytest.raises(DataError, match=r"g\.part1\.inter: which of several files is older\?.*NAME\.train\.inter"):
+        recbole.load(tmp_path)
+    (tmp_path / "g.part1.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n1\t2\t5\n")
+    with pytest.raises(DataError, match=r"g\.part2\.inter: has no timestamp, which other files of the folder have"):
+        recbole.load(tmp_path)
+
+
+def test_a_lowest_rating_is_not_for_histories(tmp_path: Path) -> None:
+    write_items(tmp_path)
+    header = "user_id:token\titem_id_list:token_seq\titem_id:token\trating:float\n"
+    (tmp_path / "g.inter").write_text(f"{header}1\t1 2 4\t5\t1\n")
+    with pytest.raises(ConfigError, match=r"min_rating=3 is for single interactions, and .* holds histories"):
+        recbole.load(tmp_path, min_rating=3)
+
+
+@pytest.mark.parametrize(("user", "item"), [("a user", "1"), ("u", "an item")])
+def test_recbole_names_that_a_run_file_cannot_hold_are_refused(tmp_path: Path, user: str, item: str) -> None:
+    write_items(tmp_path)
+    (tmp_path / "g.inter").write_text(f"user_id:token\titem_id:token\n{user}\t{item}\n")
+    with pytest.raises(DataError, match=r"g\.inter:2: (user|item)_id 'an? (user|item)' has white space"):
+        recbole.load(tmp_path)

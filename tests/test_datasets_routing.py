@@ -278,6 +278,8 @@ def test_pools_are_shuffled_by_the_seed_and_limited_per_task(tmp_path: Path) -> 
         ([{"question": " ", "scores": {"small": 1.0}}], "row 0: needs a question"),
         ([{"question": "q", "scores": {}}], "row 0: needs a question and numeric scores"),
         (["q"], "row 0: needs a question"),
+        ([{"question": "q", "scores": {"small": 71}}], "row 0: needs .*; small: 71 is not from 0 to 1, .*; scale it"),
+        ([{"question": "q", "scores": {"small": -0.5}}], r"small: -0\.5 is not from 0 to 1"),
     ],
 )
 def test_faults_name_the_row(tmp_path: Path, rows: list[dict[str, Any]], message: str) -> None:

@@ -122,7 +122,9 @@ def test_a_cost_that_is_left_out_is_that_of_the_tokens(tmp_path: Path) -> None:
         DataError, match=r"log\.jsonl:1: has no cost; write it, or give its prompt_tokens .*option llms"
     ):
         of(log)
-    assert of(log, objectives=["performance"]) and of(log, objectives=[1])
+    unpriced = of(log, objectives=["performance"])
+    assert unpriced and of(log, objectives=[1])
+    assert routing_log.outcomes(log, unpriced) == {}, "what is not known is not 0"
     (tmp_path / "llms.json").write_text(json.dumps(LLMS))
     priced = of(log, llms="llms.json")
     assert priced.keys() == of(write(tmp_path / "log.jsonl", calls())).keys()
@@ -149,7 +151,7 @@ def test_a_folder_holds_parts_of_one_log_and_llm_is_another_word_for_model(tmp_p
         (call(" ", "small", 1.0), "needs a prompt"),
         ({"prompt": "x", "score": 1}, r"needs a model, the name of an LLM without white space, not None"),
         (call("x", "two words", 1.0), "without white space, not 'two words'"),
-        (call("x", "small", 3.0), r"log\.jsonl:25: score 3 is not from 0 to 1"),
+        (call("x", "small", 3.0), r"log\.jsonl:25: score: 3 is not from 0 to 1"),
         (call("x", "small", float("nan")), r"log\.jsonl:25: not JSON \(NaN is not a finite number"),
         (call("x", "small", 1.0, -0.1), r"cost: -0\.1 is below 0"),
         (call("x", "small", "good"), r"score: 'good' is not a finite number"),  # type: ignore[arg-type]

@@ -260,7 +260,7 @@ def test_recbole_conflicts_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"m\.test\.inter:2: user '1' rates item '0000001' 5\.0 here and 1\.0 before"):
         recbole.load(tmp_path)
     other.write_text("user_id:token\titem_id_list:token_seq\titem_id:token\n1\t0000001 0000002\t0000003\n")
-    with pytest.raises(DataError, match=r"m\.test\.inter:2: a history beside single interactions"):
+    with pytest.raises(DataError, match=r"m\.inter:2: a single interaction beside histories"):
         recbole.load(tmp_path)
     inter.write_text("user_id:token\titem_id_list:token_seq\titem_id:token\n1\t0000001\t0000004\n")
     with pytest.raises(DataError, match=r"m\.test\.inter:2: two histories of user '1' differ"):

@@ -231,7 +231,24 @@ def test_judged_queries_that_cannot_count_are_left_out_and_told(
         lines.write("q9\td1\t0\n")  # q9 has no text
     with caplog.at_level(logging.WARNING):
         assert [p.qid for p in load("trec", path)["test"]] == ["q1", "q2"]
-    assert "x: 1 judged queries have no relevant document or no text" in caplog.text
+        load("trec", requests(tmp_path / "y"))
+        with (tmp_path / "y" / "qrels.txt").open("a") as lines:
+            lines.write("q9 0 d1 0\nq8 0 d1 1\n")
+        assert [p.qid for p in load("trec", tmp_path / "y")["test"]] == ["q1", "q2"]
+    assert "x: judged queries left out: 1 without a relevant document\n" in caplog.text
+    assert "y: judged queries left out: 1 without a relevant document, 1 without a text\n" in caplog.text
+
+
+def test_a_judged_query_without_a_request_counts_0_as_one_that_a_run_does_not_name(tmp_path: Path) -> None:
+    found = {}
+    for kind, folder in (("run", trec_files(tmp_path / "run")), ("requests", requests(tmp_path / "requests"))):
+        (qrels,) = folder.glob("qrels*")
+        with qrels.open("a") as lines:
+            lines.write("q3 0 d1 1\n")
+        (folder / "queries.tsv").write_text("".join(f"{qid}\t{text}\n" for qid, text in QUERIES.items()))
+        found[kind] = load("trec", folder)["test"]
+    assert stripped(found["requests"]) == stripped(found["run"])
+    assert [(p.qid, p.query, p.nothing_found) for p in found["requests"]][2:] == [("q3", "never judged", True)]
 
 
 @pytest.mark.parametrize("split", ["test", "train"])
@@ -245,6 +262,7 @@ def test_a_judged_query_without_a_hit_has_an_empty_pool_and_counts_0_but_is_not_
         problems = load("trec", path)[split]
     if split == "train":
         assert [p.qid for p in problems] == ["q1", "q2"]
+        assert "x: judged queries left out: 1 without a hit to train on\n" in caplog.text
         return
     assert [(p.qid, p.nothing_found) for p in problems] == [("q1", False), ("q2", False), ("q3", True)]
     assert evaluate(BASELINES["prior"](problems), problems)["nDCG@10"]["q3"] == 0
@@ -552,3 +570,8 @@ def test_what_a_line_of_a_table_should_be_is_said(corpus: str, said: str, tmp_pa
     (tmp_path / "queries.tsv").write_text("q1\tone\n")
     with pytest.raises(DataError, match=said):
         load("trec", tmp_path)
+
+
+def test_a_json_line_may_begin_with_spaces(tmp_path: Path) -> None:
+    folder = small(tmp_path / "x", corpus_tsv="", corpus_jsonl='  {"_id": "d1", "text": "owls live"}\n')
+    assert [c.docid for c in first_of(folder).candidates] == ["d1"]

@@ -123,3 +123,11 @@ def test_names_that_a_run_file_cannot_hold_are_refused_before_anything_is_ranked
     with pytest.raises(DataError, match=r"cannot hold; rename it"):
         evaluate_systems(["random"], [problem], out=tmp_path / "ev", baseline="random")
     assert not (tmp_path / "ev").exists()
+
+
+def test_scores_that_tie_as_trec_eval_reads_them_are_a_tie(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("q Q0 b 1 20.00000002 t\nq Q0 c 2 20.00000001 t\nq Q0 a 3 20.5 t\n")
+    (ranking,) = read_run(tmp_path / "run")
+    assert ranking.docids == ("a", "c", "b")
+    write_run([ranking], tmp_path / "again", "t")
+    assert read_run(tmp_path / "again") == [ranking]

@@ -14,7 +14,14 @@ from r1ranker.datasets.common import check_disjoint
 from r1ranker.datasets.recommendation import recommendation_problems
 from r1ranker.errors import DataError
 from r1ranker.evaluation.measures import evaluate
-from r1ranker.evaluation.protocols import full_catalogue, hard_negatives, leave_last_out, matched_negatives, time_split
+from r1ranker.evaluation.protocols import (
+    full_catalogue,
+    hard_negatives,
+    leave_last_out,
+    matched_negatives,
+    new_items,
+    time_split,
+)
 from r1ranker.problem import Candidate, Problem, Splits
 
 ITEMS = [f"i{k}" for k in range(120)]
@@ -102,6 +109,25 @@ def test_the_whole_catalogue_is_all_that_the_user_has_not_had_most_popular_first
         assert values == sorted(values, reverse=True)
 
 
+def test_what_a_user_had_before_the_history_that_is_shown_is_no_negative() -> None:
+    histories = {user: [item for item, _ in events] for user, events in EVENTS.items()}
+    splits = recommendation_problems(histories, TITLES, texts=TEXTS, task="rec", pool_size=10, history=3)
+    known, test = everything(splits), splits["test"]
+    had = {problem.group: [TITLES[item] for item in histories[problem.group[1:]][:-1]] for problem in test}
+
+    def again(problems: Sequence[Problem]) -> int:
+        return sum(TITLES[c.docid] in had[problem.group] for problem in problems for c in problem.candidates)
+
+    made = {
+        "matched": (matched_negatives(test, known), matched_negatives(test, known, had=had)),
+        "hard": (hard_negatives(test, known), hard_negatives(test, known, had=had)),
+        "whole": (full_catalogue(test, known), full_catalogue(test, known, had=had)),
+        "new": (new_items(test, known, [])[0], new_items(test, known, [], had=had)[0]),
+    }
+    assert {name: again(without) > 0 for name, (without, _) in made.items()} == dict.fromkeys(made, True)
+    assert {name: again(with_had) for name, (_, with_had) in made.items()} == dict.fromkeys(made, 0)
+
+
 def test_leave_last_out_tests_the_last_item_and_keeps_it_out_of_training() -> None:
     splits = leave_last_out(EVENTS, TITLES, texts=TEXTS, task="rec", pool_size=10)
     check_disjoint(splits)
@@ -118,6 +144,8 @@ def test_leave_last_out_tests_the_last_item_and_keeps_it_out_of_training() -> No
             assert TITLES[items[-1]] not in train.history
     counts = Counter(item for events in EVENTS.values() for item, _ in events[:-2])
     assert all(value == counts[item] for p in splits["test"] for item, value in p.prior.items())
+    for problem in splits["train"]:  # as of a new user's, its own choice is not in the count
+        assert problem.prior == {c.docid: counts[c.docid] - problem.gains.get(c.docid, 0) for c in problem.candidates}
 
 
 def test_windows_of_one_user_are_one_group_so_that_places_are_learnt_without_any_of_them() -> None:
@@ -141,7 +169,10 @@ def test_a_time_split_knows_nothing_of_what_came_later() -> None:
     assert max(map(at, splits["train"])) < cut <= min(map(at, splits["dev"]))
     assert max(map(at, splits["dev"])) < min(map(at, splits["test"]))
     counts = Counter(item for events in EVENTS.values() for item, time in events if time < cut)
-    assert all(value == counts[item] for p in everything(splits) for item, value in p.prior.items())
+    for split, problems in splits.items():
+        for problem in problems:
+            own = problem.gains if split == "train" else {}
+            assert problem.prior == {c.docid: counts[c.docid] - own.get(c.docid, 0) for c in problem.candidates}
     assert max(Counter(problem.qid.split(":")[1] for problem in splits["test"]).values()) == 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from r1ranker.baselines import BASELINES
+from r1ranker.baselines.recommenders import title_of
 from r1ranker.baselines.specialists import SPECIALISTS, Specialist
 from r1ranker.datasets import mini
 from r1ranker.errors import BackendError, DataError
@@ -18,7 +20,7 @@ from r1ranker.evaluation.results import read_results
 from r1ranker.evaluation.routing import Outcome
 from r1ranker.experiments import ir, specialists
 from r1ranker.experiments.study import Study
-from r1ranker.io.config import load_config
+from r1ranker.io.config import DataConfig, load_config
 from r1ranker.problem import Candidate, Problem
 
 TINY = ["ppo.token_budget=600", "ppo.batch=4", "ppo.minibatch=2", "ppo.validate_every=100", "ppo.checkpoint_every=100"]
@@ -111,7 +113,10 @@ def test_data_that_are_all_trained_on_cannot_be_tested_on(tmp_path: Path) -> Non
     ]  # fmt: skip
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    sources = [{"source": "jsonl", "path": str(tmp_path / "own")}, {"source": "trec", "path": str(path)}]
+    sources = [
+        {"source": "jsonl", "path": str(tmp_path / "own")},
+        {"source": "trec", "path": str(path), "splits": ["test"]},
+    ]
     with pytest.raises(DataError, match="every query of the benchmark is a training or dev query"):
         ir.benchmark(study(tmp_path, f"data={json.dumps(sources)}"), 20)
 
@@ -120,6 +125,31 @@ def test_data_without_a_collection_are_tested_by_name(tmp_path: Path) -> None:
     sources = ir._sources(study(tmp_path, "data=[{source: jsonl, path: own}]"), 20)
     assert [source.source for source in sources] == ["trec"]
     assert sources[0].options["datasets"][0] == "msmarco-passage/trec-dl-2019/judged"
+
+
+@pytest.mark.parametrize("source", ["mini", "csv"])
+def test_harder_negatives_are_not_what_the_user_had_long_ago(tmp_path: Path, source: str) -> None:
+    items = [f"i{k}" for k in range(60)]
+    chosen = {f"u{user}": random.Random(user).sample(items, 25) for user in range(30)}
+    (tmp_path / "items.csv").write_text("item,title\n" + "".join(f"{item},Title {item}\n" for item in items))
+    rows = [f"{user},{item}\n" for user, mine in chosen.items() for item in mine]
+    (tmp_path / "interactions.csv").write_text("".join(["user,item\n", *rows]))
+    shop = DataConfig(source="csv", path=tmp_path, options={"history": 3, "pool_size": 10})
+    given = shop if source == "csv" else DataConfig(source="mini")
+    had = specialists.had_of(given)
+    sets = specialists.test_sets(study(tmp_path, f"data=[{given.model_dump_json()}]", limit=10))
+    for problem in sets["recommendation"]:
+        assert set(problem.history) < set(had[problem.group]), "more than is shown"
+    for part in ("matched-popularity", "similar-words", "whole-catalogue"):
+        for problem in sets[part]:
+            known = had[problem.group]
+            assert not {title_of(c.text, known) for c in problem.candidates if not problem.gains.get(c.docid)} & {
+                *known
+            }
+
+
+def test_a_source_of_problems_knows_no_more_of_users_than_these_show(tmp_path: Path) -> None:
+    assert specialists.had_of(DataConfig(source="jsonl", path=tmp_path)) == {}
 
 
 def test_recommendations_are_also_tested_against_harder_negatives(tmp_path: Path) -> None:

@@ -191,6 +191,22 @@ def test_all_judgements_are_of_the_same_users_and_nothing_is_learnt_from_them(tm
             assert target not in had
 
 
+def test_new_items_are_never_what_the_user_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Problems show three items of a dozen; all of those that a user had are known to the source."""
+    embedded = study(tmp_path, "data=[{source: mini}]")
+    (data,) = recommendation.sources(embedded)
+    judged = {name: recommendation.Judged() for name in JUDGEMENTS}
+    monkeypatch.setattr(recommendation, "FITS", {})
+    monkeypatch.setattr(recommendation, "_first_stage", lambda dev, retrieved: ("prior", 0.0))
+    short = data.model_copy(update={"options": data.options | {"history": 3}})
+    recommendation.judge(embedded, short, judged)
+    had = recommendation.read(short).had
+    asked = judged[recommendation.NEW].problems
+    assert asked and all(len(problem.history) == 3 < len(had[problem.group]) for problem in asked)
+    for problem in asked:
+        assert not {c.text for c in problem.candidates} & {*had[problem.group]}
+
+
 def test_data_without_histories_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no source holds users' histories"):
         recommendation.sources(study(tmp_path, f"data=[{{source: jsonl, path: {tmp_path}}}]"))

@@ -18,7 +18,7 @@ from r1ranker.cli.reproduce import reproduce
 from r1ranker.datasets.common import split_groups
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.evaluation.results import read_results
-from r1ranker.experiments.routing_bench import BY_CALL, BY_PRICE, benches
+from r1ranker.experiments.routing_bench import BY_CALL, BY_PRICE, UNKNOWN, benches
 from r1ranker.io.config import DataConfig
 
 APP = typer.Typer()
@@ -237,3 +237,27 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     given = ["main", "--scale", "small", "--system", "mine=iranker:nano", "--out", str(tmp_path / "out")]
     result = CliRunner().invoke(APP, given)
     assert result.exit_code == 1 and "--system is for recommendation and routing" in re.sub(r"\s+", " ", result.output)
+
+
+def test_a_log_without_costs_is_compared_by_quality_alone_and_shows_no_money(tmp_path: Path) -> None:
+    calls = [
+        {"prompt": f"prompt {n} of owls", "model": model, "score": float((n + k) % 3 == 0)}
+        for n in range(40)
+        for k, model in enumerate(("small", "large"))
+    ]
+    calls[5]["cost"] = 0.5  # of one call: no other can be compared with it
+    (tmp_path / "calls.jsonl").write_text("".join(json.dumps(call) + "\n" for call in calls))
+    data = {"source": "routing-log", "path": str(tmp_path / "calls.jsonl"), "options": {"objectives": ["performance"]}}
+    (bench,) = benches([DataConfig(**data)], None)
+    assert bench.unit == UNKNOWN
+    assert {outcome.cost for of_query in bench.known["test"].values() for outcome in of_query.values()} == {0.0}
+    given = ["routing", "--out", str(tmp_path / "out"), "-s", f"data={json.dumps([data])}", "-s", "model=nano"]
+    result = CliRunner().invoke(APP, given)
+    assert result.exit_code == 0, result.output
+    tables = json.loads((tmp_path / "out" / "routing" / "tables.json").read_text())
+    assert not any(table["title"].startswith("Quality against cost") for table in tables)
+    assert {row[tables[0]["columns"].index("cost")] for row in tables[0]["rows"]} == {""}
+    assert "cost: not known" in tables[0]["note"] and "money" not in tables[0]["note"]
+    assert not quality(tmp_path, "cost") and quality(tmp_path, "AIQ")["oracle"] == quality(tmp_path)["oracle"]
+    with pytest.raises(DataError, match=r"calls\.jsonl:1: has no cost; write it"):
+        benches([DataConfig(**data | {"options": {}})], None)

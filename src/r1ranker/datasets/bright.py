@@ -19,6 +19,7 @@ from typing import Any
 from r1ranker.datasets import trec
 from r1ranker.datasets.collection import Document
 from r1ranker.datasets.common import Source, check_sizes, limit_per_task
+from r1ranker.datasets.first_stage import EXCLUDED, collected, scores_of
 from r1ranker.datasets.rankllm import spaced
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.io.documents import identifier_of, read_json_lines, text_of
@@ -73,8 +74,8 @@ def _problems(path: Path, domain: str, top_k: int, max_chars: int | None, run: P
     def texts(ids: set[str]) -> Mapping[str, Document]:
         return documents
 
-    first = trec.scores_of(run) if run is not None else None
-    requests = trec.collected(grades, queries, first, texts, top_k)
+    first = scores_of(run) if run is not None else None
+    requests = collected(grades, queries, first, texts, top_k)
     judged = trec.Judged(f"bright-{domain}", "test", grades)
     problems = [trec.problem_of(r, judged, top_k, 1, max_chars) for r in trec.ready(judged, requests)]
     return [replace(p, qid=f"{domain}-{p.qid}", group=f"{domain}-{p.qid}") for p in problems]
@@ -83,7 +84,7 @@ def _problems(path: Path, domain: str, top_k: int, max_chars: int | None, run: P
 def _grades(row: Mapping[str, Any]) -> dict[str, int]:
     gold = {_name(docid): 1 for docid in row["gold_ids"] or ()}
     excluded = [docid for docid in row["excluded_ids"] or () if docid not in (None, NONE)]
-    return gold | {_name(docid): trec.EXCLUDED for docid in excluded}
+    return gold | {_name(docid): EXCLUDED for docid in excluded}
 
 
 def _rows(path: Path, kind: str, domain: str) -> Iterator[dict[str, Any]]:

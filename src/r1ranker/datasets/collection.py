@@ -168,7 +168,7 @@ def _documents(file: Path) -> Iterator[tuple[int, str, Document]]:
     columns: list[str] = []
     for number, line in read_lines(file):
         try:
-            if line.startswith("{"):
+            if line.lstrip().startswith("{"):
                 yield number, *_record(parse_json(line))
             elif not columns and _is_header(line):
                 columns = [name.strip().lower() for name in line.split("\t")]

@@ -79,6 +79,11 @@ def split_groups(
     return dict(zip(ordered, names + ["train"] * (len(ordered) - len(names)), strict=False))
 
 
+def plain(query: str) -> str:
+    """The query without what makes no other one of it: case and spaces."""
+    return " ".join(query.lower().split())
+
+
 def check_disjoint(splits: Splits) -> None:
     """Raise `DataError` when a group stands in two splits."""
     seen: dict[str, str] = {}

@@ -13,6 +13,7 @@ again counts once, where it came first. Next in the data flow is `recommendation
 
 from __future__ import annotations
 
+import csv
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -101,7 +102,7 @@ def _shown(value: object, where: str) -> str:
 def _separator(path: Path, columns: Mapping[str, str]) -> str:
     """What parts the fields: that under which the header has the columns. DataError names those it has."""
     line, header = next(read_lines(path))
-    parted = {mark: [field.strip().strip('"') for field in header.split(mark)] for mark in SEPARATORS}
+    parted = {mark: [field.strip() for field in _parted(header, mark)] for mark in SEPARATORS}
     fits = {mark: sum(name in names for name in columns.values()) for mark, names in parted.items()}
     separator = max(SEPARATORS, key=lambda mark: (fits[mark], len(parted[mark])))
     for option, name in columns.items():
@@ -114,12 +115,20 @@ def _separator(path: Path, columns: Mapping[str, str]) -> str:
     return separator
 
 
+def _parted(header: str, mark: str) -> list[str]:
+    """The fields of a header; a quoted one may hold the separator, as in `read_csv`."""
+    try:
+        return header.split(mark) if len(mark) > 1 else next(csv.reader([header], delimiter=mark))
+    except csv.Error:  # what is no CSV is told when it is read
+        return header.split(mark)
+
+
 def read_items(path: Path, columns: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     """Title by item, and what a candidate shows. columns: by option, `item_id` and `title` first, then details."""
     titles: dict[str, str] = {}
     texts: dict[str, str] = {}
     for where, row in _rows(path, columns):
-        item, (_, *shown) = _name(row, "item_id", where), (" ".join(field.split()) for field in row.values())
+        item, (_, *shown) = identifier(row, "item_id", where), (" ".join(field.split()) for field in row.values())
         set_once(texts, item, " | ".join(filter(None, shown)), where)
         titles[item] = shown[0]
     return titles, texts
@@ -129,31 +138,27 @@ def read_events(path: Path, columns: Mapping[str, str]) -> Iterator[Event]:
     """Rows of interactions. columns: by option, `user` and `item`, perhaps `rating` and `time`."""
     if "time" not in columns:
         log.info("%s: no option time, so its rows count as standing in the order in which things happened", path)
+    begun = ""
     for place, (where, row) in enumerate(_rows(path, columns)):
-        time = _time(row["time"], where) if "time" in row else float(place)
+        time, kind = _time(row["time"], where) if "time" in row else (float(place), "place")
+        begun = begun or kind
+        if kind != begun:
+            raise DataError(f"{where}: time {row['time']!r} is a {kind}, and those before are {begun}s; write one kind")
         rating = finite(row["rating"], f"{where}: rating") if "rating" in row else None
-        yield Event(where, _name(row, "user", where), _name(row, "item", where), time, rating)
+        yield Event(where, identifier(row, "user", where), identifier(row, "item", where), time, rating)
 
 
-def _name(row: dict[str, str], option: str, where: str) -> str:
-    """An identifier, which will stand in a run file."""
-    name = identifier(row, option, where)
-    if name.split() != [name]:
-        raise DataError(f"{where}: {option} {name!r} has white space, which a run file cannot hold; write it without")
-    return name
-
-
-def _time(text: str, where: str) -> float:
-    """Seconds, or whatever the number counts."""
+def _time(text: str, where: str) -> tuple[float, str]:
+    """Seconds, or whatever the number counts; and what the text is."""
     what = f"{where}: time"
     try:
-        return finite(text, what)
+        return finite(text, what), "number"
     except DataError as error:
         try:
             moment = datetime.fromisoformat(text.strip())
         except ValueError:
             raise DataError(f"{error}, nor a date such as 2024-05-01T18:02:11") from error
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp(), "date"
 
 
 SOURCE = Source(

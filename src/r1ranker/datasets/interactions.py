@@ -3,6 +3,7 @@
     everything = interactions("movielens", "ml-1m", seed=0)
     learn = [problem for split in everything.values() for problem in split]    # leave-last-out, all users
     learn = everything["train"]                                                # training users only
+    had = had_by_group(everything)              # for `evaluation.protocols`: {"u7": ("Heat (1995)", ...), ...}
 
 In: a source of recommendations and what a run sets for it (seed, `min_items`, `negatives`). Out: `Splits` with the
 same users in the same splits, one problem a user: the whole history and, for training users, the last item as the
@@ -12,6 +13,7 @@ positive. Next in the data flow is `baselines.recommenders`; these problems are 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,11 @@ def interactions(name: str, path: str | Path | None = None, *, seed: int = 0, **
     """
     splits = load(name, path, seed=seed, **(options | WHOLE))
     return {split: [p if split == "train" else _without_target(p) for p in ps] for split, ps in splits.items()}
+
+
+def had_by_group(everything: Splits) -> dict[str, Sequence[str]]:
+    """Titles that each dev and test user had before the target, of `interactions`."""
+    return {problem.group: problem.history for split in ("dev", "test") for problem in everything[split]}
 
 
 def _without_target(problem: Problem) -> Problem:

@@ -41,7 +41,7 @@ class LLM:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A distinct question: its row in the file, and the score and the cost in [0, 1] of each LLM on it.
+    """A distinct question: its row in the file, and the score and the cost, both in [0, 1], of each LLM on it.
 
     paid: what each call cost, in money, where that is known. dataset: the set it is of, where the file says so.
     """
@@ -157,7 +157,7 @@ def _outcome(where: str, number: int, row: Any, llms: Set[str]) -> tuple[str, _O
     unknown = sorted(scores.keys() - llms)
     if unknown:
         raise DataError(f"{where}: LLM {unknown[0]!r} is not in llm_candidates.json")
-    numbers = {name: finite(score, f"{needs}; {name}") for name, score in scores.items()}
+    numbers = {name: score_of(score, f"{needs}; {name}") for name, score in scores.items()}
     costs = row.get("cost_usd")
     if costs is not None:
         if not isinstance(costs, dict) or costs.keys() != scores.keys():
@@ -166,6 +166,14 @@ def _outcome(where: str, number: int, row: Any, llms: Set[str]) -> tuple[str, _O
     dataset = row.get("dataset", row.get("source"))
     named = dataset.strip() if isinstance(dataset, str) else ""
     return question.strip(), _Outcome(where, number, numbers, costs, named)
+
+
+def score_of(value: object, where: str) -> float:
+    """How good an answer was. `where` begins the DataError."""
+    score = finite(value, where)
+    if not 0 <= score <= 1:
+        raise DataError(f"{where}: {score:g} is not from 0 to 1, beside which costs are weighed; scale it")
+    return score
 
 
 def at_least_0(value: object, where: str) -> float:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from r1ranker.datasets.common import SPLIT_NAMES, Source, check_sizes, limit_per_task, split_groups
+from r1ranker.datasets.common import SPLIT_NAMES, Source, check_sizes, limit_per_task, plain, split_groups
 from r1ranker.datasets.rankllm import POOL_SIZES
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.io.documents import identifier_of
@@ -40,7 +40,7 @@ class Record:
     @property
     def group(self) -> str:
         """Queries that differ in case or spaces only are one query."""
-        return " ".join(self.query.lower().split())
+        return plain(self.query)
 
 
 def load(

@@ -4,8 +4,9 @@
     user_id:token   item_id_list:token_seq   item_id:token             a history and the item that followed it
 
 The header names the columns and their types. Without timestamps the order of the file is the order of the
-interactions. Of several sequence lines of a user (or the train, valid and test files of a benchmark) the
-longest one is used, and the others must be its beginnings. The task name is the caller's.
+interactions, and of the train, valid and test files of a benchmark in this order. Of several sequence lines of a user
+(or the files of a benchmark) the longest one is used, and the others must be its beginnings. The task name is the
+caller's.
 """
 
 from __future__ import annotations
@@ -14,17 +15,18 @@ import html
 import re
 from collections.abc import Iterator
 from functools import partial
-from itertools import chain, islice
 from pathlib import Path
 from typing import Unpack
 
 from r1ranker.datasets.common import Source
 from r1ranker.datasets.recommendation import Event, RecommendationOptions, histories_of, recommendation_problems
 from r1ranker.datasets.tables import files_of, identifier, records, set_once, split_rows
-from r1ranker.errors import DataError
+from r1ranker.errors import ConfigError, DataError
 from r1ranker.io.text import MissingFileError, bare, finite
 from r1ranker.problem import Splits
 
+PARTS = ("train", "valid", "test")
+"""Of a benchmark, by time: what stands in the names of its files."""
 TITLE_COLUMNS = ("title", "movie_title", "item_name", "name")
 GENRE_COLUMNS = ("genres", "genre", "class")
 _TYPED = re.compile(r"[^\s,:]+:(token|token_seq|float|float_seq)")
@@ -45,7 +47,8 @@ def load(
 ) -> Splits:
     """Problems of the users of `path`; `task` names them, other options as in `recommendation_problems`.
 
-    min_rating: the lowest rating that counts as an interaction; lower ones are left out of the histories.
+    min_rating: the lowest rating that counts as an interaction; lower ones are left out of the histories. Not for
+    sequences, whose items have no rating of their own.
     """
     items, interactions = _files(path)
     titles, texts = _items(items)
@@ -97,12 +100,31 @@ def _items(path: Path) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _histories(paths: list[Path], min_rating: float | None) -> dict[str, list[str]]:
-    lines = (_rated(line, min_rating) for path in paths for line in _lines(path))
-    first = list(islice(lines, 1))
-    together = chain(first, lines)
-    if first and "item_id_list" in first[0][1]:
-        return _longest(together)
-    return histories_of(_events(together), min_rating)
+    first = {path: next(_lines(path), None) for path in paths}
+    columns = {path: line[1].keys() for path, line in first.items() if line}
+    if any("item_id_list" in names for names in columns.values()):
+        if min_rating is not None:
+            raise ConfigError(
+                f"min_rating={min_rating} is for single interactions, and {paths[0].parent} holds histories, whose "
+                "items have no rating of their own; leave it out"
+            )
+        return _longest(line for path in paths for line in _lines(path))
+    untimed = [path for path, names in columns.items() if "timestamp" not in names]
+    if untimed and len(untimed) < len(columns):
+        raise DataError(f"{untimed[0]}: has no timestamp, which other files of the folder have; keep one kind")
+    ordered = sorted(untimed, key=_part) if len(untimed) > 1 else list(columns)
+    return histories_of(_events(_rated(line, min_rating) for path in ordered for line in _lines(path)), min_rating)
+
+
+def _part(path: Path) -> int:
+    """The place of a file of a benchmark in time, by its name."""
+    part = bare(path.name).split(".")[-2]
+    if part not in PARTS:
+        raise DataError(
+            f"{path}: which of several files is older? They have no timestamp; name them NAME.train.inter, "
+            "NAME.valid.inter and NAME.test.inter, or put all lines, oldest first, into one"
+        )
+    return PARTS.index(part)
 
 
 def _rated(line: Line, min_rating: float | None) -> Line:
@@ -128,8 +150,6 @@ def _longest(lines: Iterator[Line]) -> dict[str, list[str]]:
 
 def _events(lines: Iterator[Line]) -> Iterator[Event]:
     for place, (where, row) in enumerate(lines):
-        if "item_id_list" in row:
-            raise DataError(f"{where}: a history beside single interactions; keep one of the two in the folder")
         # Without times, an interaction's time is its place in the files.
         time = finite(row["timestamp"], f"{where}: timestamp") if "timestamp" in row else float(place)
         rating = finite(row["rating"], f"{where}: rating") if "rating" in row else None

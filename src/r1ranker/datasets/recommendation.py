@@ -80,16 +80,16 @@ def _by_item(event: tuple[float, str]) -> tuple[float, int, str, str]:
 
 
 class NegativeSampler:
-    """Draws items without replacement: uniformly, or in proportion to `popularity` where it is given.
+    """Draws items without replacement: uniformly, or in proportion to `weights` where they are given.
 
     Two items with one text would make a pool ambiguous, so items are kept apart by their text.
     """
 
-    def __init__(self, texts: Mapping[str, str], popularity: Mapping[str, int] | None = None) -> None:
-        weights = {item: 1 if popularity is None else popularity.get(item, 0) for item in texts}
+    def __init__(self, texts: Mapping[str, str], weights: Mapping[str, int] | None = None) -> None:
+        weighed = dict.fromkeys(texts, 1) if weights is None else weights
         self.texts = texts
-        self.items = sorted(item for item, weight in weights.items() if weight > 0)
-        self.cumulative = list(accumulate(weights[item] for item in self.items))
+        self.items = sorted(item for item in texts if weighed.get(item, 0) > 0)
+        self.cumulative = list(accumulate(weighed[item] for item in self.items))
         self.distinct = {texts[item] for item in self.items}
 
     def draw(self, rng: random.Random, taken: set[str], count: int) -> list[str]:
@@ -110,39 +110,42 @@ class NegativeSampler:
 
 
 @dataclass(frozen=True)
-class _Windows:
-    """What one recommendation source needs to turn (user, place of the target) into a problem."""
+class Windows:
+    """What the users of a task chose, to make problems of it.
 
-    histories: Mapping[str, Sequence[str]]
+    popularity: how often each item was chosen in training. history, pool_size: of each problem.
+    """
+
+    task: str
     titles: Mapping[str, str]
     candidates: Mapping[str, Candidate]
     popularity: Mapping[str, int]
-    counted: Mapping[str, str]
     sampler: NegativeSampler
-    task: str
-    seed: int
-    history: int
-    pool_size: int
+    history: int = 20
+    pool_size: int = 20
 
-    def problem(self, user: str, target: int) -> Problem:
-        items = self.histories[user]
-        qid = f"u{user}:{'last' if target == len(items) - 1 else target}"
-        rng = rng_for(self.seed, self.task, qid)
+    def problem(
+        self, items: Sequence[str], target: int, *, name: str, group: str, counted: bool, rng: random.Random
+    ) -> Problem:
+        """The problem of a user, who chose `items`, with the one at place `target` as the positive.
+
+        counted: popularity counts this very choice. A new user's target has no such count, and in a long tail one more
+        is much, so it is taken off.
+        """
         # All the user ever consumed is barred, later items too: a negative must not be a future positive.
         consumed = {self.candidates[item].text for item in items}
         pool = [items[target], *self.sampler.draw(rng, consumed, self.pool_size - 1)]
         rng.shuffle(pool)
-        # Without the user's own choice, which a new user's target has not got: in a long tail one more is much.
-        own = {items[target]: 1} if self.counted[user] == "train" else {}
+        own = {items[target]: 1} if counted else {}
         return Problem(
-            qid=f"{self.task}:{qid}",  # one user may stand in two sources of a run
+            qid=f"{self.task}:{name}",  # one user may stand in two sources of a run
             task=self.task,
             scenario="recommendation",
             history=tuple(self.titles[item] for item in items[max(0, target - self.history) : target]),
             candidates=tuple(self.candidates[item] for item in pool),
             gains={items[target]: 1},
             prior={item: float(self.popularity.get(item, 0) - own.get(item, 0)) for item in pool},
-            group=f"u{user}",
+            group=group,
         )
 
 
@@ -192,6 +195,8 @@ def recommendation_problems(
     A dev or test user gives one problem: the last item is the positive. A training user gives up to
     `windows_per_user`, whose targets are the last item and earlier ones. `texts` are what candidates show
     where it is more than the title. `prior` counts interactions of training users only, and never a user's own.
+    Negatives by popularity are drawn by this count and one more, among all items that a user chose: an item that no
+    training user chose may be a positive, so it must be a negative at times, or its popularity, 0, would give it away.
     """
     if min(history, windows_per_user, pool_size - 1, min_items - 1) < 1:
         raise ConfigError("history and windows_per_user must be >= 1, pool_size and min_items >= 2")
@@ -202,9 +207,17 @@ def recommendation_problems(
     side = split_groups(kept, seed)
     popularity = Counter(item for user, items in kept.items() if side[user] == "train" for item in items)
     shown = {item: (texts or titles)[item] for item in titles}
-    sampler = NegativeSampler(shown, popularity if negatives == "popularity" else None)
+    weights = {item: popularity[item] + 1 for items in kept.values() for item in items}
+    sampler = NegativeSampler(shown, weights if negatives == "popularity" else None)
     candidates = {item: Candidate(item, text) for item, text in shown.items()}
-    windows = _Windows(kept, titles, candidates, popularity, side, sampler, task, seed, history, pool_size)
+    windows = Windows(task, titles, candidates, popularity, sampler, history, pool_size)
+
+    def problem(user: str, target: int) -> Problem:
+        items, of_user = kept[user], f"u{user}"
+        name = f"{of_user}:{'last' if target == len(items) - 1 else target}"
+        counted, rng = side[user] == "train", rng_for(seed, task, name)
+        return windows.problem(items, target, name=name, group=of_user, counted=counted, rng=rng)
+
     chosen: dict[str, list[tuple[str, int]]] = {split: [] for split in SPLIT_NAMES}
     for user, items in kept.items():
         rng = rng_for(seed, "windows", user)
@@ -212,6 +225,6 @@ def recommendation_problems(
         chosen[side[user]] += [(user, target) for target in targets]
     return {
         # Limiting before building: a large source has millions of candidates that nobody asked for.
-        split: [windows.problem(*pair) for pair in take(pairs, limit, rng_for(seed, "limit", task, split))]
+        split: [problem(*pair) for pair in take(pairs, limit, rng_for(seed, "limit", task, split))]
         for split, pairs in chosen.items()
     }

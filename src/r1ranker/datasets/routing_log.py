@@ -19,7 +19,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from r1ranker.datasets.common import Source
-from r1ranker.datasets.llm_outcomes import LLM, Asked, at_least_0, read_llms, shares
+from r1ranker.datasets.llm_outcomes import LLM, Asked, at_least_0, read_llms, score_of, shares
 from r1ranker.datasets.llmrouter import (
     OBJECTIVES,
     TASK,
@@ -33,7 +33,7 @@ from r1ranker.datasets.llmrouter import (
 from r1ranker.datasets.tables import files_of, named_file
 from r1ranker.errors import DataError
 from r1ranker.io.documents import read_json_lines
-from r1ranker.io.text import MissingFileError, finite
+from r1ranker.io.text import MissingFileError
 from r1ranker.problem import Splits
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,10 @@ def load(
 
 
 def read(path: Path, llms: str | None = None, *, need_costs: bool = True) -> tuple[dict[str, str], list[Asked]]:
-    """What the model reads of each LLM, by name, and the prompts that two or more of them answered."""
+    """What the model reads of each LLM, by name, and the prompts that two or more of them answered.
+
+    Where a call's cost is not known, and costs are not needed, nothing is `paid` and all costs are 0.
+    """
     known, asked = _read(path, llms, need_costs=need_costs)
     names = sorted({name for one in asked for name in one.scores})
     return {name: describe(name, known[name]) if name in known else name for name in names}, asked
@@ -80,8 +83,12 @@ def read(path: Path, llms: str | None = None, *, need_costs: bool = True) -> tup
 def outcomes(
     path: Path, qids: Iterable[str], task: str = TASK, llms: str | None = None
 ) -> dict[str, dict[str, tuple[float, float]]]:
-    """Score, and cost in [0, 1], of each LLM on the prompt of each qid, as `llmrouter.outcomes`."""
-    return outcomes_of(_read(path, llms, need_costs=False)[1], qids, task)
+    """Score, and cost in [0, 1], of each LLM on the prompt of each qid, as `llmrouter.outcomes`.
+
+    Empty where costs are not known.
+    """
+    known = [one for one in _read(path, llms, need_costs=False)[1] if one.paid is not None]
+    return outcomes_of(known, qids, task)
 
 
 def read_calls(path: Path, llms: Mapping[str, LLM] | None = None) -> Iterator[Call]:
@@ -100,9 +107,7 @@ def _call(where: str, row: Mapping[str, Any], llms: Mapping[str, LLM]) -> Call:
         raise DataError(f"{where}: needs a prompt, a text; there are {', '.join(row) or 'no keys'}")
     if not isinstance(model, str) or model.split() != [model]:
         raise DataError(f"{where}: needs a model, the name of an LLM without white space, not {model!r}")
-    score = None if row.get("score") is None else finite(row["score"], f"{where}: score")
-    if score is not None and not 0 <= score <= 1:
-        raise DataError(f"{where}: score {score:g} is not from 0 to 1, beside which costs are weighed; scale it")
+    score = None if row.get("score") is None else score_of(row["score"], f"{where}: score")
     cost = None if row.get("cost") is None else at_least_0(row["cost"], f"{where}: cost")
     if cost is None and model in llms and all(row.get(key) is not None for key in TOKENS):
         read, written = (at_least_0(row[key], f"{where}: {key}") for key in TOKENS)
@@ -125,28 +130,29 @@ def _read(path: Path, llms: str | None, *, need_costs: bool) -> tuple[dict[str, 
         calls[call.model].append(call)
     several = {prompt: found for prompt, found in prompts.items() if len(found[1]) > 1}
     _tell(path, unsaid, [calls for _, calls in prompts.values()], len(prompts) - len(several))
-    paid = {prompt: _costs(calls, need_costs) for prompt, (_, calls) in several.items()}
-    return known, [
-        Asked(row, prompt, _means(calls), shares(paid[prompt]), paid[prompt])
-        for prompt, (row, calls) in several.items()
-    ]
+    asked = (call for _, calls in several.values() for of_one in calls.values() for call in of_one)
+    unknown = [call for call in asked if call.cost is None]
+    if unknown:
+        _check_not_needed(path, unknown, need_costs)
+    return known, [_asked(row, prompt, calls, priced=not unknown) for prompt, (row, calls) in several.items()]
 
 
-def _means(calls: Mapping[str, Sequence[Call]]) -> dict[str, float]:
-    return {model: fmean(call.score or 0.0 for call in of_model) for model, of_model in calls.items()}
-
-
-def _costs(calls: Mapping[str, Sequence[Call]], needed: bool) -> dict[str, float]:
-    """Mean cost by LLM; all 0 where a call's is not known, and it is not needed."""
-    unknown = next((call for of_model in calls.values() for call in of_model if call.cost is None), None)
-    if unknown and needed:
+def _check_not_needed(path: Path, unknown: Sequence[Call], needed: bool) -> None:
+    if needed:
         raise DataError(
-            f"{unknown.where}: has no cost; write it, or give its {' and '.join(TOKENS)} and the prices of "
-            f"{unknown.model} in a file (option llms), or keep to objectives: [performance]"
+            f"{unknown[0].where}: has no cost; write it, or give its {' and '.join(TOKENS)} and the prices of "
+            f"{unknown[0].model} in a file (option llms), or keep to objectives: [performance]"
         )
-    return {
-        model: 0.0 if unknown else fmean(call.cost or 0.0 for call in of_model) for model, of_model in calls.items()
-    }
+    log.info("%s: %d calls have no cost, so no cost counts", path, len(unknown))
+
+
+def _asked(row: int, prompt: str, calls: Mapping[str, Sequence[Call]], *, priced: bool) -> Asked:
+    """A prompt with the means of each LLM that answered it."""
+    scores = {model: fmean(call.score or 0.0 for call in of_one) for model, of_one in calls.items()}
+    if not priced:
+        return Asked(row, prompt, scores, dict.fromkeys(scores, 0.0))
+    paid = {model: fmean(call.cost or 0.0 for call in of_one) for model, of_one in calls.items()}
+    return Asked(row, prompt, scores, shares(paid), paid)
 
 
 def _tell(path: Path, unsaid: int, prompts: Sequence[Mapping[str, Sequence[Call]]], alone: int) -> None:

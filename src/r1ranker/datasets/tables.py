@@ -97,10 +97,12 @@ def _check_header(path: Path, line: int, names: Sequence[str], needed: Sequence[
 
 
 def identifier(row: dict[str, str], column: str, where: str) -> str:
-    """A user's or an item's identifier: text as it stands, without space around it."""
+    """A user's or an item's identifier, which will stand in a run file: text as it is, without space around it."""
     name = row[column].strip()
     if not name:
         raise DataError(f"{where}: {column} is empty")
+    if name.split() != [name]:
+        raise DataError(f"{where}: {column} {name!r} has white space, which a run file cannot hold; write it without")
     return name
 
 

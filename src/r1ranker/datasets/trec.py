@@ -19,9 +19,9 @@ Files may be compressed; where their names do not say what they are, the options
 do, and a file that could be anything is refused. Each qrels file is a task, named by its name; `qrels/train.tsv` and
 `dev.tsv` give those splits, everything else is test. All judgements of a query are its gains, retrieved or not, so
 nDCG is that of trec_eval. A judged query for which the first stage found nothing has an empty pool and counts 0, as
-with `trec_eval -c`; training has no use for it. Left out are judged queries without a relevant document (their number
-is logged), documents that a benchmark excludes for a query (grade -100, BRIGHT), and a document that is the query
-itself, by its identifier and its text (ArguAna, Quora).
+with `trec_eval -c`; training has no use for it. Left out are judged queries without a relevant document or a text
+(their numbers are logged), documents that a benchmark excludes for a query (grade -100, BRIGHT), and a document that is
+the query itself, by its identifier and its text (ArguAna, Quora).
 """
 
 from __future__ import annotations
@@ -29,34 +29,22 @@ from __future__ import annotations
 import logging
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from r1ranker.datasets.collection import Collection, Document, collection, read_documents
 from r1ranker.datasets.common import SPLIT_NAMES, Source, check_sizes, limit_per_task
-from r1ranker.datasets.rankllm import Hit, Request, by_query, spaced
+from r1ranker.datasets.first_stage import EXCLUDED, Scored, Texts, allowed, bm25, collected, scores_of, texts_of
+from r1ranker.datasets.rankllm import Request, by_query, spaced
 from r1ranker.errors import ConfigError, DataError
 from r1ranker.io.extras import library
 from r1ranker.io.qrels import Grades, read_qrels
-from r1ranker.io.runs import read_run
 from r1ranker.io.text import MissingFileError, bare, cut
 from r1ranker.problem import Candidate, Problem, Splits
 
 log = logging.getLogger(__name__)
-
-EXCLUDED = -100
-"""The grade by which ir_datasets marks a document that must not be ranked for a query."""
-K1, B = 0.9, 0.4
-"""Of BM25, as in Anserini's baselines; stop words are English, words by their stems."""
-
-Scored = Mapping[str, Mapping[str, float]]
-"""A first stage: score by query and document."""
-Texts = Callable[[set[str]], Mapping[str, Document]]
-"""The documents named, or of all where none is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +138,15 @@ def _check_distinct(parts: Sequence[Judged]) -> None:
 def ready(judged: Judged, requests: Sequence[Request]) -> list[Request]:
     """The requests that are of use. What is left out, and what will count 0, is told."""
     ready = [r for r in requests if judged.counts(r.qid) and (r.hits or judged.split != "train")]
-    if len(ready) < len(judged.grades):
-        lost = len(judged.grades) - len(ready)
-        log.warning(
-            "%s: %d judged queries have no relevant document or no text, or no hit to train on", judged.task, lost
-        )
+    asked, counting = {request.qid for request in requests}, [qid for qid in judged.grades if judged.counts(qid)]
+    useless = sum(judged.counts(request.qid) for request in requests) - len(ready)
+    reasons = {
+        "without a relevant document": len(judged.grades) - len(counting),
+        "without a text": sum(qid not in asked for qid in counting),
+        "without a hit to train on": useless,
+    }
+    if told := ", ".join(f"{number} {reason}" for reason, number in reasons.items() if number):
+        log.warning("%s: judged queries left out: %s", judged.task, told)
     if empty := sum(not r.hits for r in ready):
         counted = ", which count 0" if any(judged.grades.values()) else ""
         log.warning("%s: the first stage found nothing for %d queries%s", judged.task, empty, counted)
@@ -200,19 +192,25 @@ def _from_folder(path: Path | None, top_k: int, named: _Named) -> list[tuple[Jud
 
 def _of_collection(path: Path, files: Collection, top_k: int) -> list[tuple[Judged, list[Request]]]:
     qrels = [_judged(file, path) for file in files.qrels]
-    requests = _from_requests(files.requests, qrels) if files.requests else _from_corpus(path, files, qrels, top_k)
+    requests = _from_requests(files, qrels) if files.requests else _from_corpus(path, files, qrels, top_k)
     if not qrels:
         log.info("without qrels the queries can be ranked, but not trained on or evaluated")
         return [(Judged(_name(path), "test", {request.qid: {} for request in requests}), requests)]
     return [(one, [request for request in requests if request.qid in one.grades]) for one in qrels]
 
 
-def _from_requests(files: Mapping[Path, Sequence[Request]], qrels: Sequence[Judged]) -> list[Request]:
-    requests = by_query(files)
-    grades = _all_grades(qrels) if qrels else {r.qid: {} for r in requests}
-    judged = [r for r in requests if r.qid in grades]
-    _tell_unjudged({r.qid for r in requests}, grades)
-    return [replace(r, hits=tuple(hit for hit in r.hits if _may_stand(hit, r, grades[r.qid]))) for r in judged]
+def _from_requests(files: Collection, qrels: Sequence[Judged]) -> list[Request]:
+    """The requests of judged queries, or all. A judged query without one was asked, and found nothing."""
+    requests = by_query(files.requests)
+    if not qrels:
+        return allowed(requests, {request.qid: {} for request in requests})
+    grades = _all_grades(qrels)
+    answered = {request.qid for request in requests}
+    _tell_unjudged(answered, grades)
+    lacking = grades.keys() - answered
+    queries = read_documents(files.topics, lacking) if lacking and files.topics else {}
+    unanswered = [Request(qid, queries[qid].text, ()) for qid in grades if qid in queries and queries[qid].text]
+    return allowed([request for request in requests if request.qid in grades] + unanswered, grades)
 
 
 def _from_corpus(path: Path, files: Collection, qrels: Sequence[Judged], top_k: int) -> list[Request]:
@@ -265,62 +263,6 @@ def _name(folder: Path) -> str:
     return folder.absolute().name
 
 
-def scores_of(file: Path) -> Scored:
-    """A first stage from a run file."""
-    return {r.qid: dict(zip(r.docids, r.scores, strict=True)) for r in read_run(file)}
-
-
-def collected(
-    grades: Grades, queries: Mapping[str, str], first: Scored | None, texts: Texts, top_k: int
-) -> list[Request]:
-    """Requests of the judged queries. One document more than `top_k` is read, since one may be the query itself."""
-    asked = {qid: queries[qid] for qid in grades if queries.get(qid)}
-    known: Mapping[str, Document] = {}
-    if first is None:
-        known = texts(set())
-        first = bm25(asked, _read(known), top_k + 1 + max(map(_excluded, grades.values()), default=0), stem=True)
-    top = {qid: _best(first.get(qid, {}), top_k + 1 + _excluded(grades[qid])) for qid in asked}
-    wanted = {docid for best in top.values() for docid, _ in best}
-    if wanted and not known:
-        known = texts(wanted)
-    absent = sorted(wanted - known.keys())
-    if absent:
-        raise DataError(f"the corpus lacks document {absent[0]!r} of the first stage; do they belong together?")
-    found = [
-        Request(qid, query, tuple(Hit(d, known[d].body, score, known[d].title) for d, score in top[qid]))
-        for qid, query in asked.items()
-    ]
-    return [replace(r, hits=tuple(hit for hit in r.hits if _may_stand(hit, r, grades[r.qid]))) for r in found]
-
-
-def _may_stand(hit: Hit, request: Request, grades: Mapping[str, int]) -> bool:
-    """Whether a document is neither excluded for the query nor the query itself, under its identifier."""
-    itself = hit.docid == request.qid and request.query.casefold() in (hit.body.casefold(), hit.text.casefold())
-    return not itself and grades.get(hit.docid) != EXCLUDED
-
-
-def _excluded(grades: Mapping[str, int]) -> int:
-    return sum(grade == EXCLUDED for grade in grades.values())
-
-
-def _best(scores: Mapping[str, float], count: int) -> list[tuple[str, float]]:
-    """The best documents of a query; equal scores in the order given."""
-    return sorted(scores.items(), key=lambda pair: -pair[1])[:count]
-
-
-def bm25(queries: Mapping[str, str], texts: Mapping[str, str], keep: int, *, stem: bool = False) -> Scored:
-    """A first stage by bm25s over all `texts`: the best `keep` that share a word with the query."""
-    from r1ranker.io.bm25 import scorer
-
-    docids = list(texts)
-    found = scorer(list(texts.values()), stem=stem, k1=K1, b=B)(list(queries.values()))
-    scored: dict[str, dict[str, float]] = {}
-    for qid, scores in zip(queries, found, strict=True):
-        order = np.argsort(-scores, kind="stable")[:keep]
-        scored[qid] = {docids[row]: float(scores[row]) for row in order if scores[row] > 0}
-    return scored
-
-
 def _by_name(name: str, run: Path | None, top_k: int) -> tuple[Judged, list[Request]]:
     """A dataset of ir_datasets, with the run file given, its own first stage, or BM25."""
     dataset = _ir_dataset(name)
@@ -342,10 +284,6 @@ def _by_name(name: str, run: Path | None, top_k: int) -> tuple[Judged, list[Requ
     return judged, collected(grades, asked, first, texts, top_k)
 
 
-def _read(documents: Mapping[str, Document]) -> dict[str, str]:
-    return {docid: document.text for docid, document in documents.items()}
-
-
 def _own_first_stage(dataset: Any, queries: Mapping[str, str], texts: Texts) -> Scored | None:
     """What the benchmark gives to rerank. Where it gives no scores (TREC-DL 2019, 2020), BM25 orders what it gives."""
     if not dataset.has_scoreddocs():
@@ -357,7 +295,7 @@ def _own_first_stage(dataset: Any, queries: Mapping[str, str], texts: Texts) -> 
     if any(len(set(scores.values())) > 1 for scores in given.values()):
         return given
     pool = texts({docid for scores in given.values() for docid in scores})
-    ordered = bm25(queries, _read(pool), keep=len(pool), stem=True)
+    ordered = bm25(queries, texts_of(pool), keep=len(pool), stem=True)
     return {qid: {d: s for d, s in ordered[qid].items() if d in scores} for qid, scores in given.items()}
 
 

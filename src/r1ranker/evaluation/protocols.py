@@ -16,22 +16,25 @@ The sources split by user or by query, and draw negatives uniformly or in propor
 | `leave_last_out` | each user's last item is test, the one before dev, earlier ones train |
 | `time_split` | before a moment is train, after another is test, for all users alike |
 
-Next in the data flow is `prompts`, as for any problem.
+Next in the data flow is `prompts`, as for any problem. A negative is never what the user had: of a history that is cut
+the older titles are given as `had` (`datasets.interactions.had_by_group`).
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from random import Random
 from typing import TypedDict, Unpack
 
 from r1ranker.baselines.recommenders import title_of
 from r1ranker.datasets.common import SPLIT_NAMES
-from r1ranker.datasets.recommendation import NegativeSampler
-from r1ranker.datasets.trec import bm25
+from r1ranker.datasets.first_stage import bm25
+from r1ranker.datasets.recommendation import NegativeSampler, Windows
 from r1ranker.errors import DataError
 from r1ranker.problem import Candidate, Problem, Splits, by_task, part_of, rng_for
 from r1ranker.scenarios import SCENARIOS
@@ -40,7 +43,10 @@ Events = Mapping[str, Sequence[tuple[str, float]]]
 """What each user had, and when, oldest first."""
 MIN_ITEMS = 6
 """Users with fewer items are left out, as by default in the sources."""
-MORE = (" | ", " (")
+Had = Mapping[str, Sequence[str]]
+"""Titles that a user had, by group: a problem's history holds the latest alone, and no negative may be an older one."""
+NOTHING: Had = {}
+MORE = re.compile(r"(?= \| | \()")
 """What follows a title in the text of a candidate, before genres or a year."""
 NEW = 0.5
 """Share of the items of a task that `new_items` takes for new."""
@@ -48,45 +54,53 @@ SHARES = (0.8, 0.9)
 """Shares of all events before which `time_split` divides train from dev, and dev from test."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Catalogue:
     """All that stood in a pool of a task. `prior` is popularity where the task is a recommendation.
 
-    It is the largest on record: a training user's own choice is not counted in that user's problem.
+    It is the largest on record: a training user's own choice is not counted in that user's problem. had: see `Had`.
     """
 
     candidates: Mapping[str, Candidate]
     prior: Mapping[str, float]
+    had: Had
 
     def free(self, problem: Problem) -> list[str]:
-        """Docids that could be negatives of a problem: not relevant, not had by the user, no text twice.
-
-        A history holds titles and only the latest ones, so an item that left it long ago can come back.
-        """
+        """Docids that could be negatives of a problem: not relevant, not had by the user, no text twice."""
         relevant = {docid for docid, gain in problem.gains.items() if gain > 0}
-        taken = {self.candidates[docid].text for docid in relevant if docid in self.candidates} | set(problem.history)
-        had = tuple(f"{title}{more}" for title in problem.history for more in MORE)
+        taken = {self.candidates[docid].text for docid in relevant if docid in self.candidates}
+        had = {*problem.history, *self.had.get(problem.group, ())}
         free: dict[str, str] = {}
         for docid, candidate in self.candidates.items():
-            if not (docid in relevant or candidate.text in taken or candidate.text.startswith(had)):
+            if not (docid in relevant or candidate.text in taken or had.intersection(self.titles[docid])):
                 free.setdefault(candidate.text, docid)
         return list(free.values())
+
+    @cached_property
+    def titles(self) -> Mapping[str, Sequence[str]]:
+        """What the title of each candidate may be: all of its text, or what stands before more."""
+        return {
+            docid: [text, *(text[: found.start()] for found in MORE.finditer(text))]
+            for docid, text in ((docid, candidate.text) for docid, candidate in self.candidates.items())
+        }
 
 
 Order = Callable[[Problem, Catalogue, Random], list[str]]
 """The free docids of a catalogue in the order in which they become negatives."""
 
 
-def catalogue(problems: Sequence[Problem]) -> Catalogue:
+def catalogue(problems: Sequence[Problem], had: Had = NOTHING) -> Catalogue:
     """Of all problems given, of one task; take those of every split to have the whole."""
     candidates = {c.docid: c for problem in problems for c in problem.candidates}
     prior: dict[str, float] = {}
     for docid, value in (pair for problem in problems for pair in problem.prior.items()):
         prior[docid] = max(value, prior.get(docid, value))
-    return Catalogue(candidates, prior)
+    return Catalogue(candidates, prior, had)
 
 
-def matched_negatives(problems: Sequence[Problem], known: Sequence[Problem] = (), seed: int = 0) -> list[Problem]:
+def matched_negatives(
+    problems: Sequence[Problem], known: Sequence[Problem] = (), seed: int = 0, had: Had = NOTHING
+) -> list[Problem]:
     """The same recommendations among items whose popularity is nearest to the positive's, in pools of the same size.
 
     known: more problems of the same tasks, for their items. Popularity can then tell only where the positive is
@@ -98,10 +112,12 @@ def matched_negatives(problems: Sequence[Problem], known: Sequence[Problem] = ()
         free = rng.sample(found := of_task.free(problem), len(found))  # equals in a random order
         return sorted(free, key=lambda docid: abs(_log(of_task, docid) - math.log1p(max(levels, default=0.0))))
 
-    return _replaced(problems, known, nearest, "matched", seed)
+    return _replaced(problems, known, nearest, "matched", seed, had)
 
 
-def hard_negatives(problems: Sequence[Problem], known: Sequence[Problem] = (), seed: int = 0) -> list[Problem]:
+def hard_negatives(
+    problems: Sequence[Problem], known: Sequence[Problem] = (), seed: int = 0, had: Had = NOTHING
+) -> list[Problem]:
     """The same problems among the candidates of the whole task that share most words with the question (BM25).
 
     Where passages are judged by pool only, one that answers may have been judged for another query alone, and then
@@ -116,14 +132,16 @@ def hard_negatives(problems: Sequence[Problem], known: Sequence[Problem] = (), s
         free = rng.sample(found := of_task.free(problem), len(found))  # what shares no word, in a random order
         return sorted(free, key=lambda docid: -scores[problem.qid].get(docid, 0.0))
 
-    hard = _replaced(problems, known, alike, "hard", seed)
+    hard = _replaced(problems, known, alike, "hard", seed, had)
     zero = {c.docid: 0.0 for p in hard for c in p.candidates}
     return [_with_prior(p, {**zero, **scores[p.qid]}) if _is_search(p) else p for p in hard]
 
 
-def full_catalogue(problems: Sequence[Problem], known: Sequence[Problem] = (), seed: int = 0) -> list[Problem]:
+def full_catalogue(
+    problems: Sequence[Problem], known: Sequence[Problem] = (), seed: int = 0, had: Had = NOTHING
+) -> list[Problem]:
     """The same recommendations among all items the user has not had, the most popular first, equals at random."""
-    catalogues = _catalogues([*problems, *known])
+    catalogues = _catalogues([*problems, *known], had)
     whole = []
     for problem in problems:
         of_task = catalogues[problem.task]
@@ -150,7 +168,11 @@ def window_of(
 
 
 def new_items(
-    problems: Sequence[Problem], known: Sequence[Problem], learn: Sequence[Problem], seed: int = 0
+    problems: Sequence[Problem],
+    known: Sequence[Problem],
+    learn: Sequence[Problem],
+    seed: int = 0,
+    had: Had = NOTHING,
 ) -> tuple[list[Problem], list[Problem]]:
     """Recommendations among items that nobody took yet, and what may then be learnt: `learn` without these items.
 
@@ -168,7 +190,7 @@ def new_items(
         return rng.sample(free, len(free))
 
     asked = [problem for problem in problems if new[problem.task].issuperset(_relevant(problem))]
-    found = _replaced(asked, known, drawn, "new", seed)
+    found = _replaced(asked, known, drawn, "new", seed, had)
     untaken = [replace(p, prior=dict.fromkeys((c.docid for c in p.candidates), 0.0)) for p in found]
     return untaken, _without(learn, new, of_tasks)
 
@@ -187,8 +209,8 @@ def _without(learn: Sequence[Problem], new: Mapping[str, set[str]], of_tasks: Ma
     return kept
 
 
-def _catalogues(problems: Sequence[Problem]) -> dict[str, Catalogue]:
-    return {task: catalogue(of_task) for task, of_task in by_task(problems).items()}
+def _catalogues(problems: Sequence[Problem], had: Had = NOTHING) -> dict[str, Catalogue]:
+    return {task: catalogue(of_task, had) for task, of_task in by_task(problems).items()}
 
 
 def _relevant(problem: Problem, least: int = 1) -> list[str]:
@@ -201,10 +223,10 @@ def _log(of_task: Catalogue, docid: str) -> float:
 
 
 def _replaced(
-    problems: Sequence[Problem], known: Sequence[Problem], order: Order, name: str, seed: int
+    problems: Sequence[Problem], known: Sequence[Problem], order: Order, name: str, seed: int, had: Had
 ) -> list[Problem]:
     """Each pool with other negatives: its relevant candidates and the first of `order`, in a random order."""
-    catalogues = _catalogues([*problems, *known])
+    catalogues = _catalogues([*problems, *known], had)
     replaced = []
     for problem in problems:
         of_task, rng = catalogues[problem.task], rng_for(seed, name, problem.qid)
@@ -308,7 +330,7 @@ class _Log:
             for item, on in zip(items, places[user], strict=True)
             if on == "train"
         )
-        sampler = NegativeSampler(self.options.get("texts", self.titles))
+        windows = self._windows(popularity)
         splits: Splits = {split: [] for split in SPLIT_NAMES}
         for user, sides in places.items():
             with_past = {on: [place for place in range(1, len(sides)) if sides[place] == on] for on in SPLIT_NAMES}
@@ -316,25 +338,15 @@ class _Log:
             count = min(self.options.get("windows_per_user", 4), len(train))
             chosen = sorted(rng_for(self.seed, "windows", user).sample(train, count))
             for place in (*chosen, *with_past["dev"][:1], *with_past["test"][:1]):
-                problem = self._problem(user, place, popularity, sampler)
+                name, on = f"u{user}:{place}", sides[place]
                 # A user stands on all sides. What learns from some of training must not meet the others of that user.
-                group = f"{self.task}:u{user}:{sides[place]}"
-                splits[sides[place]].append(replace(problem, group=group))
+                group, rng = f"{self.task}:u{user}:{on}", rng_for(self.seed, f"{self.task}:{name}")
+                items, counted = self.histories[user], on == "train"
+                splits[on].append(windows.problem(items, place, name=name, group=group, counted=counted, rng=rng))
         return splits
 
-    def _problem(self, user: str, place: int, popularity: Mapping[str, int], sampler: NegativeSampler) -> Problem:
-        items, texts = self.histories[user], self.options.get("texts", self.titles)
-        qid = f"{self.task}:u{user}:{place}"
-        rng = rng_for(self.seed, qid)
-        drawn = sampler.draw(rng, {texts[item] for item in items}, self.options.get("pool_size", 20) - 1)
-        pool = [items[place], *drawn]
-        rng.shuffle(pool)
-        return Problem(
-            qid=qid,
-            task=self.task,
-            scenario="recommendation",
-            history=tuple(self.titles[item] for item in items[max(0, place - self.options.get("history", 20)) : place]),
-            candidates=tuple(Candidate(item, texts[item]) for item in pool),
-            gains={items[place]: 1},
-            prior={item: float(popularity.get(item, 0)) for item in pool},
-        )
+    def _windows(self, popularity: Mapping[str, int]) -> Windows:
+        texts = self.options.get("texts", self.titles)
+        candidates = {item: Candidate(item, text) for item, text in texts.items()}
+        sizes = self.options.get("history", 20), self.options.get("pool_size", 20)
+        return Windows(self.task, self.titles, candidates, popularity, NegativeSampler(texts), *sizes)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from r1ranker.baselines.notes import load_splits
 from r1ranker.datasets import mini_passage
+from r1ranker.datasets.common import plain
 from r1ranker.datasets.mini_passage import Fact
 from r1ranker.datasets.mini_words import words
 from r1ranker.errors import DataError
@@ -79,18 +80,14 @@ def _windows(study: Study) -> tuple[list[str], str]:
 def benchmark(study: Study, top_k: int) -> tuple[list[Problem], str]:
     """The benchmark's problems that are no training or dev query, and how many of all those are."""
     everything = load_splits(_sources(study, top_k))["test"]
-    seen = {_plain(problem.query) for split in ("train", "dev") for problem in study.problems(split)}
-    unseen = [problem for problem in everything if _plain(problem.query) not in seen]
+    seen = {plain(problem.query) for split in ("train", "dev") for problem in study.problems(split)}
+    unseen = [problem for problem in everything if plain(problem.query) not in seen]
     limits = [study.limit, study.size.deep if top_k == max(TOP_KS) else None]
     kept = first_by_task(unseen, min((limit for limit in limits if limit is not None), default=None))
     if not kept:
         raise DataError("every query of the benchmark is a training or dev query of the data; test on another one")
     left_out = len(everything) - len(unseen)
     return kept, f"{len(kept)} of {len(everything)} judged queries, {left_out} are in training or dev"
-
-
-def _plain(query: str) -> str:
-    return " ".join(query.lower().split())
 
 
 def _sources(study: Study, top_k: int) -> list[DataConfig]:

@@ -5,7 +5,7 @@ In: a `Study` whose data have users' histories. Out: results by judgement, and t
 | judgement | what a system ranks |
 | --- | --- |
 | `uniform` | the next item among items drawn uniformly |
-| `popularity` | the next item among items drawn in proportion to popularity |
+| `popularity` | the next item among items drawn in proportion to popularity and one more |
 | `whole-catalogue` | all items the user has not had; a place below `DEPTH` counts 0 |
 | `new-items` | the next item among items that nobody took yet, drawn uniformly |
 
@@ -36,12 +36,12 @@ from r1ranker.baselines.common import rank_scored
 from r1ranker.baselines.notes import noted_by
 from r1ranker.baselines.recommenders import RECOMMENDERS, Log, Scores, in_pools, log_of, sasrec_scores
 from r1ranker.datasets import mini, mini_recommendation
-from r1ranker.datasets.interactions import interactions
+from r1ranker.datasets.interactions import had_by_group, interactions
 from r1ranker.errors import BackendError, ConfigError
 from r1ranker.evaluation.protocols import catalogue, new_items, window_of
-from r1ranker.evaluation.results import AVERAGE, Comparison, Row, TaskValues, comparison
+from r1ranker.evaluation.results import AVERAGE, Comparison, Row, comparison
 from r1ranker.evaluation.significance import holm
-from r1ranker.evaluation.systems import read_per_query
+from r1ranker.evaluation.systems import read_per_query, read_units
 from r1ranker.evaluation.table import CEILING, percent, stars, systems_of
 from r1ranker.experiments.report import Table, by_system, save_tables, tests_by_system
 from r1ranker.experiments.study import Study
@@ -153,7 +153,7 @@ def read(data: DataConfig) -> Source:
         test=first_by_task(uniform["test"], data.limit),
         popular=first_by_task(drawn["popularity"]["test"], data.limit),
         known=[problem for problems in uniform.values() for problem in problems],
-        had={problem.group: problem.history for split in ("dev", "test") for problem in whole[split]},
+        had=had_by_group(whole),
     )
 
 
@@ -163,7 +163,7 @@ def judge(study: Study, data: DataConfig, judged: Mapping[str, Judged]) -> str:
     Recommenders rank all of its test users, whatever the study's limit, so that one fit serves every later run.
     """
     source = read(data)
-    new, remaining = new_items(source.test, source.known, source.learn, data.seed)
+    new, remaining = new_items(source.test, source.known, source.learn, data.seed, source.had)
     sampled = {"uniform": source.test, "popularity": source.popular, NEW: new}
     shelf = Shelf.of(log_of(source.learn), source)
     # No model says anything of an item that it was fitted without, so a log without the new ones does for a second fit.
@@ -336,7 +336,7 @@ def _differences(out: Path, systems: Sequence[str], rows: Mapping[str, Sequence[
     known = [by_system(of_part, "MRR") for name, of_part in rows.items() if name != NEW]
     compared = [system for system in systems if system not in ("random", CEILING)]
     pairs = [(a, b) for a, b in combinations(compared, 2) if len({of[a].value > of[b].value for of in known}) > 1]
-    found = {name: _tested(pairs, read_per_query(out / name)) for name in rows}
+    found = {name: _tested(pairs, out / name) for name in rows}
     lines = [
         (f"{a} − {b}", *(f"{found[name][a, b].difference:+.3f} {stars(found[name][a, b])}".rstrip() for name in rows))
         for a, b in pairs
@@ -345,10 +345,11 @@ def _differences(out: Path, systems: Sequence[str], rows: Mapping[str, Sequence[
     return Table("Systems whose order changes", ("systems", *rows), lines, note)
 
 
-def _tested(pairs: Sequence[tuple[str, str]], values: Mapping[str, TaskValues]) -> dict[tuple[str, str], Comparison]:
-    tests = {}
+def _tested(pairs: Sequence[tuple[str, str]], out: Path) -> dict[tuple[str, str], Comparison]:
+    tests, values, units = {}, read_per_query(out), read_units(out)
     for a, b in pairs:
-        of_tasks = {one.task: one for one in comparison(b, {a: values[a], b: values[b]}, measures=["MRR"])}
+        found = comparison(b, {a: values[a], b: values[b]}, measures=["MRR"], units=units)
+        of_tasks = {one.task: one for one in found}
         tests[a, b] = of_tasks.get(AVERAGE) or next(iter(of_tasks.values()))
     adjusted = holm([test.p for test in tests.values()])
     return {pair: replace(test, p_holm=p) for (pair, test), p in zip(tests.items(), adjusted, strict=True)}

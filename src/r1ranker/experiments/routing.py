@@ -33,7 +33,7 @@ from r1ranker.evaluation.results import AVERAGE, Comparison, Row, comparison, ro
 from r1ranker.evaluation.routing import Outcome, Outcomes, Point
 from r1ranker.evaluation.significance import BOOTSTRAP_SAMPLES, percentile_interval
 from r1ranker.experiments.report import Table, save_tables
-from r1ranker.experiments.routing_bench import Bench, benches
+from r1ranker.experiments.routing_bench import UNKNOWN, Bench, benches
 from r1ranker.experiments.routing_tables import (
     LEVEL,
     SINGLE,
@@ -77,13 +77,14 @@ def compare_routers(study: Study) -> None:
         shared = bench.in_shares()
         at_weights = weighed(shared, expected if shared is bench else routers(study, shared)[0], asked)
         useful = utilities(shared, at_weights)
-        of_bench = {name: {bench.name: _values(curve) | {UTILITY: useful[name].mean}} for name, curve in curves.items()}
+        measured = {name: _values(bench, curve) | {UTILITY: useful[name].mean} for name, curve in curves.items()}
+        of_bench = {name: {bench.name: of_router} for name, of_router in measured.items()}
         found = [row for name, value in of_bench.items() for row in rows_of(name, "test", value)]
         found = [row for row in found if row.task != AVERAGE] + aiq_rows(bench, curves)
         compared = _tests(of_bench, level)
         tables += [
             routers_table(bench, curves, found, compared, level, lacking),
-            cost_table(bench, curves),
+            *([cost_table(bench, curves)] if bench.unit != UNKNOWN else []),
             weights_table(bench, at_weights, useful, found, compared),
             gap_table(bench, routing.gap_parts(choices[SINGLE][0], choices[level][0], known), level),
             luck_table(bench, curves, level),
@@ -255,11 +256,11 @@ def _random(known: Outcomes) -> dict[str, Outcome]:
     }
 
 
-def _values(curve: Curve) -> dict[str, dict[str, float]]:
-    return {
-        "quality": {qid: one.score for qid, one in curve[0].items()},
-        "cost": {qid: one.cost for qid, one in curve[0].items()},
-    }
+def _values(bench: Bench, curve: Curve) -> dict[str, dict[str, float]]:
+    quality = {qid: one.score for qid, one in curve[0].items()}
+    if bench.unit == UNKNOWN:
+        return {"quality": quality}
+    return {"quality": quality, "cost": {qid: one.cost for qid, one in curve[0].items()}}
 
 
 def _points(bench: Bench, curves: Mapping[str, Curve]) -> list[dict[str, Any]]:

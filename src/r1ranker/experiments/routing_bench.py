@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ READ: Mapping[str, Any] = {"llmrouter": llmrouter.read, "routing-log": routing_l
 """Sources of outcomes: what a model reads of each LLM, and the questions."""
 BY_CALL = "money for a thousand questions, by what each call cost"
 BY_PRICE = "shares of the dearest LLM's price: what each call cost is not known"
+UNKNOWN = "not known, or nothing, so AIQ is the best quality of each"
 THOUSAND = 1000
 QUERY_CHARS = 1000
 
@@ -60,7 +61,7 @@ class Bench:
 
     def in_shares(self) -> Bench:
         """The same with costs as shares of the dearest LLM's on each question, beside which qualities are weighed."""
-        if self.unit == BY_PRICE:
+        if self.unit != BY_CALL:
             return self
         known = {split: {qid: _shares(one) for qid, one in of_split.items()} for split, of_split in self.known.items()}
         return dataclasses.replace(self, known=known, unit=BY_PRICE)
@@ -79,7 +80,7 @@ def benches(sources: Sequence[DataConfig], limit: int | None) -> list[Bench]:
 
 def read_bench(data: DataConfig, limit: int | None) -> Bench:
     """Read a source. data.limit: questions of each split, at most; limit: the first so many of test."""
-    name, splits, asked = _mini(data) if data.source == "mini" else _logged(data)
+    name, splits, asked = mini_asked(data) if data.source == "mini" else _logged(data)
     objectives = _objectives(data)
     problems: dict[str, dict[str, list[Problem]]] = {}
     everywhere = {llm for one in asked.values() for llm in one.scores}
@@ -93,16 +94,22 @@ def read_bench(data: DataConfig, limit: int | None) -> Bench:
         kept = take(kept, data.limit, rng_for(data.seed, "limit", name, split))
         kept = kept[:limit] if split == "test" else kept
         problems[split] = dict(zip(objectives, map(list, zip(*kept, strict=True)), strict=True))
-    paid = all(one.paid is not None for one in asked.values())
+    unit = _unit(asked.values())
     names = {split: [p.qid for p in of_split[objectives[0]]] for split, of_split in problems.items()}
     return Bench(
         name=name,
         problems=problems,
-        known={split: {qid: _outcomes(asked[qid], paid) for qid in qids} for split, qids in names.items()},
+        known={split: {qid: _outcomes(asked[qid], unit == BY_CALL) for qid in qids} for split, qids in names.items()},
         datasets={qid: asked[qid].dataset for qids in names.values() for qid in qids if asked[qid].dataset},
-        unit=BY_CALL if paid else BY_PRICE,
+        unit=unit,
         show=data.show,
     )
+
+
+def _unit(asked: Collection[Asked]) -> str:
+    if all(one.paid is not None for one in asked):
+        return BY_CALL
+    return BY_PRICE if any(cost for one in asked for cost in one.costs.values()) else UNKNOWN
 
 
 def _outcomes(one: Asked, paid: bool) -> dict[str, Outcome]:
@@ -134,13 +141,15 @@ def _logged(data: DataConfig) -> tuple[str, Splits, dict[str, Asked]]:
     options = dict(data.options)
     task, chars = options.pop("task", llmrouter.TASK), options.pop("max_query_chars", QUERY_CHARS)
     options.pop("objectives", None)
+    if data.source == "routing-log":
+        options["need_costs"] = any(llmrouter.objective_for(name).cost for name in _objectives(data))
     shown, asked = READ[data.source](at_home(data.path), **options)
     splits = llmrouter.routing_problems(shown, asked, data.seed, None, _objectives(data), chars, task, ties=True)
     qids = [problem.qid for problems in splits.values() for problem in problems]
     return task, splits, llmrouter.asked_of(asked, qids, task)
 
 
-def _mini(data: DataConfig) -> tuple[str, Splits, dict[str, Asked]]:
+def mini_asked(data: DataConfig) -> tuple[str, Splits, dict[str, Asked]]:
     """The embedded tasks; a question's data set is its category."""
     loaded = datasets.load("mini", seed=data.seed)
     splits = {split: [p for p in problems if p.scenario == "routing"] for split, problems in loaded.items()}

@@ -16,7 +16,7 @@ from r1ranker.evaluation.routing import FEW, Outcome, Outcomes, Point
 from r1ranker.evaluation.significance import confidence_interval
 from r1ranker.evaluation.table import stars
 from r1ranker.experiments.report import Table
-from r1ranker.experiments.routing_bench import Bench
+from r1ranker.experiments.routing_bench import UNKNOWN, Bench
 
 SINGLE, LEVEL = "best-single", "dataset-oracle"
 BUDGETS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
@@ -71,14 +71,13 @@ def routers_table(
     tested = {(test.system, test.baseline): test for test in tests if test.measure == "quality"}
     lines = []
     for name, curve in curves.items():
-        quality, cost = found[name, "quality"], found[name, "cost"]
         right = fmean(curve[0][qid].score for qid in few) if few else 0.0
         lines.append(
             (
                 name,
-                with_interval(quality),
+                with_interval(found[name, "quality"]),
                 *(difference(tested.get((name, base))) for base in dict.fromkeys((SINGLE, level))),
-                f"{cost.value:.4g}",
+                "" if bench.unit == UNKNOWN else f"{found[name, 'cost'].value:.4g}",
                 with_interval(found[name, "AIQ"]),
                 "" if name == SINGLE else with_interval(found[name, "AIQ above"], sign="+"),
                 f"{right:.3f}",

@@ -20,9 +20,9 @@ from r1ranker.baselines import BASELINES
 from r1ranker.baselines.notes import load_splits, noted_by
 from r1ranker.baselines.simple import without_prior
 from r1ranker.baselines.specialists import ALL, SPECIALISTS
-from r1ranker.datasets import llmrouter, mini, mini_routing, routing_log
-from r1ranker.datasets.interactions import interactions
-from r1ranker.datasets.mini_words import words
+from r1ranker.datasets import llmrouter, mini, routing_log
+from r1ranker.datasets.interactions import had_by_group, interactions
+from r1ranker.datasets.mini_recommendation import DOMAINS, choices
 from r1ranker.errors import BackendError, ConfigError
 from r1ranker.evaluation import routing
 from r1ranker.evaluation.protocols import full_catalogue, hard_negatives, matched_negatives
@@ -30,6 +30,7 @@ from r1ranker.evaluation.results import Row
 from r1ranker.evaluation.routing import Outcome, Outcomes, Weights
 from r1ranker.evaluation.table import systems_of
 from r1ranker.experiments.report import Table, by_system, save_tables
+from r1ranker.experiments.routing_bench import mini_asked
 from r1ranker.experiments.study import Study
 from r1ranker.io.config import DataConfig
 from r1ranker.problem import Problem, Ranking, by_task, scenario_names
@@ -84,14 +85,25 @@ def test_sets(study: Study) -> dict[str, list[Problem]]:
             if len({c.docid for p in known if p.task == task for c in p.candidates}) <= LARGEST_CATALOGUE
             for problem in of_task[:FEW]
         ]
+        had = had_of(data) if plain else {}
         found = {
-            "matched-popularity": matched_negatives(plain, known),
-            "similar-words": hard_negatives(plain, known),
-            "whole-catalogue": full_catalogue(few, known),
+            "matched-popularity": matched_negatives(plain, known, had=had),
+            "similar-words": hard_negatives(plain, known, had=had),
+            "whole-catalogue": full_catalogue(few, known, had=had),
         }
         for part, problems in found.items():
             sets.setdefault(part, []).extend(noted_by(data.show, splits["train"], problems))
     return {part: problems for part, problems in sets.items() if problems}
+
+
+def had_of(data: DataConfig) -> Mapping[str, Sequence[str]]:
+    """Titles that the users of a source had, by group, where it knows more than a problem's history."""
+    if data.source == "mini":
+        users = (user for domain in DOMAINS for user in choices(domain, data.seed, mini.SIZES)[1])
+        return {user.name: [item.title for item in user.chosen] for user in users}
+    if "history" in datasets.SOURCES[data.source].options:
+        return had_by_group(interactions(data.source, data.path, seed=data.seed, **data.options))
+    return {}
 
 
 def everything(study: Study) -> list[Problem]:
@@ -169,18 +181,10 @@ def outcomes(study: Study, problems: Sequence[Problem]) -> Outcomes:
             known = LOGS[data.source](data.path, qids, **told)
             found |= {qid: {llm: Outcome(*pair) for llm, pair in pairs.items()} for qid, pairs in known.items()}
         if data.source == "mini":
-            found |= _mini_outcomes(data, problems)
+            _, _, asked = mini_asked(data)
+            mine = {problem.qid: asked[problem.qid] for problem in problems if problem.qid in asked}
+            found |= {q: {llm: Outcome(s, one.costs[llm]) for llm, s in one.scores.items()} for q, one in mine.items()}
     return found
-
-
-def _mini_outcomes(data: DataConfig, problems: Sequence[Problem]) -> dict[str, dict[str, Outcome]]:
-    prices = {llm["name"]: float(llm["price"]) for llm in words()["routing"]["llms"]}
-    most = max(prices.values())
-    queries = {f"route-{q.name}": q for q in mini_routing.queries(data.seed, mini.SIZES)["test"]}
-    return {
-        problem.qid: {llm: Outcome(score, prices[llm] / most) for llm, score in queries[problem.group].scores.items()}
-        for problem in problems
-    }
 
 
 def routing_table(known: Outcomes, problems: Sequence[Problem], ranked: Mapping[str, Sequence[Ranking]]) -> list[Table]:
