@@ -35,7 +35,7 @@ def test_a_task_is_made_of_problems_with_one_relevant_passage(tmp_path: Path, ma
     several = make_problem(4, qid="q2", gains={"d1": 1, "d2": 1})
     routing = make_problem(4, qid="q3", task="route", scenario="routing")
     tasks = write_tasks([make_problem(4, positive=3), several, routing, make_problem(2, qid="q4")], tmp_path)
-    assert tasks == [Task("choice-toy", chance=(1 / 4 + 1 / 2) / 2)]
+    assert tasks == [Task("choice-toy", "acc_norm", chance=(1 / 4 + 1 / 2) / 2)]
     items = [json.loads(line) for line in (tmp_path / "choice-toy.jsonl").read_text().splitlines()]
     assert [item["answer"] for item in items] == [2, 0]
     assert items[0]["choices"][2] == "text good number 3"
@@ -49,7 +49,7 @@ def lm_eval() -> None:
 
 
 def likeliest(directory: Path, problem: Problem) -> int:
-    """The passage with the highest likelihood behind the question, computed here."""
+    """The passage with the highest likelihood a character behind the question, computed here."""
     network, tokenizer = load(str(directory), "cpu")
     sums = []
     for candidate in problem.candidates:
@@ -57,12 +57,14 @@ def likeliest(directory: Path, problem: Problem) -> int:
         whole = tokenizer(f"{problem.query}\n{candidate.text}")["input_ids"]
         with torch.no_grad():
             logprobs = network(torch.tensor([whole])).logits[0].log_softmax(-1)
-        sums.append(math.fsum(float(logprobs[t - 1, whole[t]]) for t in range(len(context), len(whole))))
+        sums.append(
+            math.fsum(float(logprobs[t - 1, whole[t]]) for t in range(len(context), len(whole))) / len(candidate.text)
+        )
     return max(problem.identifiers, key=lambda k: sums[k - 1])
 
 
 @pytest.mark.usefixtures("lm_eval")
-def test_an_item_is_right_when_its_passage_is_likeliest(
+def test_an_item_is_right_when_its_passage_is_likeliest_for_its_length(
     tmp_path: Path, tiny_dir: Path, make_problem: MakeProblem
 ) -> None:
     problems = [make_problem(4, positive=1 + i % 4, qid=f"q{i}") for i in range(8)]

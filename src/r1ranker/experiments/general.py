@@ -1,8 +1,9 @@
 """What else the model can do, before and after training (paper, out of domain). In: a `Study`. Out: results.
 
-lm-evaluation-harness asks and judges. At paper scale the tasks are the paper's eight, from their public sources; at the
-other scales a task that needs no network: which of a few passages continues a question, by likelihood. It is
-written to `tasks/` as the harness reads it, so it is also an example of a task of your own.
+lm-evaluation-harness asks and judges. At paper scale the tasks are the paper's eight, from their public sources; at
+the other scales a task that needs no network: which of a few passages continues a question, by likelihood a character
+(of whole passages the shortest would be the likeliest, whatever the model knows). It is written to `tasks/` as the
+harness reads it, so it is also an example of a task of your own.
 
 Each task's values by item are kept in a file as soon as they are known, and a run that was stopped goes on behind
 them. `results.json` has the rows of `base`, `trained`, and of `difference`: trained minus base by item.
@@ -106,7 +107,7 @@ def write_tasks(problems: Sequence[Problem], folder: Path) -> list[Task]:
         items = [item for item in map(_item, of_task) if item is not None]
         if items:
             chance = sum(1 / len(item["choices"]) for item in items) / len(items)
-            tasks.append(Task(f"choice-{name}", chance=chance))
+            tasks.append(Task(f"choice-{name}", "acc_norm", chance=chance))
             _write_task(folder / f"choice-{name}.yaml", items)
     if not tasks:
         raise ConfigError("data: no test problem asks for one passage, so there is no general task to make of them")
@@ -134,7 +135,7 @@ def _write_task(path: Path, items: Sequence[Mapping[str, Any]]) -> None:
         "doc_to_choice": "choices",
         "doc_to_target": "answer",
         "target_delimiter": "",
-        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+        "metric_list": [{"metric": "acc_norm", "aggregation": "mean", "higher_is_better": True}],
         "metadata": {"version": 1.0},
     }
     path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
