@@ -315,7 +315,7 @@ def test_a_near_miss_of_a_known_wish_is_no_sentence(tiny_dir: Path) -> None:
 def test_scores_of_a_first_stage_are_its_prior(tiny_dir: Path) -> None:
     texts = [{"docid": "a", "text": "owls", "score": 1}, {"docid": "b", "text": "mice", "score": "3.5"}]
     assert rank("owls", texts, str(tiny_dir)).problem.prior == {"a": 1.0, "b": 3.5}
-    assert rank("owls", texts, str(tiny_dir), fuse=0.0).docids == ("b", "a")
+    assert rank("owls", iter(texts), str(tiny_dir), fuse=0.0).docids == ("b", "a")
     assert rank("owls", TEXTS, str(tiny_dir)).problem.prior == {}
     with pytest.raises(DataError, match="entry 'b' has no score, and others have"):
         rank("owls", [texts[0], {"docid": "b", "text": "mice"}], str(tiny_dir))

@@ -68,7 +68,7 @@ def rank(
     Raises BackendError where the model cannot be had or the only query failed; ConfigError and DataError for settings
     and texts that cannot be used.
     """
-    from r1ranker.datasets.inline import candidates_of, prior_of
+    from r1ranker.datasets.inline import pool_of
 
     if not isinstance(query, Iterable):
         raise ConfigError(f"the query is {query!r}: give a text, or a list of them")
@@ -79,12 +79,12 @@ def rank(
             f"query-{place}",
             "rank",
             "passage",
-            candidates_of(pool),
+            candidates,
             query=text,
-            prior=prior_of(pool),
+            prior=prior,
             instruction=instruction,
         )
-        for place, (text, pool) in enumerate(zip(queries, pools, strict=True), start=1)
+        for place, (text, (candidates, prior)) in enumerate(zip(queries, map(pool_of, pools), strict=True), start=1)
     ]
     ranked = _ranked(problems, model, top_k, settings)
     return _only(ranked) if isinstance(query, str) else ranked
@@ -102,16 +102,17 @@ def recommend(
 ) -> Ranked:
     """Items by how likely the user takes them next. history: what they took, oldest first; items and the rest: see
     `rank`. query: what else is known of the user or asked for."""
-    from r1ranker.datasets.inline import candidates_of, prior_of, titles_of
+    from r1ranker.datasets.inline import pool_of, titles_of
 
+    candidates, prior = pool_of(items)
     problem = Problem(
         "user",
         "recommend",
         "recommendation",
-        candidates_of(items),
+        candidates,
         query=query,
         history=titles_of(history),
-        prior=prior_of(items),
+        prior=prior,
         instruction=instruction,
     )
     return _only(_ranked([problem], model, top_k, settings))

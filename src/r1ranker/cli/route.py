@@ -32,8 +32,9 @@ def route(
     from r1ranker.io.locks import check_outputs
     from r1ranker.ranking.scores import scores
     from r1ranker.serving.body import BodyError
-    from r1ranker.serving.decide import decision_of, pool_of, read_ask, routers_of
+    from r1ranker.serving.decide import decision_of, pool_of, read_ask
     from r1ranker.serving.needs import needs_of
+    from r1ranker.serving.route_settings import routers_of
     from r1ranker.serving.settings import load_settings
 
     with errors():

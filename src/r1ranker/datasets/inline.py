@@ -34,12 +34,16 @@ FEATURE_KEYS = ("description", "feature", *TEXT_KEYS)
 
 def candidates_of(texts: Texts) -> tuple[Candidate, ...]:
     """One candidate for each text, in order. DataError names the entry that has none, or that is no text."""
-    return tuple(_candidate(docid, value) for docid, value in entries(texts))
+    return pool_of(texts)[0]
 
 
-def prior_of(texts: Texts) -> dict[str, float]:
-    """The first stage's scores, where each entry has a `score`; none where none has."""
+def pool_of(texts: Texts) -> tuple[tuple[Candidate, ...], dict[str, float]]:
+    """`candidates_of`, and their prior: the first stage's scores where each entry has a `score`, else nothing."""
     found = entries(texts)
+    return tuple(_candidate(docid, value) for docid, value in found), _prior(found)
+
+
+def _prior(found: Sequence[tuple[str, Any]]) -> dict[str, float]:
     scored = {docid: one["score"] for docid, one in found if isinstance(one, Mapping) and "score" in one}
     if scored and len(scored) < len(found):
         without = next(docid for docid, _ in found if docid not in scored)

@@ -25,8 +25,7 @@ from r1ranker.io.strict import Strict
 from r1ranker.problem import Candidate, Problem
 from r1ranker.serving.body import OWN, REFUSED, BodyError
 from r1ranker.serving.needs import Needs, why_not
-from r1ranker.serving.route_settings import WISHES, ModelSettings, RouterSettings, RouteSettings
-from r1ranker.serving.route_settings import routers_of as routers_of
+from r1ranker.serving.route_settings import WISHES, ModelSettings, RouterSettings, RouteSettings, routers_of
 from r1ranker.serving.upstreams import OWN_PREFIX
 
 ORDER_CHARS = 4000
